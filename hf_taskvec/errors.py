@@ -1,0 +1,61 @@
+"""Errors a user can meet, and the checks that raise them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class TaskVecError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+class UnknownNameError(TaskVecError, ValueError):
+    """A name (task, method, setting, column, split…) that is not known; the message offers the nearest one."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"no {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+class IncompatibleVectorsError(TaskVecError, ValueError):
+    """Vectors, or a vector and a model, whose names, shapes or dtypes do not fit together."""
+
+
+class BaseMismatchError(TaskVecError, ValueError):
+    """A vector meets a base other than the one it was made from."""
+
+
+class NonFiniteError(TaskVecError, ValueError):
+    """A tensor holds NaN or Inf."""
+
+
+class CheckpointError(TaskVecError, ValueError):
+    """A file or folder that is not what it should be: missing, damaged, hostile or of an unknown layout."""
+
+
+class DataError(TaskVecError, ValueError):
+    """A dataset that cannot serve as a task: columns, labels, splits or images are wrong."""
+
+
+class NotCachedError(TaskVecError, OSError):
+    """Something must be downloaded, but the Hub is out of reach and the cache has no copy."""
+
+
+class OutputExistsError(TaskVecError, FileExistsError):
+    """An output folder that holds something else."""
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises a `ValueError` unless `value` is in (0, 1]."""
+    if not (0 < value <= 1):
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises a `ValueError` unless `value` is positive and finite."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
