@@ -1,0 +1,120 @@
+"""The files of a task vector: `task_vector.safetensors` (or shards with an index) and `task_vector_config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_taskvec.errors import CheckpointError, NonFiniteError
+from hf_taskvec.fingerprint import fingerprint, tensor_hash
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.storage import (
+    DTYPE_CODES,
+    MAX_SHARD_SIZE,
+    atomic_folder,
+    check_output_folder,
+    open_safetensors,
+    read_json,
+    shard_files,
+    write_json,
+    write_sharded,
+)
+from hf_taskvec.tensors import check_finite
+from hf_taskvec.vector import TaskVector
+
+STEM = "task_vector"
+CONFIG_NAME = "task_vector_config.json"
+SCHEMA_VERSION = 1
+
+
+def save_vector(
+    vector: TaskVector,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> float:
+    """Writes a vector's folder, whole or not at all, and returns the rounding error; see `save_pretrained`.
+
+    Deltas are taken one after the other, so a lazily computed vector is never in memory as a whole.
+    """
+    dtype = dtype or vector.dtype
+    if dtype not in DTYPE_CODES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPE_CODES))}, got {dtype}")
+    check_output_folder(folder, marker=CONFIG_NAME)
+    errors, squares = [], []
+
+    def rounded() -> Iterator[tuple[str, Tensor]]:
+        for name in vector.deltas:
+            delta = vector.deltas[name]
+            check_finite(name, delta)
+            stored = delta.to(dtype)
+            if stored.dtype != delta.dtype:
+                if not torch.isfinite(stored).all():
+                    raise NonFiniteError(f"{name!r} overflows {dtype}; save it in float32 or bfloat16")
+                errors.append(float((stored.double() - delta.double()).square().sum()))
+                squares.append(float(delta.double().square().sum()))
+            yield name, stored
+
+    with atomic_folder(folder, marker=CONFIG_NAME) as target:
+        shapes = shapes_of(vector)
+        write_sharded(target, STEM, rounded(), shapes=shapes, dtype=dtype, max_shard_size=max_shard_size)
+        rounding = math.sqrt(math.fsum(errors) / math.fsum(squares)) if any(squares) else 0.0
+        info = dataclasses.replace(vector.info, rounding_error=rounding) if rounding else vector.info
+        write_json(target / CONFIG_NAME, config_of(info))
+    return rounding
+
+
+def shapes_of(vector: TaskVector) -> dict[str, torch.Size]:
+    """The shape of each delta; a lazily computed mapping tells them without computing."""
+    shapes = getattr(vector.deltas, "shapes", None)
+    return dict(shapes) if shapes is not None else {name: delta.shape for name, delta in vector.deltas.items()}
+
+
+def config_of(info: VectorInfo) -> dict[str, object]:
+    """The content of `task_vector_config.json`."""
+    return {"schema_version": SCHEMA_VERSION, "library": "hf-taskvec", **info.to_dict()}
+
+
+def load_vector(folder: Path) -> TaskVector:
+    """Opens the vector in a folder, memory-mapped.
+
+    Raises:
+        CheckpointError: If files are missing, damaged, hostile or of a newer schema.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_NAME}, so it holds no task vector")
+    info = read_info(folder)
+    deltas = open_safetensors([folder / file for file in shard_files(folder, STEM)])
+    for name, delta in deltas.items():
+        if delta.dtype not in DTYPE_CODES:
+            raise CheckpointError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")
+    if info.base_hashes and set(info.base_hashes) != set(deltas):
+        odd = sorted(set(info.base_hashes) ^ set(deltas))
+        raise CheckpointError(f"weights and configuration disagree on {len(odd)} names, first {odd[0][:200]!r}")
+    return TaskVector(deltas, info)
+
+
+def read_info(folder: Path) -> VectorInfo:
+    """The provenance in a folder."""
+    config = read_json(folder / CONFIG_NAME)
+    version, library = config.pop("schema_version", None), config.pop("library", None)
+    if library != "hf-taskvec" or type(version) is not int:
+        raise CheckpointError(f"{CONFIG_NAME} is no configuration of hf_taskvec")
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{CONFIG_NAME} has schema version {version}, this hf_taskvec reads up to {SCHEMA_VERSION}: "
+            "pip install --upgrade hf-taskvec"
+        )
+    return VectorInfo.from_dict(config)
+
+
+def vector_fingerprint(vector: TaskVector) -> str:
+    """One hash over the vector's names, shapes, dtypes and values."""
+    return fingerprint({name: tensor_hash(delta) for name, delta in vector.deltas.items()})

@@ -1,0 +1,35 @@
+"""Fingerprints of weights: equal exactly when names, shapes, dtypes and values are equal, whatever the order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+import xxhash
+from torch import Tensor
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """The hash of one tensor's shape, dtype and values.
+
+    Half precision counts as the float32 it widens to without loss, so a float16 file and its float32 model agree.
+    """
+    values = tensor.detach()
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    values = values.cpu().contiguous()
+    digest = xxhash.xxh3_128(f"{tuple(values.shape)} {values.dtype}".encode())
+    digest.update(values.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The hash of each tensor, sorted by name."""
+    return {name: tensor_hash(tensors[name]) for name in sorted(tensors)}
+
+
+def fingerprint(hashes: Mapping[str, str]) -> str:
+    """One fingerprint from the hashes of all tensors."""
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()

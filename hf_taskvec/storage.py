@@ -1,0 +1,206 @@
+"""Files: safetensors written as a stream, folders written whole or not at all, paths that stay where they belong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_taskvec.errors import CheckpointError, OutputExistsError
+
+DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+MAX_SHARD_SIZE = "5GB"
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path` that takes its place when the block ends without an error.
+
+    Args:
+        path: The folder to write. One that holds `marker` is an earlier artefact of this kind and is replaced.
+        marker: A file that every artefact of this kind has.
+
+    Raises:
+        OutputExistsError: If `path` holds something else.
+    """
+    target = Path(path)
+    check_output_folder(target, marker=marker)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            os.rename(target, old / "was")
+            os.rename(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_folder(path: str | os.PathLike[str], *, marker: str) -> None:
+    """Raises an `OutputExistsError` if `path` is a file or a folder with other content than an artefact's."""
+    target = Path(path)
+    if target.is_dir():
+        if any(target.iterdir()) and not (target / marker).is_file():
+            raise OutputExistsError(f"{target} holds something else (no {marker} in it); choose another output folder")
+    elif target.exists():
+        raise OutputExistsError(f"{target} is a file; choose another output folder")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file under a temporary name and renames it."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, max_bytes: int = 64 << 20) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: If the file is too large, no JSON or no object.
+    """
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise CheckpointError(f"{path.name} has {size} bytes, more than a configuration can have")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype
+) -> None:
+    """Writes tensors one after the other; only one is in memory at a time.
+
+    Args:
+        path: The new file.
+        tensors: Every name of `shapes`, in its order, with its values.
+        shapes: Shape of each tensor.
+        dtype: Floating dtype of the file.
+    """
+    width = torch.finfo(dtype).bits // 8
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + width * torch.Size(shape).numel()
+        header[name] = {"dtype": DTYPE_CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
+    expected = iter(shapes)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors:
+            if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):
+                raise ValueError(f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit the announced header")
+            data = tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8)
+            file.write(data.numpy().data)
+        if (missing := next(expected, None)) is not None:
+            raise ValueError(f"tensor {missing!r} was announced and not written")
+
+
+def write_sharded(
+    folder: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]],
+    dtype: torch.dtype, max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> None:  # fmt: skip
+    """Writes `<stem>.safetensors`, or shards with `<stem>.safetensors.index.json` above `max_shard_size`."""
+    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+    plan = split_torch_state_dict_into_shards(
+        empty, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
+    )
+    stream = iter(tensors)
+    for filename, names in plan.filename_to_tensors.items():
+        part = {name: shapes[name] for name in names}
+        write_safetensors(folder / filename, (next(stream) for _ in part), shapes=part, dtype=dtype)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def shard_files(folder: Path, stem: str) -> list[str]:
+    """Names of the safetensors files of one artefact: a single file, or those of its index.
+
+    Raises:
+        CheckpointError: If there is none, or the index is damaged or names files outside the folder.
+    """
+    if (folder / f"{stem}.safetensors").is_file():
+        return [f"{stem}.safetensors"]
+    index_path = folder / f"{stem}.safetensors.index.json"
+    if not index_path.is_file():
+        raise CheckpointError(f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json")
+    return index_files(read_json(index_path), index_path.name)
+
+
+def index_files(index: Mapping[str, Any], where: str) -> list[str]:
+    """Names of the files in a shard index, each checked to lie in the index's folder."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{where} has no valid 'weight_map'")
+    files = sorted(set(weight_map.values()))
+    for name in files:
+        check_relative(name, where)
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(f"{where} names {name[:200]!r}, which is no .safetensors file")
+    return files
+
+
+def check_relative(name: str, where: str) -> None:
+    """Raises a `CheckpointError` if `name` is absolute or leaves its folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
+        raise CheckpointError(f"{where} names {name[:200]!r}, which leaves its folder")
+
+
+def open_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of one or more files, memory-mapped: nothing is read before it is used.
+
+    Raises:
+        CheckpointError: If a file is damaged, or two files hold the same name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    if name in tensors:
+                        raise CheckpointError(f"{name!r} is in more than one file")
+                    tensors[name] = file.get_tensor(name)
+        except (SafetensorError, ValueError, OverflowError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path.name} is no valid safetensors file: {error}") from None
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} does not exist") from None
+    return tensors

@@ -1,0 +1,40 @@
+"""Arithmetic on single tensors that task vectors are made of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hf_taskvec.errors import NonFiniteError
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises a `NonFiniteError` if the tensor holds NaN or Inf."""
+    # The sum is finite for nearly every finite tensor and costs half of isfinite(); only if it is not, look closer.
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        raise NonFiniteError(f"{name!r} holds NaN or Inf; the run it comes from diverged, or the file is damaged")
+
+
+def scaled_sum(weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
+    """`weight + scaling * delta`, computed in float32 or wider and returned in the weight's dtype."""
+    wide = torch.promote_types(torch.promote_types(weight.dtype, delta.dtype), torch.float32)
+    return torch.add(weight.to(wide), delta.to(weight.device, wide), alpha=scaling).to(weight.dtype)
+
+
+def subtract(after: Tensor, before: Tensor) -> Tensor:
+    """`after - before` in float64, returned in float32, or float64 if either is."""
+    wide = torch.promote_types(torch.promote_types(after.dtype, before.dtype), torch.float32)
+    return (after.double() - before.to(after.device).double()).to(wide)
+
+
+def equal(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.equal(left.cpu().double(), right.cpu().double())
+
+
+def dot(left: Tensor, right: Tensor) -> float:
+    """The inner product in float64, in chunks that fit the cache."""
+    chunk = 1 << 18
+    pairs = zip(left.reshape(-1).split(chunk), right.reshape(-1).split(chunk), strict=True)
+    return math.fsum(float(torch.dot(a.double(), b.to(a.device).double())) for a, b in pairs)
