@@ -1,0 +1,222 @@
+"""Drawn images of shapes, patterns and counted dots: deterministic, noisy, 32 px, made in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from numpy.random import RandomState  # its streams are frozen: every version of NumPy draws the same images
+from PIL import Image as PILImage
+
+IMAGE_SIZE = 32
+COLOURS = {
+    "red": (214, 44, 40),
+    "orange": (240, 140, 30),
+    "yellow": (242, 216, 50),
+    "green": (50, 160, 70),
+    "blue": (45, 90, 205),
+    "purple": (130, 60, 170),
+    "pink": (240, 140, 180),
+    "brown": (125, 80, 45),
+    "white": (238, 238, 238),
+    "grey": (128, 128, 128),
+    "black": (22, 22, 22),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+PATTERNS = (
+    "horizontal stripes",
+    "vertical stripes",
+    "diagonal stripes",
+    "chequered squares",
+    "a grid of lines",
+    "dots",
+)
+COUNTS = ("one dot", "two dots", "three dots", "four dots", "five dots")
+
+# First words of the seeds. Pairs have a stream of their own, so no image of a task recurs among them.
+_TASK_STREAM, _PAIR_STREAM = 1, 2
+_ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] + 0.5
+
+
+def generated_split(
+    draw: Callable[[RandomState, int], np.ndarray], names: Iterable[str], count: int, *, seed: int
+) -> Dataset:
+    """Draws `count` images with equally many of each class, in a shuffled order.
+
+    Args:
+        draw: Draws one image of a class, as uint8 of shape (32, 32, 3).
+        names: The class names.
+        count: How many images.
+        seed: Another seed gives other images.
+
+    Returns:
+        A dataset with the columns `image` and `label`.
+    """
+    names = list(names)
+    random = RandomState([_TASK_STREAM, seed])
+    labels = random.permutation(np.arange(count) % len(names))
+    images = [draw(random, label) for label in labels]
+    return image_dataset(images, "label", labels.tolist(), ClassLabel(names=names))
+
+
+def generated_pairs(count: int, *, seed: int = 0) -> Dataset:
+    """Draws captioned images in the vocabulary of the generated tasks, none of them an image of a task.
+
+    Args:
+        count: How many pairs.
+        seed: Another seed gives other pairs.
+
+    Returns:
+        A dataset with the columns `image` and `text`.
+    """
+    random = RandomState([_PAIR_STREAM, seed])
+    pairs = [_PAIRS[random.randint(len(_PAIRS))](random) for _ in range(count)]
+    return image_dataset([image for image, _ in pairs], "text", [text for _, text in pairs], Value("string"))
+
+
+def image_dataset(images: list[np.ndarray], column: str, values: list[Any], feature: Any) -> Dataset:
+    """Makes a dataset of uint8 images, kept as PNG, and one more column."""
+    features = Features({"image": Image(), column: feature})
+    encoded = [{"bytes": _png(image), "path": None} for image in images]
+    return Dataset.from_dict({"image": encoded, column: values}, features=features)
+
+
+def draw_shape(random: RandomState, label: int) -> np.ndarray:
+    """Draws `SHAPES[label]` in two colours at a random place, size and tilt."""
+    return _shape(random, label, *_two_colours(random))
+
+
+def draw_pattern(random: RandomState, label: int) -> np.ndarray:
+    """Draws `PATTERNS[label]` in two colours with a random period, phase and tilt."""
+    return _pattern(random, label, *_two_colours(random))
+
+
+def draw_count(random: RandomState, label: int) -> np.ndarray:
+    """Draws `label + 1` separate dots of one colour and random sizes."""
+    return _dots(random, label, *_two_colours(random))
+
+
+def _shape_pair(random: RandomState) -> tuple[np.ndarray, str]:
+    label, (front, back) = random.randint(len(SHAPES)), _two_colours(random)
+    texts = (
+        f"a {SHAPES[label]}",
+        f"{_a(front)} {SHAPES[label]}",
+        f"{_a(front)} {SHAPES[label]} on {_a(back)} background",
+    )
+    return _shape(random, label, front, back), _one_of(random, texts)
+
+
+def _pattern_pair(random: RandomState) -> tuple[np.ndarray, str]:
+    label, (front, back) = random.randint(len(PATTERNS)), _two_colours(random)
+    texts = (PATTERNS[label], f"{PATTERNS[label]} in {front} and {back}", f"a pattern of {PATTERNS[label]}")
+    return _pattern(random, label, front, back), _one_of(random, texts)
+
+
+def _count_pair(random: RandomState) -> tuple[np.ndarray, str]:
+    label, (front, back) = random.randint(len(COUNTS)), _two_colours(random)
+    number, noun = COUNTS[label].split()
+    texts = (COUNTS[label], f"{number} {front} {noun}", f"{number} {front} {noun} on {_a(back)} background")
+    return _dots(random, label, front, back), _one_of(random, texts)
+
+
+_PAIRS = (_shape_pair, _pattern_pair, _count_pair)
+
+
+def _shape(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+    radius = random.uniform(5, 12)
+    row, column = random.uniform(radius, IMAGE_SIZE - radius, size=2)
+    angle = random.uniform(-0.5, 0.5)
+    x, y = _COLUMNS - column, _ROWS - row
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    return _paint(random, 0.5 - _distance(SHAPES[label], u, v, radius), front, back)
+
+
+def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Signed distance in pixels from the outline of a shape around the origin, negative inside."""
+    if shape == "circle":
+        return np.hypot(u, v) - radius
+    if shape == "ring":
+        return np.abs(np.hypot(u, v) - 0.8 * radius) - 0.2 * radius
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.85 * radius
+    if shape == "triangle":
+        sides = [u * np.cos(a) + v * np.sin(a) for a in np.pi / 2 + np.arange(3) * 2 * np.pi / 3]
+        return np.max(sides, axis=0) - 0.5 * radius
+    if shape == "cross":
+        bars = [np.maximum(np.abs(a) - radius, np.abs(b) - 0.3 * radius) for a, b in ((u, v), (v, u))]
+        return np.minimum(*bars)
+    # Star: fold the plane onto half of one of its five points, whose edge is a straight line from tip to notch.
+    folded = np.abs((np.arctan2(u, -v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    p, q = np.hypot(u, v) * np.cos(folded), np.hypot(u, v) * np.sin(folded)
+    edge = 0.42 * radius * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) - [radius, 0]
+    return ((p - radius) * edge[1] - q * edge[0]) / np.hypot(*edge)
+
+
+def _pattern(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+    name = PATTERNS[label]
+    angle = random.uniform(-0.2, 0.2)
+    if name == "vertical stripes":
+        angle += np.pi / 2
+    if name == "diagonal stripes":
+        angle += np.pi / 4 * (1 if random.randint(2) else 3)
+    period = random.uniform(5, 12)
+    x, y = _COLUMNS / period + random.uniform(), _ROWS / period + random.uniform()
+    u, v = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
+    a, b = np.abs(u % 1 - 0.5), np.abs(v % 1 - 0.5)  # distance from the middle of a cell, in [0, 0.5]
+    if name == "chequered squares":
+        cover = (a - 0.25) * (b - 0.25) * 4 * period
+    elif name == "a grid of lines":
+        cover = (np.maximum(a, b) - 0.36) * period
+    elif name == "dots":
+        cover = (0.3 - np.hypot(a, b)) * period
+    else:
+        cover = (0.25 - a) * period
+    return _paint(random, 0.5 + cover, front, back)
+
+
+def _dots(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+    placed: list[tuple[float, float, float]] = []
+    while len(placed) <= label:
+        radius = random.uniform(2.0, 4.0)
+        row, column = random.uniform(radius, IMAGE_SIZE - radius, size=2)
+        if all(np.hypot(row - r, column - c) > radius + other + 1.5 for r, c, other in placed):
+            placed.append((row, column, radius))
+    covers = [0.5 + radius - np.hypot(_ROWS - row, _COLUMNS - column) for row, column, radius in placed]
+    return _paint(random, np.max(covers, axis=0), front, back)
+
+
+def _paint(random: RandomState, cover: np.ndarray, front: str, back: str) -> np.ndarray:
+    """Mixes two jittered colours by `cover`, clipped to [0, 1], and adds a gradient and noise."""
+    front_rgb, back_rgb = (np.array(COLOURS[name]) + random.uniform(-18, 18, size=3) for name in (front, back))
+    alpha = cover.clip(0, 1)[..., None]
+    slope = random.uniform(-1.5, 1.5, size=2)
+    shade = slope[0] * (_ROWS - IMAGE_SIZE / 2) + slope[1] * (_COLUMNS - IMAGE_SIZE / 2)
+    noise = random.normal(scale=random.uniform(6, 40), size=(IMAGE_SIZE, IMAGE_SIZE, 3))
+    pixels = alpha * front_rgb + (1 - alpha) * back_rgb + shade[..., None] + noise
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def _two_colours(random: RandomState) -> tuple[str, str]:
+    """Two different colour names, at least 90 apart in RGB so that the drawing can be seen."""
+    names = list(COLOURS)
+    while True:
+        front, back = (names[i] for i in random.randint(len(names), size=2))
+        if np.linalg.norm(np.subtract(COLOURS[front], COLOURS[back])) >= 90:
+            return front, back
+
+
+def _one_of(random: RandomState, texts: tuple[str, ...]) -> str:
+    return texts[random.randint(len(texts))]
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.fromarray(pixels).save(buffer, format="png", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,80 @@
+"""The tasks of suite `mini`: real handwritten digits and three generated tasks, with no files and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict
+from numpy.random import RandomState
+from PIL import Image as PILImage
+
+from hf_taskvec.tasks.generated import (
+    COUNTS,
+    IMAGE_SIZE,
+    PATTERNS,
+    SHAPES,
+    draw_count,
+    draw_pattern,
+    draw_shape,
+    generated_split,
+    image_dataset,
+)
+
+TRAIN_IMAGES = 1200
+TEST_IMAGES = 400
+DIGITS = tuple(
+    f"handwritten digit {word}"
+    for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+)
+
+
+@lru_cache(maxsize=None)
+def builtin_splits(name: str) -> DatasetDict:
+    """The `train` and `test` splits of one of `BUILTIN`, made in memory once per process."""
+    train, test = BUILTIN[name]()
+    return DatasetDict(train=train, test=test)
+
+
+def _digits() -> tuple[Dataset, Dataset]:
+    """The 1,797 real 8 x 8 digits of scikit-learn, drawn up to 32 px, split with equal class shares."""
+    from sklearn.datasets import load_digits  # slow to import, needed by this task only
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = [_enlarge(image) for image in digits.images]
+    indices = np.arange(len(images))
+    train, test = train_test_split(indices, test_size=TEST_IMAGES, stratify=digits.target, random_state=0)
+
+    def part(rows: np.ndarray) -> Dataset:
+        labels = [int(digits.target[row]) for row in rows]
+        return image_dataset([images[row] for row in rows], "label", labels, ClassLabel(names=list(DIGITS)))
+
+    return part(train), part(test)
+
+
+def _enlarge(image: np.ndarray) -> np.ndarray:
+    """From 8 x 8 with values in [0, 16] to 32 x 32 RGB in uint8."""
+    grey = PILImage.fromarray((image * (255 / 16)).round().astype(np.uint8))
+    return np.asarray(grey.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BICUBIC).convert("RGB"))
+
+
+def _drawn(
+    draw: Callable[[RandomState, int], np.ndarray], names: tuple[str, ...], seed: int
+) -> Callable[[], tuple[Dataset, Dataset]]:
+    def make() -> tuple[Dataset, Dataset]:
+        return (
+            generated_split(draw, names, TRAIN_IMAGES, seed=2 * seed),
+            generated_split(draw, names, TEST_IMAGES, seed=2 * seed + 1),
+        )
+
+    return make
+
+
+BUILTIN: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
+    "digits": _digits,
+    "shapes": _drawn(draw_shape, SHAPES, seed=0),
+    "patterns": _drawn(draw_pattern, PATTERNS, seed=1),
+    "counts": _drawn(draw_count, COUNTS, seed=2),
+}
