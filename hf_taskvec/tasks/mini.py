@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -30,7 +30,7 @@ DIGITS = tuple(
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def builtin_splits(name: str) -> DatasetDict:
     """The `train` and `test` splits of one of `BUILTIN`, made in memory once per process."""
     train, test = BUILTIN[name]()
