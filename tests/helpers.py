@@ -1,0 +1,73 @@
+"""Tiny models and vectors built from a configuration, for every test."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from hf_taskvec.vector import TaskVector
+
+
+def tiny_config() -> CLIPConfig:
+    """A CLIP of two layers, 32 px and width 64."""
+    vision = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8, "projection_dim": 32,
+    }  # fmt: skip
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": 100, "max_position_embeddings": 16, "projection_dim": 32,
+        "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=32)
+
+
+def tiny_clip(*, seed: int = 0) -> CLIPModel:
+    """A randomly initialised tiny CLIP in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CLIPModel(tiny_config()).eval()
+
+
+def finetuned(base: CLIPModel, *, seed: int = 1, size: float = 0.01) -> CLIPModel:
+    """A copy of `base` whose vision tower has moved."""
+    model, generator = copy.deepcopy(base), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.vision_model.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tiny_vector(base: CLIPModel | None = None, *, seed: int = 1) -> TaskVector:
+    """The vector of `finetuned(base)`."""
+    base = base or tiny_clip()
+    return TaskVector.from_models(base, finetuned(base, seed=seed))
+
+
+def random_deltas(*, seed: int = 0, size: int = 5) -> dict[str, Tensor]:
+    """A few deltas of odd shapes, a scalar among them."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"a": (size, 3), "layers.0.b": (size,), "layers.0.c": (), "d": (1, 2, size)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def equal_vectors(left: TaskVector, right: TaskVector) -> bool:
+    """Whether two vectors have the same names, dtypes and values, bit for bit."""
+    if set(left.deltas) != set(right.deltas):
+        return False
+    pairs = [(left.deltas[name], right.deltas[name]) for name in left.deltas]
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def rewrite_weights(folder: Path, change: dict[str, Tensor | None], *, prefix: tuple[str, str] = ("", "")) -> None:
+    """Replaces, adds or (None) drops tensors of a folder's `model.safetensors`, and renames a prefix."""
+    path = folder / "model.safetensors"
+    weights: dict[str, Tensor | None] = {**load_file(path), **change}
+    old, new = prefix
+    renamed = {new + name.removeprefix(old): value for name, value in weights.items() if value is not None}
+    save_file(renamed, path, metadata={"format": "pt"})

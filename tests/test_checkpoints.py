@@ -1,0 +1,244 @@
+"""Vectors from checkpoints and back, in every layout that a CLIP vision tower is saved in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
+
+from hf_taskvec.checkpoints import open_checkpoint
+from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError, OutputExistsError
+from hf_taskvec.vector import TaskVector
+from tests.helpers import equal_vectors, finetuned, rewrite_weights, tiny_vector
+
+Folders = tuple[Path, Path]
+
+
+@pytest.fixture
+def vision(tmp_path: Path, tuned: CLIPModel) -> Path:
+    """The fine-tuned vision tower as `CLIPVisionModel` of Transformers 5 writes it: flat names."""
+    CLIPVisionModel(tuned.config.vision_config).save_pretrained(tmp_path / "vision")
+    flat = {name: value.contiguous() for name, value in tuned.vision_model.state_dict().items()}
+    rewrite_weights(tmp_path / "vision", flat)
+    return tmp_path / "vision"
+
+
+def test_checkpoints_give_the_vector_of_their_models(checkpoints: Folders, base: CLIPModel, tuned: CLIPModel) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints, task="mnist")
+    assert equal_vectors(vector, TaskVector.from_models(base, tuned))
+    assert (vector.info.task, vector.info.base, vector.info.settings["finetuned"]) == ("mnist", "base", "tuned")
+
+
+def test_flat_and_prefixed_files_give_the_same_vector(checkpoints: Folders, vision: Path) -> None:
+    assert "encoder.layers.0.layer_norm1.weight" in open_raw(vision)
+    flat = TaskVector.from_checkpoints(checkpoints[0], vision)
+    position_ids = {"embeddings.position_ids": torch.arange(17)[None]}
+    rewrite_weights(vision, position_ids, prefix=("", "vision_model."))  # as version 4 wrote them
+    assert "vision_model.encoder.layers.0.layer_norm1.weight" in open_raw(vision)
+    assert equal_vectors(TaskVector.from_checkpoints(checkpoints[0], vision), flat)
+    assert equal_vectors(TaskVector.from_checkpoints(*checkpoints), flat)
+
+
+def open_raw(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return set(file.keys())
+
+
+def test_a_vision_model_with_projection_is_a_checkpoint_too(
+    tmp_path: Path, checkpoints: Folders, tuned: CLIPModel
+) -> None:
+    model = CLIPVisionModelWithProjection(tuned.config.vision_config)
+    model.vision_model.load_state_dict(tuned.vision_model.state_dict())
+    model.visual_projection.load_state_dict(tuned.visual_projection.state_dict())
+    model.save_pretrained(tmp_path / "m")
+    assert equal_vectors(
+        TaskVector.from_checkpoints(checkpoints[0], tmp_path / "m"), TaskVector.from_checkpoints(*checkpoints)
+    )
+    with torch.no_grad():
+        model.visual_projection.weight.add_(1.0)
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(IncompatibleVectorsError, match="include_projection=True"):
+        TaskVector.from_checkpoints(checkpoints[0], tmp_path / "m")
+    vector = TaskVector.from_checkpoints(checkpoints[0], tmp_path / "m", include_projection=True)
+    assert "visual_projection.weight" in vector.deltas
+
+
+def test_asking_for_a_projection_that_the_finetuned_file_lacks_is_an_error(checkpoints: Folders, vision: Path) -> None:
+    with pytest.raises(IncompatibleVectorsError, match=r"visual_projection\.weight' is in the base but not in"):
+        TaskVector.from_checkpoints(checkpoints[0], vision, include_projection=True)
+
+
+def test_missing_and_extra_parameters_are_all_named(checkpoints: Folders, vision: Path) -> None:
+    missing = ["encoder.layers.0.mlp.fc1.bias", "post_layernorm.weight"]
+    rewrite_weights(vision, {**dict.fromkeys(missing), "encoder.layers.9.extra": torch.zeros(1)})
+    with pytest.raises(IncompatibleVectorsError) as error:
+        TaskVector.from_checkpoints(checkpoints[0], vision)
+    for name in [*missing, "encoder.layers.9.extra"]:
+        assert f"'vision_model.{name}'" in str(error.value)
+
+
+def test_a_doubled_name_is_refused(vision: Path) -> None:
+    name = "encoder.layers.0.mlp.fc1.bias"
+    rewrite_weights(vision, {f"vision_model.{name}": torch.zeros(128)})
+    with pytest.raises(CheckpointError, match="in canonical form"):
+        open_checkpoint(vision)
+
+
+def test_pickled_weights_are_refused_with_the_way_out_and_not_opened(tmp_path: Path, checkpoints: Folders) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(CheckpointError, match=r"Pickled weights .* are refused.*save_pretrained"):
+        TaskVector.from_checkpoints(checkpoints[0], tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["pytorch_model.bin"]
+
+
+def test_a_damaged_file_is_named(vision: Path, checkpoints: Folders) -> None:
+    data = (vision / "model.safetensors").read_bytes()
+    (vision / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no valid safetensors file"):
+        TaskVector.from_checkpoints(checkpoints[0], vision)
+
+
+def test_a_sharded_checkpoint_is_one_checkpoint(tmp_path: Path, checkpoints: Folders, tuned: CLIPModel) -> None:
+    tuned.save_pretrained(tmp_path / "m", max_shard_size="100KB")
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
+    assert equal_vectors(
+        TaskVector.from_checkpoints(checkpoints[0], tmp_path / "m"), TaskVector.from_checkpoints(*checkpoints)
+    )
+
+
+@pytest.mark.parametrize("scaling", [1.0, 0.3])
+def test_a_written_checkpoint_loads_and_equals_apply_to(
+    tmp_path: Path, checkpoints: Folders, base: CLIPModel, scaling: float
+) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    vector.save_checkpoint(checkpoints[0], tmp_path / "out", scaling=scaling)
+    expected = vector.apply_to(base, scaling=scaling)
+    loaded = CLIPModel.from_pretrained(tmp_path / "out")
+    assert same_weights(loaded, expected)
+    vision, loading = CLIPVisionModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert same_weights(vision, expected.vision_model)
+
+
+def same_weights(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    ours, theirs = left.state_dict(), right.state_dict()
+    return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_written_checkpoint_keeps_layout_and_side_files(tmp_path: Path, vision: Path, tuned: CLIPModel) -> None:
+    (vision / "vocab.txt").write_text("a")
+    (vision / "secret.bin").write_text("no side file of a checkpoint")
+    vector = tiny_vector(tuned, seed=5)
+    vector.save_checkpoint(vision, tmp_path / "out")
+    assert open_raw(tmp_path / "out") == open_raw(vision)
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors", "vocab.txt"]
+    moved = finetuned(tuned, seed=5).vision_model
+    loaded = CLIPVisionModel.from_pretrained(tmp_path / "out")
+    for left, right in zip(loaded.parameters(), moved.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-7)
+
+
+def test_a_checkpoint_is_not_written_from_another_base_nor_over_something_else(
+    tmp_path: Path, checkpoints: Folders
+) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    with pytest.raises(BaseMismatchError):
+        vector.save_checkpoint(checkpoints[1], tmp_path / "out")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("cat")
+    with pytest.raises(OutputExistsError):
+        vector.save_checkpoint(checkpoints[0], tmp_path / "photos")
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_half_precision_checkpoints_stay_half_precision(tmp_path: Path, checkpoints: Folders, base: CLIPModel) -> None:
+    CLIPModel.from_pretrained(checkpoints[0], dtype=torch.float16).save_pretrained(tmp_path / "half")
+    CLIPModel.from_pretrained(checkpoints[1], dtype=torch.float16).save_pretrained(tmp_path / "tuned")
+    vector = TaskVector.from_checkpoints(tmp_path / "half", tmp_path / "tuned")
+    vector.save_checkpoint(tmp_path / "half", tmp_path / "out")
+    loaded = CLIPModel.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.float16
+    assert same_weights(loaded, CLIPModel.from_pretrained(tmp_path / "tuned"))
+
+
+def test_a_subfolder_is_opened_and_may_not_leave_the_folder(tmp_path: Path) -> None:
+    vector = tiny_vector()
+    vector.save_pretrained(tmp_path / "series" / "epoch-1")
+    assert equal_vectors(TaskVector.from_pretrained(tmp_path / "series", subfolder="epoch-1"), vector)
+    shutil.copytree(tmp_path / "series" / "epoch-1", tmp_path / "elsewhere")
+    for subfolder in ("../elsewhere", str(tmp_path / "elsewhere"), "epoch-1/../../elsewhere"):
+        with pytest.raises(CheckpointError, match="leaves its folder"):
+            TaskVector.from_pretrained(tmp_path / "series", subfolder=subfolder)
+
+
+def test_an_index_may_not_name_files_outside(tmp_path: Path) -> None:
+    tiny_vector().save_pretrained(tmp_path / "other")
+    tiny_vector().save_pretrained(tmp_path / "v", max_shard_size=50_000)
+    index = tmp_path / "v" / "task_vector.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], "../other/task_vector.safetensors")
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="leaves its folder"):
+        TaskVector.from_pretrained(tmp_path / "v")
+
+
+VIT_B32 = """
+import sys, time, torch
+from pathlib import Path
+from transformers import CLIPModel, CLIPConfig
+from hf_taskvec.vector import TaskVector
+
+def peak():  # highest anonymous memory so far, sampled from a thread
+    import threading
+    state = {"max": 0}
+    def watch():
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            state["max"] = max(state["max"], next(int(l.split()[1]) for l in lines if l.startswith("RssAnon")))
+            time.sleep(0.002)
+    threading.Thread(target=watch, daemon=True).start()
+    return state
+
+root, state = Path(sys.argv[1]), peak()
+vector = TaskVector.from_checkpoints(root / "base", root / "tuned")
+vector.save_pretrained(root / "v")
+del vector
+loaded = TaskVector.from_pretrained(root / "v")
+loaded.save_checkpoint(root / "base", root / "out", scaling=0.5)
+model = CLIPModel.from_pretrained(root / "base")
+model = loaded.apply_to(model)
+print(loaded.num_parameters, state["max"] * 1024)
+"""
+MAKE_VIT_B32 = """
+import sys, torch
+from transformers import CLIPModel, CLIPConfig
+torch.manual_seed(0)
+with torch.device("meta"):
+    model = CLIPModel(CLIPConfig())
+model = model.to_empty(device="cpu")
+with torch.no_grad():
+    for p in model.parameters(): p.normal_(std=0.02)
+    for b in model.buffers(): b.copy_(torch.arange(b.numel()).view(b.shape))
+    model.save_pretrained(sys.argv[1] + "/base")
+    for p in model.vision_model.parameters(): p.add_(torch.randn_like(p), alpha=1e-4)
+    model.save_pretrained(sys.argv[1] + "/tuned")
+"""
+
+
+@pytest.mark.slow
+def test_a_vit_b32_vector_is_made_saved_loaded_and_applied_below_1_2_gb(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", MAKE_VIT_B32, tmp_path], check=True)
+    run = subprocess.run([sys.executable, "-c", VIT_B32, tmp_path], check=True, stdout=subprocess.PIPE, text=True)
+    parameters, peak = map(int, run.stdout.split())
+    print(f"{parameters} entries, peak anonymous memory {peak / 1e9:.2f} GB")
+    assert parameters > 87_000_000
+    assert peak < 1.2e9

@@ -1,0 +1,253 @@
+"""Files of a task vector: what is written is read back, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_taskvec.artifact import load_vector, save_vector, vector_fingerprint
+from hf_taskvec.errors import CheckpointError, NonFiniteError, OutputExistsError
+from hf_taskvec.fingerprint import fingerprint, tensor_hash, tensor_hashes
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.storage import atomic_folder, write_safetensors
+from hf_taskvec.vector import TaskVector
+from tests.helpers import equal_vectors, random_deltas, tiny_vector
+
+INFO = VectorInfo(
+    kind="fine-tuned", base="user/base", base_revision="abc", task="mnist", dataset="ylecun/mnist", epochs=1, steps=7,
+    learning_rate=1e-5, seed=3, settings={"clip": 1.0, "names": ["a"]}, versions={"torch": "2.13"},
+    parents=(VectorInfo(kind="gradient", task="x"),),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_save_then_load_is_equal_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    vector = TaskVector(random_deltas(), INFO).to(dtype)
+    assert vector.save_pretrained(tmp_path / "v") == 0.0
+    loaded = TaskVector.from_pretrained(tmp_path / "v")
+    assert equal_vectors(loaded, vector)
+    assert loaded.info == INFO
+
+
+def test_shards_load_as_one_vector_and_a_single_file_replaces_them(tmp_path: Path) -> None:
+    vector = tiny_vector()
+    vector.save_pretrained(tmp_path / "v", max_shard_size=50_000)
+    shards = sorted(path.name for path in (tmp_path / "v").glob("*.safetensors"))
+    assert len(shards) > 2
+    assert (tmp_path / "v" / "task_vector.safetensors.index.json").is_file()
+    assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), vector)
+    vector.save_pretrained(tmp_path / "v")
+    assert sorted(os.listdir(tmp_path / "v")) == ["task_vector.safetensors", "task_vector_config.json"]
+    assert os.listdir(tmp_path) == ["v"]  # nothing temporary is left
+
+
+def test_the_safetensors_library_reads_the_file(tmp_path: Path) -> None:
+    vector = TaskVector(random_deltas())
+    vector.save_pretrained(tmp_path / "v")
+    read = load_file(tmp_path / "v" / "task_vector.safetensors")
+    assert equal_vectors(TaskVector(read), vector)
+
+
+def test_a_narrower_dtype_reports_its_rounding_error(tmp_path: Path) -> None:
+    vector = TaskVector({"w": torch.tensor([1.0, 1 + 2**-9])})
+    error = vector.save_pretrained(tmp_path / "v", dtype=torch.bfloat16)  # 8 bits: the second entry becomes 1.0
+    expected = 2**-9 / float(vector.deltas["w"].double().norm())
+    assert error == pytest.approx(expected)
+    loaded = TaskVector.from_pretrained(tmp_path / "v")
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.info.rounding_error == pytest.approx(expected)
+
+
+def test_a_dtype_that_overflows_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"'w' overflows torch\.float16"):
+        TaskVector({"w": torch.tensor([1e6])}).save_pretrained(tmp_path / "v", dtype=torch.float16)
+    assert os.listdir(tmp_path) == []
+
+
+def test_saving_nan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="'w'"):
+        TaskVector({"w": torch.tensor([float("nan")])}).save_pretrained(tmp_path / "v")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_integer_dtype_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        TaskVector(random_deltas()).save_pretrained(tmp_path / "v", dtype=torch.int8)
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_text("dear")
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        TaskVector(random_deltas()).save_pretrained(tmp_path)
+    with pytest.raises(OutputExistsError, match="is a file"):
+        TaskVector(random_deltas()).save_pretrained(tmp_path / "photo.jpg")
+    assert (tmp_path / "photo.jpg").read_text() == "dear"
+
+
+def test_an_empty_folder_is_a_place_to_save(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    TaskVector(random_deltas()).save_pretrained(tmp_path / "v")
+    assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), TaskVector(random_deltas()))
+
+
+def test_an_error_in_mid_save_leaves_the_old_vector(tmp_path: Path) -> None:
+    old = TaskVector(random_deltas(seed=1))
+    old.save_pretrained(tmp_path / "v")
+    broken = TaskVector({**random_deltas(seed=2), "d": torch.full((1, 2, 5), float("nan"))})
+    with pytest.raises(NonFiniteError):
+        broken.save_pretrained(tmp_path / "v")
+    assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), old)
+    assert os.listdir(tmp_path) == ["v"]
+
+
+SLOW_SAVE = """
+import sys, time, torch
+from hf_taskvec.artifact import save_vector
+from hf_taskvec.merging.engine import LazyDeltas
+from hf_taskvec.vector import TaskVector
+def compute(name):
+    if name == "b":
+        print("half", flush=True); time.sleep(60)
+    return torch.zeros(1000)
+save_vector(TaskVector(LazyDeltas({"a": (1000,), "b": (1000,)}, compute)), sys.argv[1], dtype=torch.float32)
+"""
+
+
+def test_a_kill_in_mid_save_leaves_the_old_vector_and_a_rerun_succeeds(tmp_path: Path) -> None:
+    old = TaskVector(random_deltas(seed=1))
+    old.save_pretrained(tmp_path / "v")
+    with subprocess.Popen([sys.executable, "-c", SLOW_SAVE, tmp_path / "v"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
+        process.send_signal(signal.SIGKILL)
+    assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), old)
+    new = TaskVector(random_deltas(seed=2))
+    new.save_pretrained(tmp_path / "v")
+    assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), new)
+
+
+def test_the_old_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "v", marker="m") as folder:
+        (folder / "m").write_text("old")
+    with atomic_folder(tmp_path / "v", marker="m") as folder:
+        (folder / "m").write_text("new")
+        assert (tmp_path / "v" / "m").read_text() == "old"
+    assert (tmp_path / "v" / "m").read_text() == "new"
+
+
+def test_a_stream_that_breaks_its_announcement_is_refused(tmp_path: Path) -> None:
+    shapes = {"a": (2,), "b": (3,)}
+    for tensors in ([("a", torch.zeros(2))], [("b", torch.zeros(3))], [("a", torch.zeros(3)), ("b", torch.zeros(3))]):
+        with pytest.raises(ValueError, match="tensor '"):
+            write_safetensors(tmp_path / "x", tensors, shapes=shapes, dtype=torch.float32)
+
+
+def test_loading_maps_the_file_and_reads_nothing(tmp_path: Path) -> None:
+    vector = TaskVector({f"w{i}": torch.zeros(1 << 20) for i in range(32)})  # 128 MB
+    vector.save_pretrained(tmp_path / "v")
+    del vector
+    before, start = anonymous_bytes(), time.perf_counter()
+    loaded = load_vector(tmp_path / "v")
+    assert time.perf_counter() - start < 1.0
+    assert anonymous_bytes() - before < 16 << 20
+    assert loaded.num_parameters == 32 << 20
+
+
+def test_writing_into_a_loaded_vector_leaves_the_file_alone(tmp_path: Path) -> None:
+    vector = TaskVector(random_deltas())
+    vector.save_pretrained(tmp_path / "v")
+    load_vector(tmp_path / "v").deltas["a"].zero_()
+    assert equal_vectors(load_vector(tmp_path / "v"), vector)
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+def test_the_fingerprint_tells_names_shapes_dtypes_and_values_apart_but_not_their_order() -> None:
+    deltas = random_deltas()
+    same = fingerprint(tensor_hashes(deltas))
+    assert fingerprint(tensor_hashes(dict(reversed(deltas.items())))) == same
+    renamed = {("z" if name == "a" else name): value for name, value in deltas.items()}
+    reshaped = {**deltas, "a": deltas["a"].reshape(3, 5)}
+    changed = {**deltas, "a": deltas["a"] + torch.eye(5, 3) * 1e-6}
+    wider = {**deltas, "a": deltas["a"].double()}
+    for other in (renamed, reshaped, changed, wider):
+        assert fingerprint(tensor_hashes(other)) != same
+
+
+def test_swapping_the_values_of_two_parameters_changes_the_fingerprint() -> None:
+    left, right = torch.zeros(3), torch.ones(3)
+    one, other = TaskVector({"a": left, "b": right}), TaskVector({"a": right, "b": left})
+    assert vector_fingerprint(one) != vector_fingerprint(other)
+
+
+def test_a_view_hashes_like_its_copy() -> None:
+    tensor = torch.arange(12.0).reshape(3, 4).t()
+    assert tensor_hash(tensor) == tensor_hash(tensor.clone(memory_format=torch.contiguous_format))
+
+
+def test_provenance_survives_the_round_trip() -> None:
+    assert VectorInfo.from_dict(json.loads(json.dumps(INFO.to_dict()))) == INFO
+    assert VectorInfo.from_dict(VectorInfo().to_dict()) == VectorInfo()
+
+
+def test_parents_repeat_no_base_hashes() -> None:
+    parent = replace(INFO, base_hashes={"w": "1"}, parents=())
+    written = VectorInfo(kind="merged", base_hashes={"w": "1"}, parents=(parent,)).to_dict()
+    assert written["base_hashes"] == {"w": "1"}
+    assert "base_hashes" not in written["parents"][0]
+
+
+WRONG = {
+    "seed": "3", "steps": 1.5, "epochs": "one", "base": ["x"], "include_projection": 1, "base_hashes": {"a": 1},
+    "settings": [], "kind": "magic", "parents": {"a": 1}, "learning_rate": True, "task": {"x": 1}, "versions": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_config_entry_of_a_wrong_type_is_refused_by_name(key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"'{key}' must be"):
+        VectorInfo.from_dict({key: WRONG[key]})
+
+
+def test_an_unknown_config_entry_is_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match="unknown entry 'sed'"):
+        VectorInfo.from_dict({"sed": 1})
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "task_vector_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_newer_schema_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    save_vector(TaskVector(random_deltas()), tmp_path / "v")
+    edit_config(tmp_path / "v", schema_version=99)
+    with pytest.raises(CheckpointError, match="pip install --upgrade"):
+        load_vector(tmp_path / "v")
+
+
+def test_names_in_the_config_and_in_the_weights_must_agree(tmp_path: Path) -> None:
+    save_vector(tiny_vector(), tmp_path / "v")
+    edit_config(tmp_path / "v", base_hashes={"vision_model.other": "00"})
+    with pytest.raises(CheckpointError, match="disagree on"):
+        load_vector(tmp_path / "v")
+
+
+def test_a_folder_without_a_vector_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no task_vector_config\.json"):
+        TaskVector.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="neither a folder nor a Hub id"):
+        TaskVector.from_pretrained(tmp_path / "nowhere" / "at" / "all")

@@ -1,0 +1,195 @@
+"""The algebra of task vectors, how they are made from models, and what applying them does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.vector import TaskVector
+from tests.helpers import equal_vectors, finetuned, random_deltas, tiny_clip, tiny_vector
+
+A, B = TaskVector(random_deltas(seed=1)), TaskVector(random_deltas(seed=2))
+
+
+def close(left: TaskVector, right: TaskVector) -> None:
+    assert set(left) == set(right)
+    for name in left:
+        torch.testing.assert_close(left.deltas[name], right.deltas[name])
+
+
+def test_addition_is_commutative_and_subtraction_undoes_it() -> None:
+    assert equal_vectors(A + B, B + A)
+    close((A + B) - B, A)
+
+
+def test_negation_multiplication_and_division_agree() -> None:
+    assert equal_vectors(-A, A * -1.0)
+    assert equal_vectors(2 * A, A + A)
+    close((A * 3.0) / 3.0, A)
+
+
+def test_sum_starts_from_zero_and_adds_everything() -> None:
+    assert equal_vectors(sum([A, B, A]), A + B + A)
+
+
+def test_an_operation_leaves_its_operands_alone() -> None:
+    before = copy.deepcopy(A.deltas)
+    _ = A + B, A * 2, -A, A.to(torch.float16)
+    assert equal_vectors(A, TaskVector(before))
+
+
+def test_norm_dot_and_cosine_are_those_of_the_flat_vector() -> None:
+    flat_a, flat_b = (torch.cat([v.deltas[n].flatten() for n in v]).double() for v in (A, B))
+    assert A.norm() == pytest.approx(float(flat_a.norm()))
+    assert A.dot(B) == pytest.approx(float(flat_a @ flat_b))
+    assert A.cosine(B) == pytest.approx(float(flat_a @ flat_b / flat_a.norm() / flat_b.norm()))
+    assert A.cosine(A) == pytest.approx(1.0)
+    assert A.cosine(-A) == pytest.approx(-1.0)
+    assert A.cosine(A * 0.0) == 0.0
+
+
+def test_layer_norms_add_up_to_the_norm() -> None:
+    assert set(A.norms(by="layer")) == {"a", "layers.0", "d"}
+    for by in ("parameter", "layer"):
+        assert sum(value**2 for value in A.norms(by=by).values()) == pytest.approx(A.norm() ** 2)
+        assert sum(A.dots(B, by=by).values()) == pytest.approx(A.dot(B))
+        assert all(value == pytest.approx(1.0) for value in A.cosines(A, by=by).values())
+
+
+def test_scaling_is_recorded() -> None:
+    assert (A * 0.5 * 0.5).info.scaling == pytest.approx(0.25)
+
+
+def test_a_sum_names_its_parents() -> None:
+    left, right = (TaskVector(random_deltas(), VectorInfo(task=task)) for task in ("mnist", "svhn"))
+    assert [parent.task for parent in (left + right).info.parents] == ["mnist", "svhn"]
+
+
+def test_vectors_of_other_names_or_shapes_do_not_add_and_all_are_named() -> None:
+    other = {**random_deltas(size=4), "extra": torch.zeros(1)}
+    del other["a"]
+    with pytest.raises(IncompatibleVectorsError) as error:
+        _ = A + TaskVector(other)
+    for part in ("'a'", "'extra'", "'layers.0.b'", "(5,)", "(4,)", "'d'"):
+        assert part in str(error.value)
+
+
+def test_vectors_of_other_bases_do_not_add() -> None:
+    with pytest.raises(BaseMismatchError, match="base parameters differ"):
+        _ = tiny_vector(tiny_clip(seed=0)) + tiny_vector(tiny_clip(seed=7))
+
+
+def test_integer_deltas_are_refused() -> None:
+    with pytest.raises(IncompatibleVectorsError, match="'a' has dtype"):
+        TaskVector({"a": torch.zeros(2, dtype=torch.int64)})
+
+
+def test_adding_something_else_is_a_type_error() -> None:
+    with pytest.raises(TypeError):
+        _ = A + 1  # type: ignore[operator]
+
+
+def test_the_vector_covers_the_vision_tower_only(base: CLIPModel, tuned: CLIPModel) -> None:
+    vector = TaskVector.from_models(base, tuned)
+    assert len(vector) == len(list(base.vision_model.parameters()))
+    assert all(name.startswith("vision_model.") for name in vector)
+    assert not vector.info.include_projection
+
+
+def test_scaling_one_gives_the_finetuned_logits(base: CLIPModel, tuned: CLIPModel) -> None:
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32), "input_ids": torch.tensor([[1, 5, 2], [1, 9, 2]])}
+    applied = TaskVector.from_models(base, tuned).apply_to(base)
+    with torch.no_grad():
+        logits = [model(**inputs).logits_per_image for model in (applied, tuned, base)]
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5)
+    assert (logits[0] - logits[2]).abs().max() > 1e-2  # the base answers otherwise, or this test shows nothing
+
+
+def test_scaling_zero_gives_the_base_and_applying_copies(base: CLIPModel, tuned: CLIPModel) -> None:
+    before = copy.deepcopy(base.state_dict())
+    applied = TaskVector.from_models(base, tuned).apply_to(base, scaling=0.0)
+    assert all(torch.equal(value, before[name]) for name, value in applied.state_dict().items())
+    TaskVector.from_models(base, tuned).apply_to(base)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+
+
+def test_a_vector_applies_to_the_vision_model_alone(base: CLIPModel, tuned: CLIPModel) -> None:
+    applied = TaskVector.from_models(base, tuned).apply_to(base.vision_model)
+    for left, right in zip(applied.parameters(), tuned.vision_model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-7)
+
+
+def test_applying_to_another_base_is_refused_unless_told_otherwise(base: CLIPModel) -> None:
+    vector, other = tiny_vector(base), finetuned(base, seed=3)
+    with pytest.raises(BaseMismatchError, match=r"other values in \d+ of \d+ parameters, first 'vision_model"):
+        vector.apply_to(other)
+    vector.apply_to(other, allow_other_base=True)
+
+
+def test_applying_to_another_architecture_names_every_parameter(base: CLIPModel) -> None:
+    vector = tiny_vector(base)
+    with pytest.raises(IncompatibleVectorsError) as error:
+        vector.apply_to(torch.nn.Linear(2, 2), allow_other_base=True)
+    assert all(repr(name) in str(error.value) for name in vector)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_vector_that_is_not_finite_is_refused(base: CLIPModel, value: float) -> None:
+    broken = copy.deepcopy(base)
+    name, parameter = next(iter(broken.vision_model.named_parameters()))
+    with torch.no_grad():
+        parameter.view(-1)[-1] = value
+    with pytest.raises(NonFiniteError, match=name):
+        TaskVector.from_models(base, broken)
+    vector = tiny_vector(base)
+    vector.deltas[f"vision_model.{name}"].view(-1)[-1] = value
+    with pytest.raises(NonFiniteError, match=name):
+        vector.apply_to(base)
+    with pytest.raises(NonFiniteError, match="scaling"):
+        tiny_vector(base).apply_to(base, scaling=value)
+
+
+def test_a_large_finite_delta_is_no_overflow() -> None:  # its sum is infinite, its entries are not
+    TaskVector({"w": torch.full((4,), 3e38)}).check_finite()
+
+
+def test_a_changed_projection_must_be_asked_for(base: CLIPModel, tuned: CLIPModel) -> None:
+    moved = copy.deepcopy(tuned)
+    with torch.no_grad():
+        moved.visual_projection.weight.add_(0.1)
+    with pytest.raises(IncompatibleVectorsError, match="include_projection=True"):
+        TaskVector.from_models(base, moved)
+    vector = TaskVector.from_models(base, moved, include_projection=True)
+    assert vector.info.include_projection
+    torch.testing.assert_close(vector.apply_to(base).visual_projection.weight, moved.visual_projection.weight)
+
+
+def test_a_changed_text_tower_is_refused(base: CLIPModel, tuned: CLIPModel) -> None:
+    moved = copy.deepcopy(tuned)
+    with torch.no_grad():
+        moved.text_model.final_layer_norm.weight.add_(0.1)
+    with pytest.raises(IncompatibleVectorsError, match=r"text_model\.final_layer_norm"):
+        TaskVector.from_models(base, moved, include_projection=True)
+
+
+def test_half_precision_models_give_a_float32_vector(base: CLIPModel, tuned: CLIPModel) -> None:
+    vector = TaskVector.from_models(copy.deepcopy(base).half(), copy.deepcopy(tuned).half())
+    assert vector.dtype == torch.float32
+    assert TaskVector.from_models(copy.deepcopy(base).double(), copy.deepcopy(tuned).double()).dtype == torch.float64
+
+
+def test_a_half_precision_base_with_the_same_values_is_the_same_base(base: CLIPModel, tuned: CLIPModel) -> None:
+    half = copy.deepcopy(base).half()
+    vector = TaskVector.from_models(half, copy.deepcopy(tuned).half())
+    vector.apply_to(copy.deepcopy(half).float())
+
+
+def test_any_module_has_a_vector() -> None:
+    before, after = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    applied = TaskVector.from_models(before, after).apply_to(before)
+    torch.testing.assert_close(applied.weight, after.weight)
