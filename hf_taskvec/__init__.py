@@ -1,3 +1,35 @@
 """Make, share, merge and study task vectors of CLIP ViT models."""
 
+from hf_taskvec.base import Base, load_base
+from hf_taskvec.config import TaskVectorConfig
+from hf_taskvec.evaluation import choose_scaling, evaluate, scaling_curve
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.merging import list_methods, merge, merge_method
+from hf_taskvec.report import Report, TaskResult
+from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
+from hf_taskvec.trainer import TaskVectorTrainer
+from hf_taskvec.vector import TaskVector
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "SUITES",
+    "TASKS",
+    "Base",
+    "Report",
+    "Task",
+    "TaskResult",
+    "TaskVector",
+    "TaskVectorConfig",
+    "TaskVectorTrainer",
+    "VectorInfo",
+    "choose_scaling",
+    "evaluate",
+    "get_task",
+    "get_tasks",
+    "list_methods",
+    "load_base",
+    "merge",
+    "merge_method",
+    "scaling_curve",
+]

@@ -85,8 +85,9 @@ def fetch_folder(
     try:
         snapshot = Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=globs, token=token, cache_dir=cache_dir,
-                local_files_only=local_files_only, force_download=force_download,
+                repo, revision=revision, allow_patterns=globs, token=token,
+                cache_dir=None if cache_dir is None else Path(cache_dir), local_files_only=local_files_only,
+                force_download=force_download,
             )
         )  # fmt: skip
     except HFValidationError:

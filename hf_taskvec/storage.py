@@ -62,18 +62,23 @@ def check_output_folder(path: str | os.PathLike[str], *, marker: str) -> None:
         raise OutputExistsError(f"{target} is a file; choose another output folder")
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file under a temporary name and renames it."""
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file under a temporary name and renames it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text, atomically."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -1,0 +1,201 @@
+"""`TaskVectorTrainer`: a `transformers.Trainer` that fine-tunes a vision tower and gives its task vector."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+
+from hf_taskvec.artifact import load_vector, save_vector
+from hf_taskvec.base import Base
+from hf_taskvec.classifier import ImageClassifier
+from hf_taskvec.config import TaskVectorConfig
+from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.metrics import Accuracy
+from hf_taskvec.names import parameters_of
+from hf_taskvec.pixels import IGNORED, PADDING, keep_batch, load_pixels
+from hf_taskvec.recording import VECTORS, GradientTracker, Recorder, epoch_name
+from hf_taskvec.tasks import Task
+from hf_taskvec.vector import TaskVector
+
+
+class ShuffledSampler(Sampler[int]):
+    """A permutation per epoch that depends on seed and epoch alone, padded so that all processes get full batches.
+
+    Padding stands for no image (`PADDING`), so no image counts twice and several processes take the very steps of one.
+    """
+
+    def __init__(self, size: int, *, seed: int, multiple: int) -> None:
+        self.size, self.seed, self.multiple = size, seed, multiple
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        yield from torch.randperm(self.size, generator=generator).tolist()
+        yield from [PADDING] * (len(self) - self.size)
+
+    def __len__(self) -> int:
+        return -(-self.size // self.multiple) * self.multiple
+
+
+class TaskVectorTrainer(Trainer):
+    """Fine-tunes a base's vision tower on a task against its frozen zero-shot head.
+
+    Runs under `python`, `torchrun` and `accelerate launch` alike, and resumes like any `Trainer`. The loss is the sum
+    over images divided by their number in the whole accumulated batch, so that accumulation, a ragged last batch and
+    several processes change nothing.
+
+    Args:
+        base: The model to start from, left unchanged.
+        args: The run's settings.
+        task: The task; its train part is trained on, its validation part evaluated if `args.eval_strategy` asks.
+        callbacks: Further callbacks.
+        optimizers: Optimiser and schedule, instead of those `args` names.
+
+    Raises:
+        DataError: If an image does not decode, or the task's classes do not fit its labels.
+    """
+
+    args: TaskVectorConfig
+    model: ImageClassifier
+
+    def __init__(
+        self,
+        base: Base,
+        args: TaskVectorConfig | None = None,
+        *,
+        task: Task,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+    ) -> None:
+        args = args or TaskVectorConfig()
+        self.base, self.task = base, task
+        image_processor = base.processor.image_processor
+        with args.main_process_first(local=True, desc="decoding images"):
+            train = load_pixels(task, "train", image_processor)
+            wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+            validation = load_pixels(task, "validation", image_processor) if wanted else None
+        super().__init__(
+            model=ImageClassifier(base, task, include_projection=args.include_projection),
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=keep_batch,
+            compute_loss_func=summed_cross_entropy,
+            compute_metrics=accuracy_of if validation else None,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.resumed_from: Path | None = None
+        self.gradients = GradientTracker()
+        self.add_callback(Recorder(self))
+
+    # -- what a run gives ---------------------------------------------------------------------------------------------
+
+    def task_vector(self) -> TaskVector:
+        """The difference of the weights as they are now and the base's."""
+        trained = {name: weight.to(self.base.device) for name, weight in self.model.weights().items()}
+        base = {name: weight for name, weight in parameters_of(self.base.model).items() if name in trained}
+        return TaskVector.from_weights(
+            base, trained, include_projection=self.args.include_projection, info=self.vector_info()
+        )
+
+    def task_vectors(self) -> list[TaskVector]:
+        """The vectors at each epoch's end so far, memory-mapped from `output_dir/vectors/epoch-N`."""
+        epochs = range(1, int(self.state.epoch or 0) + 1)
+        return [self.recorded_vector(epoch_name(epoch)) for epoch in epochs] if self.args.record_epochs else []
+
+    def recorded_vector(self, name: str) -> TaskVector:
+        """A recorded vector by its name: `epoch-2`, `step-100`, `fraction-0.25`."""
+        names = [path.name for path in self.vectors_folder.glob("*") if not path.name.startswith(".")]
+        if name not in names:
+            raise UnknownNameError("recorded vector", name, names)
+        return load_vector(self.vectors_folder / name)
+
+    def record(self, name: str) -> None:
+        """Saves the vector of this moment under `output_dir/vectors/<name>`."""
+        if self.args.should_save:
+            save_vector(self.task_vector(), self.vectors_folder / name)
+
+    def vector_info(self) -> VectorInfo:
+        """Provenance of the vector of this moment."""
+        args, state = self.args, self.state
+        return VectorInfo(
+            kind="fine-tuned", base=self.base.name, base_revision=self.base.revision, task=self.task.name,
+            dataset=self.task.dataset, dataset_config=self.task.config, dataset_revision=self.task.revision,
+            epochs=float(state.epoch or 0), steps=state.global_step,
+            optimizer=str(getattr(args.optim, "value", args.optim)), learning_rate=float(args.learning_rate),
+            weight_decay=float(args.weight_decay),
+            batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            num_images=len(self.train_dataset), seed=args.seed,
+            settings={
+                "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+                "warmup_steps": args.warmup_steps, "max_grad_norm": args.max_grad_norm,
+                "num_train_epochs": args.num_train_epochs,
+            },
+            versions=library_versions(),
+        )  # fmt: skip
+
+    @property
+    def vectors_folder(self) -> Path:
+        """Where recorded vectors lie."""
+        return Path(str(self.args.output_dir)) / VECTORS
+
+    # -- hooks of Trainer ---------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As `Trainer.train`; `True` resumes from the last checkpoint in `output_dir`."""
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            if checkpoint is None:
+                raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint")
+        self.resumed_from = None if checkpoint is None else Path(checkpoint)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledSampler:
+        args = self.args
+        multiple = 1 if args.world_size == 1 else args.world_size * self._train_batch_size
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        self.sampler = ShuffledSampler(len(self.train_dataset), seed=seed, multiple=multiple)
+        return self.sampler
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.args.track_gradients:
+            limit = self.args.max_grad_norm
+            clipped = float(norm) / limit if limit > 0 and float(norm) > limit else 1.0  # undoes the clipping
+            named = self.model.named_parameters()
+            gradients = {name: p.grad for name, p in named if p.grad is not None}
+            self.gradients.add(gradients, norm=float(norm), factor=clipped)
+        return norm
+
+
+def summed_cross_entropy(
+    outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """The cross-entropy summed over images and divided by their number in the whole accumulated batch."""
+    total = functional.cross_entropy(outputs["logits"], labels, ignore_index=IGNORED, reduction="sum")
+    return total / (num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum())
+
+
+def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
+    """The accuracy for `Trainer.evaluate`."""
+    predictions = torch.as_tensor(prediction.predictions).argmax(dim=-1)
+    return Accuracy().compute(predictions=predictions, references=prediction.label_ids)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and the libraries that decide a vector's values."""
+    names = ("hf-taskvec", "torch", "transformers", "accelerate", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
