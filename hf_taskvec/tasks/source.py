@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 import xxhash
 from datasets import DatasetBuilder, DatasetDict, get_dataset_config_names, load_dataset_builder
 from datasets.exceptions import DatasetsError
@@ -38,7 +39,15 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
     builder = _open(dataset, config, revision)
     with _clear_errors(dataset, config):
         builder.download_and_prepare()
-    return builder.as_dataset()
+        source = builder.as_dataset()  # an empty split raises here
+    if not _is_local(dataset):
+        return source
+    # The fingerprint of a local dataset knows its card but not its files; caches keyed by it would go stale.
+    stamp = _stamp(builder)
+    marks = {split: xxhash.xxh3_64_hexdigest(f"{stamp}/{split}".encode()) for split in source}
+    return DatasetDict(
+        {split: data.select_columns(data.column_names, new_fingerprint=marks[split]) for split, data in source.items()}
+    )
 
 
 def source_revision(dataset: str, config: str | None = None, revision: str | None = None) -> str | None:
@@ -46,7 +55,7 @@ def source_revision(dataset: str, config: str | None = None, revision: str | Non
     if dataset.startswith(BUILTIN_PREFIX):
         return _BUILTIN_REVISION
     builder = _open(dataset, config, revision)
-    return _hash_files(builder) if Path(dataset).is_dir() else builder.hash or revision
+    return _hash_files(builder) if _is_local(dataset) else builder.hash or revision
 
 
 def config_names(folder: Path) -> list[str]:
@@ -64,7 +73,16 @@ def _builtin_name(dataset: str) -> str:
 
 def _open(dataset: str, config: str | None, revision: str | None) -> DatasetBuilder:
     with _clear_errors(dataset, config):
-        return load_dataset_builder(dataset, name=config, revision=revision)
+        builder = load_dataset_builder(dataset, name=config, revision=revision)
+        if not _is_local(dataset):
+            return builder
+        # By default another folder of the same name and card, or the same folder with other files, shares one cache.
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_taskvec" / _stamp(builder)
+        return load_dataset_builder(dataset, name=config, cache_dir=str(cache))
+
+
+def _is_local(dataset: str) -> bool:
+    return Path(dataset).is_dir()
 
 
 @contextmanager
@@ -86,13 +104,24 @@ def _clear_errors(dataset: str, config: str | None) -> Iterator[None]:
         raise DataError(f"the dataset {dataset!r} cannot be loaded: {error}") from error
 
 
+def _data_files(builder: DatasetBuilder) -> Iterator[tuple[str, Path]]:
+    for split, files in sorted((builder.config.data_files or {}).items()):
+        yield from ((split, Path(file)) for file in files)
+
+
+def _stamp(builder: DatasetBuilder) -> str:
+    """What changes whenever a local file is touched; cheap, unlike `_hash_files`."""
+    stats = [(split, str(file.resolve()), file.stat()) for split, file in _data_files(builder)]
+    facts = [(split, name, stat.st_size, stat.st_mtime_ns) for split, name, stat in stats]
+    return xxhash.xxh3_128_hexdigest(repr(facts).encode())
+
+
 def _hash_files(builder: DatasetBuilder) -> str:
     """Hashes split names, file names and bytes, so that a copy of the folder has the same revision."""
     digest = xxhash.xxh3_128()
-    for split, files in sorted((builder.config.data_files or {}).items()):
-        for file in files:
-            digest.update(f"{split}/{Path(file).name}\0".encode())
-            with Path(file).open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+    for split, file in _data_files(builder):
+        digest.update(f"{split}/{file.name}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

@@ -111,9 +111,11 @@ class Task:
         features = _split(source, train_split, dataset).features
         image_column = image_column or _only_column(features, Image, "image_column", dataset)
         label_column = label_column or _only_column(features, ClassLabel, "label_column", dataset)
-        class_names = class_names or _label_names(features, label_column, dataset)
+        own_names = _label_names(features, label_column, dataset)
+        class_names = class_names or own_names
         if class_names is None:
             raise DataError(f"column {label_column!r} of {dataset} carries no class names; pass class_names=[...]")
+        _check_names(class_names, own_names, dataset)
         return cls(
             name=name or Path(dataset).resolve().name,
             dataset=dataset,
@@ -165,8 +167,6 @@ class Task:
                 raise UnknownNameError(f"column of {self.dataset}", column, data.features)
         if not isinstance(data.features[self.image_column], Image):
             raise DataError(f"column {self.image_column!r} in {where} holds no images: {data.features}")
-        if len(data) == 0:
-            raise DataError(f"{where} is empty")
         _check_names(self.class_names, _label_names(data.features, self.label_column, self.dataset), where)
         labels = _class_numbers(data, self.label_column, len(self.class_names), where)
         images = data.select_columns(self.image_column)
