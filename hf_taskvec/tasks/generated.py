@@ -126,9 +126,9 @@ _PAIRS = (_shape_pair, _pattern_pair, _count_pair)
 
 
 def _shape(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
-    radius = random.uniform(5, 12)
+    radius = random.uniform(8, 13)
     row, column = random.uniform(radius, IMAGE_SIZE - radius, size=2)
-    angle = random.uniform(-0.5, 0.5)
+    angle = random.uniform(-0.3, 0.3)
     x, y = _COLUMNS - column, _ROWS - row
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     return _paint(random, 0.5 - _distance(SHAPES[label], u, v, radius), front, back)
@@ -180,7 +180,7 @@ def _pattern(random: RandomState, label: int, front: str, back: str) -> np.ndarr
 def _dots(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
     placed: list[tuple[float, float, float]] = []
     while len(placed) <= label:
-        radius = random.uniform(2.0, 4.0)
+        radius = random.uniform(2.5, 4.0)
         row, column = random.uniform(radius, IMAGE_SIZE - radius, size=2)
         if all(np.hypot(row - r, column - c) > radius + other + 1.5 for r, c, other in placed):
             placed.append((row, column, radius))
@@ -194,17 +194,17 @@ def _paint(random: RandomState, cover: np.ndarray, front: str, back: str) -> np.
     alpha = cover.clip(0, 1)[..., None]
     slope = random.uniform(-1.5, 1.5, size=2)
     shade = slope[0] * (_ROWS - IMAGE_SIZE / 2) + slope[1] * (_COLUMNS - IMAGE_SIZE / 2)
-    noise = random.normal(scale=random.uniform(6, 40), size=(IMAGE_SIZE, IMAGE_SIZE, 3))
+    noise = random.normal(scale=random.uniform(4, 24), size=(IMAGE_SIZE, IMAGE_SIZE, 3))
     pixels = alpha * front_rgb + (1 - alpha) * back_rgb + shade[..., None] + noise
     return pixels.clip(0, 255).astype(np.uint8)
 
 
 def _two_colours(random: RandomState) -> tuple[str, str]:
-    """Two different colour names, at least 90 apart in RGB so that the drawing can be seen."""
+    """Two different colour names, at least 130 apart in RGB so that the drawing can be seen."""
     names = list(COLOURS)
     while True:
         front, back = (names[i] for i in random.randint(len(names), size=2))
-        if np.linalg.norm(np.subtract(COLOURS[front], COLOURS[back])) >= 90:
+        if np.linalg.norm(np.subtract(COLOURS[front], COLOURS[back])) >= 130:
             return front, back
 
 
