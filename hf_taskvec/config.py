@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from hf_taskvec.preconditions import apply_full_batch
+
 
 @dataclass
 class TaskVectorConfig(TrainingArguments):
@@ -30,9 +32,16 @@ class TaskVectorConfig(TrainingArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clipping norm; 0 switches clipping off."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write checkpoints to resume from."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints to keep."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Experiment trackers."})
+    report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
     include_projection: bool = field(
         default=False, metadata={"help": "Train visual_projection too and make it part of the vector."}
+    )
+    full_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "Full-batch gradient descent: one step per epoch on the mean loss over all images. Settings left at "
+            "their default become SGD without momentum, decay, clipping, smoothing or schedule; others are kept and named."
+        },
     )
     record_epochs: bool = field(default=True, metadata={"help": "Keep the vector of each epoch's end."})
     record_steps: list[int] = field(default_factory=list, metadata={"help": "Optimiser steps whose vectors to keep."})
@@ -45,6 +54,10 @@ class TaskVectorConfig(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; pointless without a GPU."}
     )
+    use_cpu: bool = field(  # without it, torchrun on a machine without accelerator starts unconnected copies of the run
+        default_factory=lambda: not torch.accelerator.is_available(), metadata={"help": "Train on the CPU."}
+    )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: batches come ready-made."})
 
     def __post_init__(self) -> None:
@@ -56,4 +69,6 @@ class TaskVectorConfig(TrainingArguments):
                 raise ValueError(f"record_steps must be positive, got {step}")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay False: batches come ready-made")
+        if self.full_batch:
+            apply_full_batch(self)
         super().__post_init__()

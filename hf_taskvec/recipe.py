@@ -23,8 +23,15 @@ def arg(help: str, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
-def parse_recipe(*types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse_recipe(
+    *types: type, argv: Sequence[str] | None = None, default_config: Path | None = None
+) -> tuple[Any, ...]:
     """Reads one value of each dataclass in `types`; flags on the command line win over `--config FILE`.
+
+    Args:
+        types: Dataclasses of arguments.
+        argv: Command line, that of the process if left out.
+        default_config: The file that counts if no `--config` is given.
 
     Raises:
         UnknownNameError: If the file holds a key that is no argument.
@@ -32,7 +39,9 @@ def parse_recipe(*types: type, argv: Sequence[str] | None = None) -> tuple[Any, 
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", type=Path, help="YAML file of arguments; the command line wins.")
+    config_parser.add_argument(
+        "--config", type=Path, default=default_config, help="YAML file of arguments; the command line wins."
+    )
     known, rest = config_parser.parse_known_args(tokens)
     doc = sys.modules[types[0].__module__].__doc__
     parser = HfArgumentParser(

@@ -1,0 +1,41 @@
+"""Fine-tunes a CLIP vision tower on one task and saves its task vector.
+
+accelerate launch recipes/finetune.py --task mnist --base openai/clip-vit-base-patch32 --output_dir out/mnist
+python recipes/finetune.py --config recipes/configs/finetune_tiny.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
+from hf_taskvec.recipe import arg, parse_recipe
+
+
+@dataclass
+class FinetuneArguments:
+    task: str = arg("A registered task, or a folder's name in data_dir.")
+    base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    base_revision: str | None = arg("Branch, tag or commit of the base.", default=None)
+    data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
+
+
+def main(args: FinetuneArguments, config: TaskVectorConfig) -> TaskVector:
+    base = load_base(args.base, revision=args.base_revision)
+    trainer = TaskVectorTrainer(base, config, task=get_task(args.task, data_dir=args.data_dir))
+    output_dir = Path(str(config.output_dir))
+    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)  # goes on where a killed run stopped
+    if config.should_save:
+        trainer.task_vector().save_pretrained(output_dir / "vector")
+        print(f"The vector is in {output_dir / 'vector'}")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return trainer.task_vector()
+
+
+if __name__ == "__main__":
+    main(*parse_recipe(FinetuneArguments, TaskVectorConfig))
