@@ -23,9 +23,10 @@ from hf_taskvec.errors import UnknownNameError
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.metrics import Accuracy
 from hf_taskvec.names import parameters_of
-from hf_taskvec.pixels import IGNORED, PADDING, keep_batch, load_pixels
+from hf_taskvec.pixels import IGNORED, PADDING, PixelDataset, keep_batch, load_pixels
+from hf_taskvec.preconditions import prepare_full_batch
 from hf_taskvec.recording import VECTORS, GradientTracker, Recorder, epoch_name
-from hf_taskvec.tasks import Task
+from hf_taskvec.tasks import Split, Task
 from hf_taskvec.vector import TaskVector
 
 
@@ -80,13 +81,14 @@ class TaskVectorTrainer(Trainer):
     ) -> None:
         args = args or TaskVectorConfig()
         self.base, self.task = base, task
-        image_processor = base.processor.image_processor
         with args.main_process_first(local=True, desc="decoding images"):
-            train = load_pixels(task, "train", image_processor)
+            train = self.load_images("train")
             wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-            validation = load_pixels(task, "validation", image_processor) if wanted else None
+            validation = self.load_images("validation") if wanted else None
+        if args.full_batch:
+            prepare_full_batch(args, len(train), base)
         super().__init__(
-            model=ImageClassifier(base, task, include_projection=args.include_projection),
+            model=self.build_classifier(args.include_projection),
             args=args,
             train_dataset=train,
             eval_dataset=validation,
@@ -99,6 +101,16 @@ class TaskVectorTrainer(Trainer):
         self.resumed_from: Path | None = None
         self.gradients = GradientTracker()
         self.add_callback(Recorder(self))
+
+    # -- what a run is made of; a subclass that trains otherwise replaces these --------------------------------------
+
+    def load_images(self, split: Split) -> PixelDataset:
+        """The images of a part of the task."""
+        return load_pixels(self.task, split, self.base.processor.image_processor)
+
+    def build_classifier(self, include_projection: bool) -> ImageClassifier:
+        """The model to train."""
+        return ImageClassifier(self.base, self.task, include_projection=include_projection)
 
     # -- what a run gives ---------------------------------------------------------------------------------------------
 
