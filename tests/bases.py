@@ -1,0 +1,63 @@
+"""A whole base in miniature (random weights, tokenizer, image processor) and toy tasks in memory or in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from hf_taskvec.base import Base
+
+TEXTS = ["a photo of a handwritten digit zero", "a picture of red green blue stripes, circle, square, triangle"]
+
+
+def save_tiny_base(folder: Path) -> Path:
+    """Writes a random CLIP of width 32 with its processor."""
+    tokenizer = CLIPTokenizer().train_new_from_iterator(TEXTS, vocab_size=300)
+    tokenizer.model_max_length = 24
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8, "projection_dim": 16,
+    }  # fmt: skip
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_dim": 16,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16))
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_colour_dataset(folder: Path, *, train: int = 90, test: int = 30, seed: int = 0) -> Path:
+    """Writes a dataset folder of noisy red, green and blue images with a `ClassLabel`."""
+    rng = np.random.default_rng(seed)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "green", "blue"])}
+    )
+    for split, count in (("train", train), ("test", test)):
+        labels = [index % 3 for index in range(count)]
+        images = []
+        for label in labels:
+            pixels = rng.integers(0, 120, size=(40, 36, 3), dtype=np.uint8)
+            pixels[..., label] += 100
+            images.append(Image.fromarray(pixels))
+        part = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def same_base(left: Base, right: Base) -> bool:
+    """Whether two bases have equal weights."""
+    pairs = zip(left.model.state_dict().values(), right.model.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
