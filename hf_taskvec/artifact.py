@@ -7,17 +7,21 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_taskvec.checkpoints import fetch_folder
 from hf_taskvec.errors import CheckpointError, NonFiniteError
 from hf_taskvec.fingerprint import fingerprint, tensor_hash
+from hf_taskvec.hub_client import check_download
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.storage import (
     DTYPE_CODES,
     MAX_SHARD_SIZE,
     atomic_folder,
+    check_inside,
     check_output_folder,
     open_safetensors,
     read_json,
@@ -30,6 +34,7 @@ from hf_taskvec.vector import TaskVector
 
 STEM = "task_vector"
 CONFIG_NAME = "task_vector_config.json"
+FILES = [f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json", CONFIG_NAME, "README.md"]
 SCHEMA_VERSION = 1
 
 
@@ -49,6 +54,7 @@ def save_vector(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPE_CODES))}, got {dtype}")
     check_output_folder(folder, marker=CONFIG_NAME)
     errors, squares = [], []
+    hashes: dict[str, str] = {}
 
     def rounded() -> Iterator[tuple[str, Tensor]]:
         for name in vector.deltas:
@@ -60,6 +66,7 @@ def save_vector(
                     raise NonFiniteError(f"{name!r} overflows {dtype}; save it in float32 or bfloat16")
                 errors.append(float((stored.double() - delta.double()).square().sum()))
                 squares.append(float(delta.double().square().sum()))
+            hashes[name] = tensor_hash(stored)
             yield name, stored
 
     with atomic_folder(folder, marker=CONFIG_NAME) as target:
@@ -67,7 +74,7 @@ def save_vector(
         write_sharded(target, STEM, rounded(), shapes=shapes, dtype=dtype, max_shard_size=max_shard_size)
         rounding = math.sqrt(math.fsum(errors) / math.fsum(squares)) if any(squares) else 0.0
         info = dataclasses.replace(vector.info, rounding_error=rounding) if rounding else vector.info
-        write_json(target / CONFIG_NAME, config_of(info))
+        write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(hashes)})
     return rounding
 
 
@@ -82,29 +89,47 @@ def config_of(info: VectorInfo) -> dict[str, object]:
     return {"schema_version": SCHEMA_VERSION, "library": "hf-taskvec", **info.to_dict()}
 
 
-def load_vector(folder: Path) -> TaskVector:
+def load_vector(folder: Path, *, verify: bool = False) -> TaskVector:
     """Opens the vector in a folder, memory-mapped.
+
+    Args:
+        folder: The folder.
+        verify: Whether to read the weights once and compare them with the fingerprint in the configuration.
 
     Raises:
         CheckpointError: If files are missing, damaged, hostile or of a newer schema.
     """
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG_NAME}, so it holds no task vector")
-    info = read_info(folder)
-    deltas = open_safetensors([folder / file for file in shard_files(folder, STEM)])
+    info, announced = read_config(folder)
+    files = [folder / file for file in shard_files(folder, STEM)]
+    for file in files:
+        check_inside(file, folder)
+    deltas = open_safetensors(files)
+    if not deltas:
+        raise CheckpointError(f"{folder} holds a task vector without parameters")
     for name, delta in deltas.items():
         if delta.dtype not in DTYPE_CODES:
             raise CheckpointError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")
     if info.base_hashes and set(info.base_hashes) != set(deltas):
         odd = sorted(set(info.base_hashes) ^ set(deltas))
         raise CheckpointError(f"weights and configuration disagree on {len(odd)} names, first {odd[0][:200]!r}")
-    return TaskVector(deltas, info)
+    vector = TaskVector(deltas, info)
+    if verify and announced is not None and vector_fingerprint(vector) != announced:
+        raise CheckpointError(f"the weights in {folder} are not those that its configuration was written for")
+    return vector
 
 
 def read_info(folder: Path) -> VectorInfo:
     """The provenance in a folder."""
+    return read_config(folder)[0]
+
+
+def read_config(folder: Path) -> tuple[VectorInfo, str | None]:
+    """The provenance in a folder, and the fingerprint of the weights if it is announced."""
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_NAME}, so it holds no task vector")
     config = read_json(folder / CONFIG_NAME)
     version, library = config.pop("schema_version", None), config.pop("library", None)
+    announced = config.pop("fingerprint", None)
     if library != "hf-taskvec" or type(version) is not int:
         raise CheckpointError(f"{CONFIG_NAME} is no configuration of hf_taskvec")
     if version > SCHEMA_VERSION:
@@ -112,9 +137,30 @@ def read_info(folder: Path) -> VectorInfo:
             f"{CONFIG_NAME} has schema version {version}, this hf_taskvec reads up to {SCHEMA_VERSION}: "
             "pip install --upgrade hf-taskvec"
         )
-    return VectorInfo.from_dict(config)
+    if not isinstance(announced, str | None):
+        raise CheckpointError(f"{CONFIG_NAME}: 'fingerprint' must be a string")
+    return VectorInfo.from_dict(config), announced
 
 
 def vector_fingerprint(vector: TaskVector) -> str:
     """One hash over the vector's names, shapes, dtypes and values."""
     return fingerprint({name: tensor_hash(delta) for name, delta in vector.deltas.items()})
+
+
+def fetch_vector(source: str | os.PathLike[str], **hub: Any) -> TaskVector:
+    """Opens a vector by Hub id or folder; see `TaskVector.from_pretrained`."""
+    folder = fetch_folder(
+        source, patterns=FILES, missing=f"has no {CONFIG_NAME}, so it holds no task vector",
+        checked_later=f"{STEM}*.safetensors", **hub,
+    )  # fmt: skip
+    weights = [path for path in folder.fresh if path.suffix == ".safetensors"]
+    announced = read_config(folder.path)[1]
+    if announced is None:
+        for path in weights:
+            check_download(path)
+    try:
+        return load_vector(folder.path, verify=bool(weights))
+    except CheckpointError:
+        for path in weights:
+            check_download(path)  # damaged on the way rather than at its source: fetch it again
+        raise

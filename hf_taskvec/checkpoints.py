@@ -2,43 +2,71 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import snapshot_download
+import httpx2
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HFValidationError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from torch import Tensor
 
-from hf_taskvec.errors import CheckpointError, NotCachedError
+from hf_taskvec.errors import CheckpointError
+from hf_taskvec.hub_client import check_download, hub_errors, with_retries
 from hf_taskvec.names import canonical, canonical_name
-from hf_taskvec.storage import atomic_folder, check_relative, open_safetensors, shard_files, write_sharded
+from hf_taskvec.storage import (
+    atomic_folder,
+    check_inside,
+    check_relative,
+    open_safetensors,
+    shard_files,
+    write_json,
+    write_sharded,
+)
 from hf_taskvec.tensors import scaled_sum
 
 if TYPE_CHECKING:
     from hf_taskvec.vector import TaskVector
 
-WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+WEIGHTS = ["model*.safetensors", "model*.safetensors.index.json"]
 SIDE_FILES = ["*.json", "*.txt", "*.model"]
+APPLIED_NAME = "task_vector_applied.json"
+MAX_SIDE_BYTES = 64 << 20
+PICKLED = (
+    "has no model.safetensors. Pickled weights (pytorch_model.bin) are refused, since loading them can run code: "
+    "load them where you trust them and save_pretrained() them again."
+)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Files of a repository on this machine: their folder, the name to quote, and the Hub commit if there is one."""
+    """Files of a repository on this machine.
+
+    Attributes:
+        path: Their folder.
+        name: The name to quote.
+        commit: The Hub commit, if there is one.
+        fresh: The files that were downloaded just now.
+    """
 
     path: Path
     name: str
     commit: str | None
+    fresh: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,17 +88,24 @@ def fetch_folder(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    missing: str = "has no such files",
+    checked_later: str = "",
 ) -> Folder:
     """A local folder as it is, or the matching files of a Hub repository, downloaded or from the cache.
 
+    Sizes are checked before the download and hashes after it. If the Hub is out of reach, the cache serves.
+
     Args:
         source: Folder or Hub id.
-        patterns: Globs of the files wanted.
+        patterns: Globs of the files wanted; none of them looks into folders.
         subfolder: Folder inside the repository.
+        missing: What the error says if the repository has none of the files.
+        checked_later: Glob of files whose content the caller checks, by a faster hash than the Hub's.
 
     Raises:
         CheckpointError: If there is no such folder, repository or revision, or access is refused.
         NotCachedError: If the Hub is out of reach and the cache has no copy.
+        HubError: If the download failed or is damaged; what arrived whole is kept.
     """
     if subfolder:
         check_relative(subfolder, "subfolder")
@@ -78,36 +113,65 @@ def fetch_folder(
         path = Path(source) / subfolder
         if not path.is_dir():
             raise CheckpointError(f"{source} has no folder {subfolder!r}")
+        check_inside(path, Path(source))
         return Folder(path, Path(source).resolve().name, None)
-    repo = os.fspath(source)
-    globs = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+    repo, started = os.fspath(source), time.time_ns()
     where = repo if revision is None else f"{repo} at revision {revision!r}"
-    try:
-        snapshot = Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=globs, token=token,
-                cache_dir=None if cache_dir is None else Path(cache_dir), local_files_only=local_files_only,
-                force_download=force_download,
-            )
-        )  # fmt: skip
-    except HFValidationError:
-        raise CheckpointError(f"{repo!r} is neither a folder nor a Hub id (user/name)") from None
-    except GatedRepoError:
-        raise CheckpointError(f"{where} is gated: accept its terms on the Hub and log in (hf auth login)") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{where} is neither a folder nor a repository you can see; check the name, or log in (hf auth login)"
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{repo} has no revision {revision!r}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise NotCachedError(
-            f"{where} is not in the cache and the Hub is out of reach; fetch it first: hf download {repo}"
-        ) from error
-    path = snapshot / subfolder
+    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+    cache = None if cache_dir is None else Path(cache_dir)
+    trouble: Exception | None = None
+    with hub_errors(where, "reading"):
+        if not local_files_only:
+            try:
+                sizes = with_retries(lambda: _remote_sizes(repo, revision=revision, token=token))
+                wanted = [glob.escape(name) for name in _matching(sizes, wanted, where=where, missing=missing)]
+            except (GatedRepoError, RevisionNotFoundError):
+                raise
+            except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
+                trouble = error
+        try:
+            snapshot = with_retries(
+                lambda: snapshot_download(
+                    repo, revision=revision, allow_patterns=wanted, token=token, cache_dir=cache,
+                    local_files_only=local_files_only or trouble is not None, force_download=force_download,
+                )
+            )  # fmt: skip
+        except LocalEntryNotFoundError as error:
+            raise trouble or error from None
+    if trouble is not None:
+        logger.warning("The Hub is out of reach (%s); %s comes from the cache", type(trouble).__name__, where)
+    path = Path(snapshot) / subfolder
     if not path.is_dir():
-        raise CheckpointError(f"{where} has no folder {subfolder!r}" if subfolder else f"{where} has no such files")
-    return Folder(path, repo, snapshot.name)
+        raise CheckpointError(f"{where} has no folder {subfolder!r}" if subfolder else f"{where} {missing}")
+    fresh = tuple(file for file in path.iterdir() if file.resolve().stat().st_ctime_ns >= started - 20_000_000)
+    for file in fresh:
+        if not fnmatch(file.name, checked_later):
+            check_download(file)
+    return Folder(path, repo, Path(snapshot).name, fresh)
+
+
+def _remote_sizes(repo: str, *, revision: str | None, token: str | bool | None) -> dict[str, int]:
+    """The files of a repository on the Hub and their sizes in bytes."""
+    info = HfApi(token=token).model_info(
+        repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+    )
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+def _matching(sizes: Mapping[str, int], globs: Sequence[str], *, where: str, missing: str) -> list[str]:
+    """The files that match, each of a sane size and in the folder of its glob."""
+    names = [
+        name
+        for name in sizes
+        if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in globs)
+    ]
+    if not names:
+        raise CheckpointError(f"{where} {missing}")
+    for name in names:
+        check_relative(name, where)
+        if not name.endswith(".safetensors") and sizes[name] > MAX_SIDE_BYTES:
+            raise CheckpointError(f"{where}: {name[:200]!r} has {sizes[name]} bytes, which is no configuration or card")
+    return names
 
 
 def open_checkpoint(
@@ -124,18 +188,19 @@ def open_checkpoint(
         CheckpointError: If there are none, or only pickled ones, which are refused.
     """
     folder = fetch_folder(
-        source, patterns=WEIGHTS, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    )
+        source, patterns=WEIGHTS, revision=revision, token=token, cache_dir=cache_dir,
+        local_files_only=local_files_only, missing=PICKLED,
+    )  # fmt: skip
     return Checkpoint(folder.name, folder.commit, canonical(_open_weights(folder.path, folder.name).items()))
 
 
 def _open_weights(folder: Path, name: str) -> dict[str, Tensor]:
     if not any(folder.glob("model*.safetensors*")):
-        raise CheckpointError(
-            f"{name} has no model.safetensors. Pickled weights (pytorch_model.bin) are refused, since loading them can "
-            "run code: load them where you trust them and save_pretrained() them again."
-        )
-    return open_safetensors([folder / file for file in shard_files(folder, "model")])
+        raise CheckpointError(f"{name} {PICKLED}")
+    files = [folder / file for file in shard_files(folder, "model")]
+    for file in files:
+        check_inside(file, folder)
+    return open_safetensors(files)
 
 
 def write_checkpoint(
@@ -150,7 +215,7 @@ def write_checkpoint(
     """Writes base plus `scaling` times the vector as a checkpoint folder, parameter by parameter.
 
     The folder keeps the base's layout, dtypes and side files (configuration, tokenizer, image processor), so it loads
-    with the class that loads the base.
+    with the class that loads the base. `task_vector_applied.json` in it records the vector, the scaling and the base.
 
     Args:
         vector: The vector to add.
@@ -164,7 +229,7 @@ def write_checkpoint(
         BaseMismatchError, IncompatibleVectorsError, NonFiniteError: As `TaskVector.apply_to`.
         OutputExistsError: If the folder holds something else.
     """
-    folder = fetch_folder(base, patterns=[*WEIGHTS, *SIDE_FILES], revision=revision)
+    folder = fetch_folder(base, patterns=[*WEIGHTS, *SIDE_FILES], revision=revision, missing=PICKLED)
     weights = _open_weights(folder.path, folder.name)
     vector.check_fits(canonical(weights.items()), allow_other_base=allow_other_base)
     vector.check_finite()
@@ -185,3 +250,6 @@ def write_checkpoint(
             for path in folder.path.glob(pattern):
                 if not path.name.endswith(".index.json"):
                     shutil.copyfile(path, target / path.name)
+        applied = {"base": folder.name, "base_revision": folder.commit, "scaling": scaling}
+        info = {key: value for key, value in vector.info.to_dict().items() if key != "base_hashes"}
+        write_json(target / APPLIED_NAME, {**applied, "allow_other_base": allow_other_base, "vector": info})

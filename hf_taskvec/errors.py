@@ -45,6 +45,10 @@ class NotCachedError(TaskVecError, OSError):
     """Something must be downloaded, but the Hub is out of reach and the cache has no copy."""
 
 
+class HubError(TaskVecError, OSError):
+    """An exchange with the Hub that failed: no rights, a conflict, trouble of the Hub, the connection or the disk."""
+
+
 class OutputExistsError(TaskVecError, FileExistsError):
     """An output folder that holds something else."""
 

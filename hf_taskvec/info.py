@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.fingerprint import fingerprint
+from hf_taskvec.storage import check_text
 
 Kind = Literal["difference", "fine-tuned", "gradient", "merged", "lora"]
 
@@ -111,7 +112,8 @@ class VectorInfo:
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
-    """`value` if it has the type that the field's annotation names."""
+    """`value` if it has the type that the field's annotation names and holds nothing absurd."""
+    _check_texts(f"task vector config: {key!r}", value)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin = typing.get_origin(option)
@@ -125,6 +127,19 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         elif isinstance(option, type) and type(value) is option:
             return value
     raise CheckpointError(f"task vector config: {key!r} must be {hint}, got {type(value).__name__} {str(value)[:80]!r}")
+
+
+def _check_texts(where: str, value: Any) -> None:
+    """Checks every string in a JSON value; see `check_text`."""
+    if isinstance(value, str):
+        check_text(value, where, max_length=4000)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_text(key, where)
+            _check_texts(where, item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_texts(where, item)
 
 
 def _values_fit(values: Mapping[str, Any], kind: Any) -> bool:

@@ -21,6 +21,7 @@ from hf_taskvec.errors import CheckpointError, OutputExistsError
 
 DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 MAX_SHARD_SIZE = "5GB"
+MAX_HEADER_BYTES = 16 << 20  # a vision tower's has some 20 kB
 
 
 @contextmanager
@@ -188,6 +189,22 @@ def check_relative(name: str, where: str) -> None:
         raise CheckpointError(f"{where} names {name[:200]!r}, which leaves its folder")
 
 
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises a `CheckpointError` if `path` lies outside `folder` once links are followed.
+
+    A Hub cache's own links, from a snapshot to the blobs beside it, are no way out.
+    """
+    root = folder.resolve()
+    if path.resolve().is_relative_to(root):
+        return
+    storage = next((parent.parent for parent in root.parents if parent.name == "snapshots"), None)
+    if storage is not None and path.is_symlink():
+        hop = Path(os.path.normpath(path.parent.resolve() / os.readlink(path)))
+        if path.parent.resolve().is_relative_to(root) and hop.parent == storage / "blobs":
+            return
+    raise CheckpointError(f"{path} is a link that leaves {folder}")
+
+
 def open_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     """The tensors of one or more files, memory-mapped: nothing is read before it is used.
 
@@ -196,16 +213,34 @@ def open_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for path in paths:
+        _check_header(path)
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    check_text(name, f"a name in {path.name}")
                     if name in tensors:
                         raise CheckpointError(f"{name!r} is in more than one file")
                     tensors[name] = file.get_tensor(name)
-        except (SafetensorError, ValueError, OverflowError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{path.name} is no valid safetensors file: {error}") from None
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} does not exist") from None
+        except CheckpointError:
+            raise
+        except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
+            raise CheckpointError(f"{path.name} is no valid safetensors file: {str(error)[:300]!r}") from None
     return tensors
+
+
+def _check_header(path: Path) -> None:
+    """Raises unless the file announces a header that fits into it and into memory."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise CheckpointError(f"{path.name} is no valid safetensors file: it announces a header of {length} bytes")
+
+
+def check_text(text: str, where: str, *, max_length: int = 1000) -> None:
+    """Raises a `CheckpointError` if a string is absurdly long or could drive a terminal: control characters."""
+    if len(text) > max_length:
+        raise CheckpointError(f"{where} has {len(text)} characters: {text[:80]!r}…")
+    if not text.replace("\n", " ").replace("\t", " ").isprintable():
+        raise CheckpointError(f"{where} holds control characters: {text[:80]!r}")

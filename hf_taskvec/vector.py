@@ -206,14 +206,12 @@ class TaskVector:
             CheckpointError: If the files are missing, damaged or hostile.
             NotCachedError: If the Hub is out of reach and the cache has no copy.
         """
-        from hf_taskvec.artifact import load_vector
-        from hf_taskvec.checkpoints import fetch_folder
+        from hf_taskvec.artifact import fetch_vector
 
-        folder = fetch_folder(
-            source, patterns=["task_vector*", "README.md"], revision=revision, subfolder=subfolder, token=token,
-            cache_dir=cache_dir, local_files_only=local_files_only, force_download=force_download,
+        return fetch_vector(
+            source, revision=revision, subfolder=subfolder, token=token, cache_dir=cache_dir,
+            local_files_only=local_files_only, force_download=force_download,
         )  # fmt: skip
-        return load_vector(folder.path)
 
     # -- applying -----------------------------------------------------------------------------------------------------
 
@@ -363,7 +361,9 @@ class TaskVector:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest dtype among the deltas."""
+        """The widest dtype among the deltas; lazy deltas tell theirs without computing."""
+        if (lazy := getattr(self.deltas, "dtype", None)) is not None:
+            return lazy
         widest = torch.float16
         for index, delta in enumerate(self.deltas.values()):
             widest = delta.dtype if index == 0 else torch.promote_types(widest, delta.dtype)

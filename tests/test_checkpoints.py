@@ -140,7 +140,8 @@ def test_a_written_checkpoint_keeps_layout_and_side_files(tmp_path: Path, vision
     vector = tiny_vector(tuned, seed=5)
     vector.save_checkpoint(vision, tmp_path / "out")
     assert open_raw(tmp_path / "out") == open_raw(vision)
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors", "vocab.txt"]
+    side = ["config.json", "model.safetensors", "task_vector_applied.json", "vocab.txt"]
+    assert sorted(os.listdir(tmp_path / "out")) == side
     moved = finetuned(tuned, seed=5).vision_model
     loaded = CLIPVisionModel.from_pretrained(tmp_path / "out")
     for left, right in zip(loaded.parameters(), moved.parameters(), strict=True):
@@ -158,6 +159,16 @@ def test_a_checkpoint_is_not_written_from_another_base_nor_over_something_else(
     with pytest.raises(OutputExistsError):
         vector.save_checkpoint(checkpoints[0], tmp_path / "photos")
     assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_written_checkpoint_records_what_was_added_to_what(tmp_path: Path, checkpoints: Folders, other: bool) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints, task="mnist")
+    vector.save_checkpoint(checkpoints[other], tmp_path / "out", scaling=0.5, allow_other_base=other)
+    applied = json.loads((tmp_path / "out" / "task_vector_applied.json").read_text())
+    assert (applied["base"], applied["scaling"]) == (checkpoints[other].name, 0.5)
+    assert applied["allow_other_base"] is other
+    assert applied["vector"]["task"] == "mnist"
 
 
 def test_half_precision_checkpoints_stay_half_precision(tmp_path: Path, checkpoints: Folders, base: CLIPModel) -> None:
