@@ -20,7 +20,7 @@ from hf_taskvec.trainer import ShuffledSampler
 from tests.bases import same_base, save_colour_dataset, save_tiny_base
 from tests.helpers import equal_vectors
 
-SCRIPT = Path(__file__).parent / "scripts" / "train_colours.py"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +148,10 @@ def test_validation_accuracy_is_logged_if_asked(base: Base, task: Task, tmp_path
 
 def run_script(folders: tuple[Path, Path], output_dir: Path, *arguments: str, processes: int = 1) -> int:
     """Runs the training script; returns its exit status."""
-    launcher = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
-        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0",
-    ]  # fmt: skip
-    command = [*launcher, "-m", "tests.scripts.train_colours"] if processes == 1 else [*launcher, str(SCRIPT)]
-    command += [*map(str, folders), str(output_dir), *arguments]
-    return subprocess.run(command, cwd=SCRIPT.parents[2], capture_output=True, timeout=300, check=False).returncode
+    launcher = ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", "-m"]
+    module = [*(launcher if processes > 1 else []), "tests.scripts.train_colours"]
+    command = [sys.executable, "-m", *module, *map(str, folders), str(output_dir), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False).returncode
 
 
 def test_a_killed_run_resumes_to_the_same_vector_bit_for_bit(folders: tuple[Path, Path], tmp_path: Path) -> None:
