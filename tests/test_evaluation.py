@@ -1,0 +1,191 @@
+"""Heads, reports and the choice of a scaling."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_taskvec import Report, Task, TaskResult, TaskVector, choose_scaling, evaluate, load_base, scaling_curve
+from hf_taskvec.base import Base
+from hf_taskvec.classifier import zero_shot_head
+from hf_taskvec.errors import CheckpointError, NotCachedError
+from hf_taskvec.evaluation import best_scaling, predict
+from hf_taskvec.metrics import Accuracy, PerClassAccuracy
+from hf_taskvec.plots import plot_merge, save_figure
+from hf_taskvec.summary import Mean, summary_table
+from tests.bases import same_base, save_colour_dataset, save_tiny_base
+from tests.helpers import finetuned
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return load_base(save_tiny_base(tmp_path_factory.mktemp("bases") / "base"))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return Task.from_dataset(save_colour_dataset(tmp_path_factory.mktemp("data") / "colours"))
+
+
+@pytest.fixture(scope="module")
+def vector(base: Base) -> TaskVector:
+    return TaskVector.from_models(base.model, finetuned(base.model, size=0.05))
+
+
+def test_a_base_loads_in_float32_and_evaluation_mode(base: Base) -> None:
+    assert base.model.dtype == torch.float32
+    assert not base.model.training
+    assert base.name == "base"
+
+
+def test_a_base_that_lacks_a_parameter_is_refused_by_name(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save_tiny_base(tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_projection.weight"]
+    weights["extra"] = torch.zeros(1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing keys: text_projection\.weight; unexpected keys: extra"):
+        load_base(folder)
+
+
+def test_a_base_that_is_neither_here_nor_in_the_cache_says_what_to_fetch(tmp_path: Path) -> None:
+    with pytest.raises(NotCachedError, match="hf download nobody/nothing"):
+        load_base("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_the_head_averages_unit_features_of_the_templates(base: Base) -> None:
+    templates, names = ("a photo of a {}.", "{}"), ("circle", "square")
+    head = zero_shot_head(base, names, templates)
+    mean = base.encode_text(["a photo of a square.", "square"]).mean(dim=0)
+    expected = mean / mean.norm() * base.model.logit_scale.exp()
+    torch.testing.assert_close(head[1], expected.detach())
+
+
+def test_the_cached_head_depends_on_names_order_templates_and_text_tower(base: Base) -> None:
+    first = zero_shot_head(base, ("circle", "square"), ("{}",))
+    assert torch.equal(first, zero_shot_head(base, ("circle", "square"), ("{}",)))
+    assert torch.equal(zero_shot_head(base, ("square", "circle"), ("{}",)), first.flip(0))
+    assert not torch.equal(zero_shot_head(base, ("circle", "square"), ("a {}",)), first)
+    other = load_base_with_other_text(base)
+    assert not torch.equal(zero_shot_head(other, ("circle", "square"), ("{}",)), first)
+
+
+def load_base_with_other_text(base: Base) -> Base:
+    """A copy whose text projection is doubled in one entry."""
+    import copy
+
+    model = copy.deepcopy(base.model)
+    with torch.no_grad():
+        model.text_projection.weight[0, 0] += 1
+    return Base(model, base.processor, base.name)
+
+
+def test_logits_are_those_of_clip_itself(base: Base, task: Task) -> None:
+    single = Task(name="single", dataset=task.dataset, class_names=task.class_names, templates=("a {}",))
+    logits, labels = predict(base, single)
+    images = single.load("test")
+    texts = [f"a {name}" for name in task.class_names]
+    inputs = base.processor(
+        text=texts, images=[images[i]["image"] for i in range(5)], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = base.model(**inputs).logits_per_image
+    torch.testing.assert_close(logits[:5], expected, atol=1e-4, rtol=1e-4)
+    assert labels.tolist() == images["label"][:]
+
+
+def test_accuracy_counts_correct_predictions() -> None:
+    scores = Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])
+    assert scores == {"accuracy": 0.75, "standard_error": math.sqrt(0.75 * 0.25 / 4), "num_images": 4}
+    per_class = PerClassAccuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])
+    assert per_class["per_class_accuracy"] == {0: 1.0, 1: 1.0, 2: 0.5}
+
+
+def test_evaluation_needs_a_task(base: Base) -> None:
+    with pytest.raises(ValueError, match="at least one task"):
+        evaluate(base, [])
+
+
+def test_the_curve_is_what_applying_at_each_scaling_gives(base: Base, task: Task, vector: TaskVector) -> None:
+    before = load_base_with_same_weights(base)
+    curve = scaling_curve(base, vector, [task], scalings=(0.5, 2.0, 1.0))
+    for scaling, report in curve.items():
+        again = evaluate(vector.apply_to(base, scaling=scaling), [task], split="validation")
+        assert report.results == again.results
+    assert same_base(base, before)
+    assert choose_scaling(base, vector, [task], scalings=(0.5, 2.0, 1.0)) == best_scaling(curve)
+
+
+def load_base_with_same_weights(base: Base) -> Base:
+    """A deep copy to compare with later."""
+    import copy
+
+    return Base(copy.deepcopy(base.model), base.processor, base.name)
+
+
+def test_of_equal_scalings_the_smallest_wins() -> None:
+    report = Report("m", "validation", (TaskResult("t", 0.5, 10),))
+    worse = Report("m", "validation", (TaskResult("t", 0.4, 10),))
+    assert best_scaling({1.0: report, 0.3: report, 0.1: worse}) == 0.3
+
+
+REPORT = Report("merged", "test", (TaskResult("a", 0.6, 100), TaskResult("b", 0.8, 50)), 0.3)
+
+
+def test_a_report_holds_means_and_normalised_accuracies() -> None:
+    zero_shot = Report("base", "test", (TaskResult("a", 0.5, 100), TaskResult("b", 0.3, 50)))
+    report = REPORT.with_references(zero_shot=zero_shot, individual={"a": 0.8, "b": 0.8})
+    assert report.accuracy == pytest.approx(0.7)
+    assert report.zero_shot == pytest.approx(0.4)
+    assert report.normalized == pytest.approx((0.75 + 1.0) / 2)
+    table = report.to_markdown()
+    assert "| a | 50.0 | 80.0 | 60.0 ± 4.9 | 75.0 | 100 |" in table
+    assert "| **mean** | 40.0 | 80.0 | 70.0 | 87.5 | 150 |" in table
+
+
+def test_an_unknown_reference_is_a_dash_and_no_mean() -> None:
+    report = REPORT.with_references(individual={"a": 0.8})
+    assert report.individual is None
+    assert report.results[1].normalized is None
+    assert "| b | – | – | 80.0 ± 5.7 | – | 50 |" in report.to_markdown()
+
+
+def test_a_saved_report_comes_back(tmp_path: Path) -> None:
+    report = REPORT.with_references(individual={"a": 0.8, "b": 0.9})
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
+    assert json.loads((tmp_path / "report.json").read_text())["results"][0]["normalized"] == pytest.approx(0.75)
+
+
+def test_a_damaged_report_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"model": "m"}')
+    with pytest.raises(CheckpointError, match="no valid report"):
+        Report.load(tmp_path / "report.json")
+
+
+def test_the_mean_over_seeds_has_students_interval() -> None:
+    mean = Mean.of([0.5, 0.6, 0.7])  # t(0.975, 2) = 4.3027
+    assert mean.value == pytest.approx(0.6)
+    assert mean.half_width == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert str(mean) == "60.0 ± 24.8"
+    assert str(Mean.of([0.5])) == "50.0"
+
+
+def test_the_summary_has_a_row_per_task_and_columns_per_model() -> None:
+    zero_shot = Report("base", "test", (TaskResult("a", 0.5, 100), TaskResult("b", 0.3, 50)))
+    report = REPORT.with_references(zero_shot=zero_shot, individual={"a": 0.8, "b": 0.8})
+    table = summary_table({"ties": [report, report], "average": [report, report]})
+    assert table.splitlines()[2] == "| a | 50.0 | 80.0 ± 0.0 | 60.0 ± 0.0 | 75.0 ± 0.0 | 60.0 ± 0.0 | 75.0 ± 0.0 |"
+
+
+def test_a_figure_is_written_whole(tmp_path: Path) -> None:
+    report = REPORT.with_references(zero_shot=REPORT, individual={"a": 0.8, "b": 0.9})
+    save_figure(plot_merge(report, {"ties": {0.1: REPORT, 0.5: REPORT}}, zero_shot=0.4), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]

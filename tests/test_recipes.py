@@ -1,0 +1,115 @@
+"""Recipes: their arguments, and the main job from end to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hf_taskvec import Report, TaskVector, TaskVectorConfig
+from hf_taskvec.errors import OutputExistsError, UnknownNameError
+from hf_taskvec.recipe import arg, parse_recipe
+from recipes import evaluate, finetune, quickstart
+from tests.bases import save_colour_dataset, save_tiny_base
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Arguments:
+    method: str = arg("A method.")
+    density: float = arg("A fraction.", default=0.2)
+    vectors: list[str] = arg("Some vectors.", default=["a"])
+    quiet: bool = arg("Whether to be quiet.", default=False)
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "method: ties\ndensity: 1e-1\nvectors: [x, y]\nquiet: true\n")
+    (arguments,) = parse_recipe(Arguments, argv=["--config", config, "--density", "0.5"])
+    assert arguments == Arguments("ties", 0.5, ["x", "y"], True)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+    (arguments,) = parse_recipe(Arguments, argv=["--config", write(tmp_path, "method: ties\ndensity: 1e-5\n")])
+    assert arguments.density == 1e-5
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'density'"):
+        parse_recipe(Arguments, argv=["--config", write(tmp_path, "method: ties\ndensty: 0.5\n")])
+
+
+def test_a_nested_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="flat mapping"):
+        parse_recipe(Arguments, argv=["--config", write(tmp_path, "- ties\n")])
+    with pytest.raises(ValueError, match="density must be a value or a list"):
+        parse_recipe(Arguments, argv=["--config", write(tmp_path, "method: ties\ndensity: {a: 1}\n")])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)
+def test_a_recipe_is_short_and_explains_its_arguments(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 120
+    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout
+
+
+def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = save_tiny_base(tmp_path / "base")
+    for name, seed in (("first", 0), ("second", 1)):
+        save_colour_dataset(tmp_path / "data" / name, seed=seed)
+    config = TaskVectorConfig(
+        output_dir=str(tmp_path / "out"), learning_rate=3e-3, num_train_epochs=2, per_device_train_batch_size=16,
+        disable_tqdm=True, save_strategy="no", track_gradients=False,
+    )  # fmt: skip
+    arguments = quickstart.QuickstartArguments(
+        base=str(base), tasks=["first", "second"], data_dir=str(tmp_path / "data"), seeds=[0, 1],
+        methods=["task_arithmetic", "average"],
+    )  # fmt: skip
+    reports = quickstart.main(arguments, config)
+    assert [len(runs) for runs in reports.values()] == [2, 2]
+    report = Report.load(tmp_path / "out" / "report.json")
+    assert report.individual is not None
+    assert report.individual > 0.9 > (report.zero_shot or 1.0)
+    assert (tmp_path / "out" / "report.png").is_file()
+    merged = TaskVector.from_pretrained(tmp_path / "out" / "seed-1" / "merged-average")
+    assert [parent.task for parent in merged.info.parents] == ["first", "second"]
+    assert all(parent.seed == 1 for parent in merged.info.parents)
+    assert "| **mean** |" in capsys.readouterr().out
+
+
+def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None:
+    base, folder = save_tiny_base(tmp_path / "base"), save_colour_dataset(tmp_path / "data" / "colours").parent
+    config = TaskVectorConfig(
+        output_dir=str(tmp_path / "out"), learning_rate=3e-3, num_train_epochs=3, per_device_train_batch_size=16,
+        disable_tqdm=True,
+    )  # fmt: skip
+    vector = finetune.main(finetune.FinetuneArguments(task="colours", base=str(base), data_dir=str(folder)), config)
+    arguments = evaluate.EvaluateArguments(
+        tasks=["colours"], base=str(base), vector=str(tmp_path / "out" / "vector"), scaling=1.0, data_dir=str(folder),
+        output=str(tmp_path / "report.json"),
+    )  # fmt: skip
+    report = evaluate.main(arguments)
+    assert report.accuracy > 0.9
+    assert Report.load(tmp_path / "report.json") == report
+    assert vector.info.epochs == 3.0
+
+
+def test_a_folder_that_holds_something_else_stops_the_run_before_training(tmp_path: Path) -> None:
+    base, folder = save_tiny_base(tmp_path / "base"), save_colour_dataset(tmp_path / "data" / "colours").parent
+    (tmp_path / "out" / "seed-0" / "colours" / "vector").mkdir(parents=True)
+    (tmp_path / "out" / "seed-0" / "colours" / "vector" / "thesis.txt").write_text("years of work")
+    config = TaskVectorConfig(output_dir=str(tmp_path / "out"), disable_tqdm=True)
+    arguments = quickstart.QuickstartArguments(base=str(base), tasks=["colours"], data_dir=str(folder))
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        quickstart.main(arguments, config)
+    assert not (tmp_path / "out" / "seed-0" / "colours" / "run").exists()
