@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +11,28 @@ from typing import Any
 
 import torch
 
-from hf_taskvec.artifact import CONFIG_NAME, load_vector, save_vector
+from hf_taskvec.artifact import CONFIG_NAME, load_vector, save_vector, shapes_of
 from hf_taskvec.compatibility import check_compatible, merged_info
-from hf_taskvec.merging import arithmetic  # noqa: F401 (registers its methods)
-from hf_taskvec.merging.registry import METHODS, MergeMethod, get_method, list_methods, merge_method
+from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError
+from hf_taskvec.merging import (  # noqa: F401 (registers the methods)
+    arithmetic,
+    sparse,
+    spectral,
+    stochastic,
+)
+from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool, wide_dtype
+from hf_taskvec.merging.registry import (
+    METHODS,
+    MergeMethod,
+    get_method,
+    list_methods,
+    merge_method,
+    methods_table,
+)
 from hf_taskvec.storage import check_output_folder
 from hf_taskvec.vector import TaskVector
 
-__all__ = ["METHODS", "MergeMethod", "get_method", "list_methods", "merge", "merge_method"]
+__all__ = ["METHODS", "MergeMethod", "get_method", "list_methods", "merge", "merge_method", "methods_table"]
 
 
 def merge(
@@ -25,37 +41,78 @@ def merge(
     *,
     output_dir: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
+    scaling: float = 1.0,
+    device: str | torch.device | None = None,
     **settings: Any,
 ) -> TaskVector:
-    """Merges vectors of one base into one, unscaled.
+    """Merges vectors of one base into one.
+
+    A progress bar shows up after two seconds; `huggingface_hub.utils.disable_progress_bars("hf_taskvec")` hides it.
 
     Args:
         vectors: The vectors.
         method: Name of a merge method; `list_methods` tells them.
         output_dir: Where to write the result, parameter by parameter; it is returned memory-mapped. Without it the
             result is in memory.
-        dtype: Dtype of the result; float32, or float64 if a vector is.
+        dtype: Dtype of the result; float32, or float64 if the vectors are.
+        scaling: Factor of the result; methods return it unscaled.
+        device: Where to compute; by default where the vectors are.
         **settings: Settings of the method.
 
     Raises:
         UnknownNameError: If there is no such method or setting.
         ValueError: If the method cannot take that many vectors, or a setting is out of range.
-        IncompatibleVectorsError, BaseMismatchError: If names, shapes or bases differ; all are listed.
+        IncompatibleVectorsError, BaseMismatchError: If names, shapes, dtypes or bases differ; all are listed.
         NonFiniteError: If a vector holds NaN or Inf.
         OutputExistsError: If `output_dir` holds something else.
     """
     vectors = list(vectors)
     if not vectors:
         raise ValueError("merge needs at least one vector, got none")
+    if not math.isfinite(scaling):
+        raise NonFiniteError(f"scaling must be finite, got {scaling}")
     chosen = get_method(method)
     chosen.check(vectors, settings)
     check_compatible(vectors)
+    _check_dtypes(vectors)
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
     info = merged_info(vectors, method, {**chosen.defaults, **settings})
-    merged = TaskVector(chosen.merge(vectors, **settings).deltas, info)
-    dtype = dtype or max((torch.promote_types(v.dtype, torch.float32) for v in vectors), key=lambda d: d.itemsize)
-    if output_dir is None:
-        return TaskVector({name: merged.deltas[name].to(dtype) for name in merged.deltas}, info)
-    save_vector(merged, output_dir, dtype=dtype)
+    if device is not None:
+        vectors = [_on_device(vector, torch.device(device)) for vector in vectors]
+    merged = chosen.merge(vectors, **settings)
+    if scaling != 1:
+        merged, info = _scaled(merged, scaling), dataclasses.replace(info, scaling=scaling)
+    dtype = dtype or wide_dtype(vectors)
+    return _materialise(TaskVector(merged.deltas, info), dtype=dtype, output_dir=output_dir)
+
+
+def _materialise(vector: TaskVector, *, dtype: torch.dtype, output_dir: str | os.PathLike[str] | None) -> TaskVector:
+    """Computes a lazy vector, in memory or into a folder."""
+    with thread_pool() as pool:
+        deltas = AheadDeltas(vector.deltas, pool, ahead=2 * pool._max_workers, description=vector.info.label)
+        if output_dir is None:
+            return TaskVector({name: deltas[name].to(dtype) for name in deltas}, vector.info)
+        save_vector(TaskVector(deltas, vector.info), output_dir, dtype=dtype)
     return load_vector(Path(output_dir))
+
+
+def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
+    """The vector with each delta moved when it is used."""
+    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name].to(device), vector.dtype)
+    return TaskVector(lazy, vector.info)
+
+
+def _scaled(vector: TaskVector, factor: float) -> TaskVector:
+    """The lazy vector with each delta multiplied when it is used."""
+    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name] * factor, vector.dtype)
+    return TaskVector(lazy, vector.info)
+
+
+def _check_dtypes(vectors: Sequence[TaskVector]) -> None:
+    dtypes = [vector.dtype for vector in vectors]
+    if len(set(dtypes)) > 1:
+        lines = [f"vector {i} ({v.info.label!r}) is {d}" for i, (v, d) in enumerate(zip(vectors, dtypes, strict=True))]
+        raise IncompatibleVectorsError(
+            f"dtypes differ: {'; '.join(lines)}. Convert them first: vector.to(torch.float32)"
+        )

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Literal, TypeVar
 
 import torch
+from huggingface_hub.utils import tqdm
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from hf_taskvec.errors import NonFiniteError
+from hf_taskvec.artifact import shapes_of
+from hf_taskvec.errors import NonFiniteError, UnknownNameError
 from hf_taskvec.tensors import check_finite
 from hf_taskvec.vector import TaskVector
 
-CHUNK = 1 << 17  # entries per vector and chunk: T chunks of float32 stay in the cache
+CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a core's second-level cache
+PROGRESS = "hf_taskvec.merging"  # huggingface_hub.utils.disable_progress_bars(PROGRESS) keeps the bars quiet
 
-MergeChunk = Callable[[Tensor, str], Tensor]  # (T, n) deltas of one parameter -> (n,)
+Scope = Literal["vector", "parameter"]
+MergeChunk = Callable[..., Tensor]  # (T, n) deltas of one parameter, its name [, the chunk's offset] -> (n,)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class LazyDeltas(Mapping[str, Tensor]):
     """Deltas computed on access and not kept; `shapes` tells their shapes without computing them."""
 
-    def __init__(self, shapes: Mapping[str, torch.Size], compute: Callable[[str], Tensor]) -> None:
+    def __init__(self, shapes: Mapping[str, torch.Size], compute: Callable[[str], Tensor], dtype: torch.dtype) -> None:
         self.shapes = dict(shapes)
         self.compute = compute
+        self.dtype = dtype
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:
@@ -37,44 +49,162 @@ class LazyDeltas(Mapping[str, Tensor]):
 
 def map_parameters(compute: Callable[[str], Tensor], vectors: Sequence[TaskVector]) -> TaskVector:
     """A vector whose parameter `name` is `compute(name)`, with the names and shapes of `vectors`."""
-    return TaskVector(LazyDeltas({name: d.shape for name, d in vectors[0].deltas.items()}, compute))
+    return TaskVector(LazyDeltas(shapes_of(vectors[0]), compute, wide_dtype(vectors)))
 
 
-def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector]) -> TaskVector:
+def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector], *, with_start: bool = False) -> TaskVector:
     """A vector computed by `merge_chunk` from one chunk of all T deltas at a time, in float32 or wider.
 
     Args:
         merge_chunk: Maps deltas (T, n) of the parameter `name` to its merged deltas (n,). The input is a buffer that
             the next call overwrites: it may be changed in place, and the result may be a part of it.
         vectors: The vectors to merge.
+        with_start: Whether `merge_chunk` also gets the chunk's offset in the parameter.
 
     Raises:
         NonFiniteError: On access, if a delta holds NaN or Inf.
     """
-    wide = torch.float32
-    for vector in vectors:
-        wide = torch.promote_types(wide, vector.dtype)
+    wide = wide_dtype(vectors)
 
     def compute(name: str) -> Tensor:
-        deltas = [vector.deltas[name].reshape(-1) for vector in vectors]
-        size, shape = deltas[0].numel(), vectors[0].deltas[name].shape
-        merged = torch.empty(size, dtype=wide, device=deltas[0].device)
-        buffer = torch.empty(len(vectors), min(size, CHUNK), dtype=wide, device=merged.device)
-        for start in range(0, size, CHUNK):
-            part = buffer[:, : min(CHUNK, size - start)]
-            for row, delta in zip(part, deltas, strict=True):
-                row.copy_(delta[start : start + CHUNK])
-            check_finite_deltas(part, name, vectors)
-            merged[start : start + CHUNK] = merge_chunk(part, name)
-        return merged.view(shape)
+        first = vectors[0].deltas[name]
+        merged = torch.empty(first.numel(), dtype=wide, device=first.device)
+        for start, deltas in chunks(vectors, name, wide):
+            place = (name, start) if with_start else (name,)
+            merged[start : start + deltas.shape[1]] = merge_chunk(deltas, *place)
+        return merged.view(first.shape)
 
     return map_parameters(compute, vectors)
 
 
-def check_finite_deltas(deltas: Tensor, name: str, vectors: Sequence[TaskVector]) -> None:
+def chunks(
+    vectors: Sequence[TaskVector],
+    name: str,
+    dtype: torch.dtype,
+    *,
+    rows: Sequence[int] | None = None,
+    size: int = CHUNK,
+) -> Iterator[tuple[int, Tensor]]:
+    """Offset and deltas (T, n) of one parameter, chunk by chunk, in one buffer that each step overwrites.
+
+    Args:
+        vectors: The vectors.
+        name: The parameter.
+        dtype: Dtype of the buffer.
+        rows: Indices of the vectors to take; all if left out.
+        size: Entries per vector and chunk.
+
+    Raises:
+        NonFiniteError: If a delta holds NaN or Inf.
+    """
+    rows = range(len(vectors)) if rows is None else rows
+    flat = [vectors[index].deltas[name].reshape(-1) for index in rows]
+    total = flat[0].numel()
+    buffer = torch.empty(len(flat), min(total, size), dtype=dtype, device=flat[0].device)
+    for start in range(0, total, size):
+        part = buffer[:, : min(size, total - start)]
+        for row, delta in zip(part, flat, strict=True):
+            row.copy_(delta[start : start + size])
+        check_finite_deltas(part, name, vectors, rows)
+        yield start, part
+
+
+def stacked(vectors: Sequence[TaskVector], name: str, dtype: torch.dtype) -> Tensor:
+    """The deltas of one parameter, (T, ...), as a new tensor.
+
+    Raises:
+        NonFiniteError: If one holds NaN or Inf.
+    """
+    deltas = torch.stack([vector.deltas[name].to(dtype) for vector in vectors])
+    check_finite_deltas(deltas, name, vectors, range(len(vectors)))
+    return deltas
+
+
+def wide_dtype(vectors: Sequence[TaskVector]) -> torch.dtype:
+    """The dtype to compute in: float32, or float64 if a vector is."""
+    wide = torch.float32
+    for vector in vectors:
+        wide = torch.promote_types(wide, vector.dtype)
+    return wide
+
+
+def check_finite_deltas(deltas: Tensor, name: str, vectors: Sequence[TaskVector], rows: Sequence[int]) -> None:
     """Raises a `NonFiniteError` that names the parameter and the vector in which it holds NaN or Inf."""
     try:
         check_finite(name, deltas)
     except NonFiniteError:
-        row = int((~torch.isfinite(deltas)).flatten(1).any(dim=1).nonzero()[0])
-        raise NonFiniteError(f"{name!r} of vector {row} ({vectors[row].info.label!r}) holds NaN or Inf") from None
+        index = rows[int((~torch.isfinite(deltas)).flatten(1).any(dim=1).nonzero()[0])]
+        raise NonFiniteError(f"{name!r} of vector {index} ({vectors[index].info.label!r}) holds NaN or Inf") from None
+
+
+def check_scope(scope: str) -> None:
+    """Raises an `UnknownNameError` unless `scope` is "vector" or "parameter"."""
+    if scope not in ("vector", "parameter"):
+        raise UnknownNameError("scope", scope, ("vector", "parameter"))
+
+
+@contextmanager
+def thread_pool() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as torch uses, each of which computes alone.
+
+    One thread per parameter and a pool over parameters keeps chunks in each core's own cache and beats many threads
+    per decomposition.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        with _blas().limit(limits=1):
+            yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The thread settings of BLAS libraries other than torch's own: scipy brings one."""
+    return ThreadpoolController()
+
+
+def parallel(function: Callable[[Item], Result], items: Iterable[Item], *, description: str) -> list[Result]:
+    """`function` of each item, in order, computed by the pool under a progress bar."""
+    items = list(items)
+    with thread_pool() as pool:
+        return list(progress(pool.map(function, items), len(items), description))
+
+
+def progress(items: Iterable[Item], total: int, description: str) -> Iterable[Item]:
+    """The items under a progress bar that shows up after two seconds."""
+    return tqdm(items, total=total, desc=description, delay=2, leave=False, name=PROGRESS)
+
+
+class AheadDeltas(Mapping[str, Tensor]):
+    """Lazy deltas that a pool computes ahead of a reader who takes them in order.
+
+    Args:
+        deltas: The lazy deltas.
+        pool: Computes them.
+        ahead: How many to compute beyond the one asked for; this bounds the memory.
+        description: Label of the progress bar.
+    """
+
+    def __init__(self, deltas: Mapping[str, Tensor], pool: ThreadPoolExecutor, *, ahead: int, description: str) -> None:
+        self.shapes = getattr(deltas, "shapes", None) or {name: delta.shape for name, delta in deltas.items()}
+        self._names = list(deltas)
+        self._index = {name: index for index, name in enumerate(self._names)}
+        self._deltas, self._pool, self._ahead, self._description = deltas, pool, ahead, description
+        self._futures: dict[str, Future[Tensor]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        index = self._index[name]
+        for later in self._names[index : index + self._ahead + 1]:
+            if later not in self._futures:
+                self._futures[later] = self._pool.submit(self._deltas.__getitem__, later)
+        return self._futures.pop(name).result()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(progress(self._names, len(self._names), self._description))
+
+    def __len__(self) -> int:
+        return len(self._names)

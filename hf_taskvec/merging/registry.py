@@ -21,8 +21,9 @@ class MergeMethod:
         name: The name of its paper.
         merge: The function: vectors and settings in, the unscaled merged vector out.
         paper: arXiv id or other reference.
-        order_independent: Whether the order of the vectors leaves the result alone.
+        order_independent: Whether the order of the vectors leaves the result alone, up to the rounding of sums.
         min_vectors, max_vectors: How many vectors it takes.
+        resumable: Whether it is slow enough for a merge into a folder to keep a journal.
     """
 
     name: str
@@ -31,6 +32,7 @@ class MergeMethod:
     order_independent: bool = True
     min_vectors: int = 1
     max_vectors: int | None = None
+    resumable: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -57,12 +59,18 @@ METHODS: dict[str, MergeMethod] = {}
 
 
 def merge_method(
-    name: str, *, paper: str, order_independent: bool = True, min_vectors: int = 1, max_vectors: int | None = None
+    name: str,
+    *,
+    paper: str,
+    order_independent: bool = True,
+    min_vectors: int = 1,
+    max_vectors: int | None = None,
+    resumable: bool = False,
 ) -> Callable[[Merge], Merge]:
     """Registers a function as the merge method `name`; its keyword-only arguments are its settings."""
 
     def register(function: Merge) -> Merge:
-        METHODS[name] = MergeMethod(name, function, paper, order_independent, min_vectors, max_vectors)
+        METHODS[name] = MergeMethod(name, function, paper, order_independent, min_vectors, max_vectors, resumable)
         return function
 
     return register
@@ -78,3 +86,15 @@ def get_method(name: str) -> MergeMethod:
 def list_methods() -> list[MergeMethod]:
     """Every registered method, by name."""
     return [METHODS[name] for name in sorted(METHODS)]
+
+
+def methods_table() -> str:
+    """A Markdown table of every method: what it does, its paper, its defaults, whether order matters."""
+    lines = ["| method | what it does | paper | settings | order matters |", "|---|---|---|---|---|"]
+    for method in list_methods():
+        arxiv = method.paper[:4].isdigit() and "." in method.paper
+        paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if arxiv else method.paper
+        settings = ", ".join(f"`{key}={value!r}`" for key, value in method.defaults.items()) or "-"
+        order = "no" if method.order_independent else "yes"
+        lines.append(f"| `{method.name}` | {method.summary} | {paper} | {settings} | {order} |")
+    return "\n".join(lines) + "\n"

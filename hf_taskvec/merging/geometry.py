@@ -1,0 +1,60 @@
+"""How T vectors lie to each other, in one streaming pass: inner products of all pairs, per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_taskvec.artifact import shapes_of
+from hf_taskvec.merging.engine import chunks, parallel
+from hf_taskvec.vector import TaskVector
+
+_CHUNK = 1 << 14  # T rows of float64 stay in the second-level cache
+
+
+def inner_products(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
+    """The inner products of all pairs, for each parameter.
+
+    Returns:
+        For each parameter, (T, T) in float64 on the CPU.
+
+    Raises:
+        NonFiniteError: If a delta holds NaN or Inf.
+    """
+
+    def products(name: str) -> Tensor:
+        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+        for _, deltas in chunks(vectors, name, torch.float64, size=_CHUNK):
+            total += (deltas @ deltas.T).cpu()
+        return total
+
+    names = list(shapes_of(vectors[0]))
+    return dict(zip(names, parallel(products, names, description="inner products"), strict=True))
+
+
+def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
+    """For each parameter and pair, how many entries have opposite signs.
+
+    Returns:
+        For each parameter, (T, T) counts, int64 on the CPU.
+    """
+
+    def conflicts(name: str) -> Tensor:
+        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+        for _, deltas in chunks(vectors, name, torch.float32, size=_CHUNK):
+            positive, negative = (deltas > 0).float(), (deltas < 0).float()
+            opposed = positive @ negative.T  # exact: counts below 2^24
+            total += (opposed + opposed.T).cpu()
+        return total.long()
+
+    names = list(shapes_of(vectors[0]))
+    return dict(zip(names, parallel(conflicts, names, description="sign conflicts"), strict=True))
+
+
+def cosines(products: Tensor) -> Tensor:
+    """Cosines from inner products, in [-1, 1]; 0 where a vector is zero."""
+    norms = products.diagonal().clamp(min=0).sqrt()
+    scale = torch.outer(norms, norms)
+    return torch.where(scale > 0, products / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0).clamp(-1, 1)

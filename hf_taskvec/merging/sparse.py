@@ -1,0 +1,178 @@
+"""Merge methods that trim, elect signs or select among the vectors, entry by entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_taskvec.errors import check_fraction
+from hf_taskvec.merging.engine import Scope, map_chunks
+from hf_taskvec.merging.registry import merge_method
+from hf_taskvec.merging.selection import kept, magnitude_thresholds
+from hf_taskvec.vector import TaskVector
+
+
+@merge_method("ties", paper="2306.01708")
+def ties(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = "vector") -> TaskVector:
+    """Trims each vector, elects a sign per entry and averages the deltas that agree with it.
+
+    Args:
+        vectors: Vectors of one base.
+        density: Fraction of entries kept, in (0, 1]; entries tied with the smallest kept one are kept too.
+        scope: Whether the fraction counts over the whole vector, as in the paper, or over each parameter. Norms and
+            biases are entries like any other.
+
+    Raises:
+        ValueError: If `density` is outside (0, 1].
+    """
+    check_fraction("density", density)
+    thresholds = magnitude_thresholds(vectors, lambda size: [kept(density, size)], scope)
+
+    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
+        return agreeing_mean(trim_(deltas, thresholds[name][0]))
+
+    return map_chunks(merge_chunk, vectors)
+
+
+@merge_method("breadcrumbs", paper="2312.06795")
+def breadcrumbs(
+    vectors: Sequence[TaskVector],
+    *,
+    density: float = 0.143,
+    outliers: float = 0.007,
+    scope: Scope = "parameter",
+) -> TaskVector:
+    """Drops the largest and the many small entries of each vector and sums the rest.
+
+    Args:
+        vectors: Vectors of one base.
+        density: Fraction of entries kept, in (0, 1]: the paper's gamma - beta, with gamma .993 and beta .85.
+        outliers: Fraction of the largest entries dropped, in [0, 1): the paper's 1 - gamma. A parameter keeps at least
+            one entry, and entries tied at a bound are kept.
+        scope: Whether the fractions count over the whole vector or over each parameter, as in the paper.
+
+    Raises:
+        ValueError: If a fraction is out of range or both exceed 1 together.
+    """
+    check_fraction("density", density)
+    if not 0 <= outliers < 1 or density + outliers > 1 + 1e-9:
+        raise ValueError(f"outliers must be in [0, 1) and at most 1 - density, got {outliers} with density {density}")
+
+    def ranks(size: int) -> list[int]:
+        top = min(round(outliers * size), size - 1)
+        return [top + 1, min(top + kept(density, size), size)]
+
+    thresholds = magnitude_thresholds(vectors, ranks, scope)
+
+    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
+        upper, lower = thresholds[name]
+        for row, bound in zip(trim_(deltas, lower), upper, strict=True):
+            row.masked_fill_(row.abs() > bound, 0)
+        return deltas.sum(dim=0)
+
+    return map_chunks(merge_chunk, vectors)
+
+
+@merge_method("magmax", paper="2407.06322")
+def magmax(vectors: Sequence[TaskVector]) -> TaskVector:
+    """Takes each entry from the vector in which its magnitude is largest; of two opposite ones, the positive.
+
+    The paper applies a scaling of 0.5.
+    """
+
+    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
+        highest, lowest = deltas.amax(dim=0), deltas.amin(dim=0)
+        return torch.where(highest >= -lowest, highest, lowest)
+
+    return map_chunks(merge_chunk, vectors)
+
+
+@merge_method("consensus_ta", paper="2405.07813")
+def consensus_ta(vectors: Sequence[TaskVector], *, agreement: int = 2, strength: float = 0.4) -> TaskVector:
+    """Sums the vectors where at least `agreement` of them need the entry.
+
+    A vector needs an entry (its TALL mask) where its delta is at least `strength` times as large as what separates it
+    from the merged delta. The paper chooses `strength` per task on validation data from 0.2 to 0.6; here one value
+    serves all.
+
+    Args:
+        vectors: Vectors of one base.
+        agreement: How many vectors must need an entry, the paper's k; all of them if there are fewer.
+        strength: The paper's lambda, positive.
+
+    Raises:
+        ValueError: If `agreement` or `strength` is not positive.
+    """
+    check_consensus(agreement, strength)
+
+    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
+        return consensus(deltas.sum(dim=0), deltas, agreement, strength)
+
+    return map_chunks(merge_chunk, vectors)
+
+
+@merge_method("consensus_ties", paper="2405.07813")
+def consensus_ties(
+    vectors: Sequence[TaskVector],
+    *,
+    density: float = 0.2,
+    scope: Scope = "vector",
+    agreement: int = 2,
+    strength: float = 0.4,
+) -> TaskVector:
+    """As `consensus_ta`, with TIES in place of the sum; its agreeing deltas are summed, as in the paper.
+
+    Args:
+        vectors: Vectors of one base.
+        density, scope: As in `ties`. The masks compare with the untrimmed vectors.
+        agreement, strength: As in `consensus_ta`.
+
+    Raises:
+        ValueError: If `density` is outside (0, 1], or `agreement` or `strength` is not positive.
+    """
+    check_fraction("density", density)
+    check_consensus(agreement, strength)
+    thresholds = magnitude_thresholds(vectors, lambda size: [kept(density, size)], scope)
+
+    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
+        merged = agreeing_mean(trim_(deltas.clone(), thresholds[name][0]), total=True)
+        return consensus(merged, deltas, agreement, strength)
+
+    return map_chunks(merge_chunk, vectors)
+
+
+def trim_(deltas: Tensor, thresholds: Tensor) -> Tensor:
+    """Zeroes, in place, each row's entries (T, n) below its threshold (T, 1) in magnitude."""
+    below = torch.nextafter(thresholds, thresholds.new_tensor(-torch.inf))  # hardshrink keeps what is above its bound
+    for row, bound in zip(deltas, below.flatten().tolist(), strict=True):
+        torch.ops.aten.hardshrink.out(row, bound, out=row)
+    return deltas
+
+
+def agreeing_mean(deltas: Tensor, *, total: bool = False) -> Tensor:
+    """The mean over the T deltas (T, n) that have the sign of their sum, zeros left out; or their total."""
+    elected = deltas.sum(dim=0).sign_()
+    magnitude, count, scratch = torch.zeros_like(elected), torch.zeros_like(elected), torch.empty_like(elected)
+    for row in deltas:
+        torch.mul(row, elected, out=scratch)
+        magnitude += scratch.clamp_(min=0)
+        if not total:
+            count += scratch.sign_()
+    return magnitude.mul_(elected) if total else magnitude.mul_(elected).div_(count.clamp_(min=1))
+
+
+def consensus(merged: Tensor, deltas: Tensor, agreement: int, strength: float) -> Tensor:
+    """The merged deltas (n,) where enough of the vectors' deltas (T, n) need them; see `consensus_ta`."""
+    needed = torch.zeros_like(merged)
+    for row in deltas:
+        needed += row.abs() >= (merged - row).abs_().mul_(strength)
+    return merged.masked_fill(needed < min(agreement, len(deltas)), 0)
+
+
+def check_consensus(agreement: int, strength: float) -> None:
+    """Raises a `ValueError` unless both settings are positive."""
+    if agreement < 1 or not (strength > 0 and math.isfinite(strength)):
+        raise ValueError(f"agreement and strength must be positive, got {agreement} and {strength}")

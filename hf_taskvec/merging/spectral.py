@@ -1,0 +1,115 @@
+"""Merge methods on the singular vectors of each matrix; other parameters are averaged, as the papers do.
+
+Matrices are decomposed in float64. Directions below the rounding of the input carry nothing and are left out, where a
+decomposition would fill them arbitrarily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_taskvec.errors import check_fraction
+from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
+from hf_taskvec.merging.linalg import leading, polar
+from hf_taskvec.merging.registry import merge_method
+from hf_taskvec.vector import TaskVector
+
+
+@merge_method("tsv_m", paper="2412.00081", resumable=True)
+def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
+    """Keeps the leading 1/T of each matrix's singular vectors and whitens those of all vectors against each other.
+
+    The paper's scaling is 1.
+    """
+
+    def merge_matrices(deltas: Tensor) -> Tensor:
+        rank = max(1, min(deltas.shape[1:]) // len(deltas))
+        parts = [leading(delta, rank) for delta in deltas]
+        left, _ = polar(torch.cat([part.left for part in parts], dim=1))
+        right, _ = polar(torch.cat([part.right for part in parts], dim=1))
+        return left * torch.cat([part.values for part in parts]) @ right.T
+
+    return map_matrices(merge_matrices, vectors)
+
+
+@merge_method("iso_c", paper="2502.04959", resumable=True)
+def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
+    """Sums the vectors and gives each matrix a flat spectrum: all singular values become their mean."""
+
+    def merge_matrices(deltas: Tensor) -> Tensor:
+        factor, mean = polar(deltas.sum(dim=0))
+        return factor * mean
+
+    return map_matrices(merge_matrices, vectors)
+
+
+@merge_method("iso_cts", paper="2502.04959", resumable=True)
+def iso_cts(vectors: Sequence[TaskVector], *, common: float = 0.8) -> TaskVector:
+    """As `iso_c`, with the weakest directions of the sum replaced by directions of the single vectors outside it.
+
+    Args:
+        vectors: Vectors of one base.
+        common: Fraction of the rank that the sum keeps, in (0, 1], rounded so that the rest divides among the vectors.
+
+    Raises:
+        ValueError: If `common` is outside (0, 1].
+    """
+    check_fraction("common", common)
+
+    def merge_matrices(deltas: Tensor) -> Tensor:
+        rank, count = min(deltas.shape[1:]), len(deltas)
+        each = min(round((rank - int(rank * common)) / count), (rank - 1) // count)
+        shared = leading(deltas.sum(dim=0), rank - each * count)
+        parts = [shared]
+        if each:
+            basis = shared.left.to(deltas.dtype)
+            parts += [leading(delta - basis @ (basis.T @ delta), each) for delta in deltas]
+        left, _ = polar(torch.cat([part.left for part in parts], dim=1))
+        right, _ = polar(torch.cat([part.right for part in parts], dim=1))
+        return left @ right.T * torch.cat([part.values for part in parts]).mean()
+
+    return map_matrices(merge_matrices, vectors)
+
+
+@merge_method("cart", paper="2412.12153", resumable=True)
+def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float = 1.0) -> TaskVector:
+    """Adds to the mean of the vectors what is left of each around it, cut to its leading singular vectors.
+
+    Args:
+        vectors: Vectors of one base.
+        rank: Fraction of the rank kept, in (0, 1].
+        strength: Factor of the centred parts, the paper's lambda, which it tunes; the mean is not scaled by it.
+
+    Raises:
+        ValueError: If `rank` is outside (0, 1].
+    """
+    check_fraction("rank", rank)
+
+    def merge_matrices(deltas: Tensor) -> Tensor:
+        mean = deltas.mean(dim=0)
+        result = mean.double()
+        for delta in deltas:
+            part = leading(delta - mean, max(1, round(rank * min(mean.shape))))
+            result += strength * (part.left * part.values @ part.right.T)
+        return result
+
+    return map_matrices(merge_matrices, vectors)
+
+
+def map_matrices(merge_matrices: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector]) -> TaskVector:
+    """A vector whose matrices are `merge_matrices` of the T deltas (T, m, n); other parameters are averaged.
+
+    A convolution's kernel counts as a parameter of another dimension, as in the methods' papers.
+    """
+    wide = wide_dtype(vectors)
+
+    def compute(name: str) -> Tensor:
+        deltas = stacked(vectors, name, wide)
+        if deltas.ndim != 3 or 0 in deltas.shape:
+            return deltas.mean(dim=0)
+        return merge_matrices(deltas).to(wide)
+
+    return map_parameters(compute, vectors)

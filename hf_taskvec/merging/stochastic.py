@@ -1,0 +1,154 @@
+"""Merge methods that drop entries at random and rescale the rest; chance comes from `seed` alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+import xxhash
+from torch import Tensor
+
+from hf_taskvec.errors import check_fraction
+from hf_taskvec.merging.engine import CHUNK, map_chunks, map_parameters, stacked, wide_dtype
+from hf_taskvec.merging.registry import merge_method
+from hf_taskvec.merging.sparse import agreeing_mean
+from hf_taskvec.vector import TaskVector
+
+BLOCK = 1 << 16  # entries drawn from one generator; fixed, so that results do not depend on the chunk size
+_IDENTIFYING = 1024  # entries of each parameter that tell vectors apart
+_DRAWS = 1 << 32
+
+
+@merge_method("dare", paper="2311.03099")
+def dare(vectors: Sequence[TaskVector], *, density: float = 0.1, seed: int = 0) -> TaskVector:
+    """Drops entries at random, rescales the rest so that the expectation stays, and sums the vectors.
+
+    Args:
+        vectors: Vectors of one base.
+        density: Chance of an entry to be kept, in (0, 1]: the paper's 1 - p with p = .9. All parameters alike.
+        seed: Source of chance. A vector draws the same mask wherever it stands in the list.
+
+    Raises:
+        ValueError: If `density` is outside (0, 1].
+    """
+    check_fraction("density", density)
+    chance = Chance(vectors, seed)
+    return _map_dropped(lambda deltas: deltas.sum(dim=0), vectors, density, chance)
+
+
+@merge_method("dare_ties", paper="2311.03099")
+def dare_ties(vectors: Sequence[TaskVector], *, density: float = 0.1, seed: int = 0) -> TaskVector:
+    """Drops entries at random and rescales, then elects signs and averages as TIES does.
+
+    The trimming of TIES is left out: at its 20 % it would keep all of the 10 % that are left.
+
+    Args:
+        vectors: Vectors of one base.
+        density, seed: As in `dare`.
+
+    Raises:
+        ValueError: If `density` is outside (0, 1].
+    """
+    check_fraction("density", density)
+    return _map_dropped(agreeing_mean, vectors, density, Chance(vectors, seed))
+
+
+@merge_method("della", paper="2406.11617")
+def della(vectors: Sequence[TaskVector], *, density: float = 0.3, epsilon: float = 0.14, seed: int = 0) -> TaskVector:
+    """Drops entries at random, small ones more often, rescales, and averages those that agree with the elected sign.
+
+    Ranks count within a row, the weights of one output; a parameter of one dimension is one row. The entry with rank r
+    of n from the top is kept with chance `density + epsilon / 2 - epsilon * r / n`.
+
+    Args:
+        vectors: Vectors of one base.
+        density: Mean chance of an entry to be kept; the paper tunes it.
+        epsilon: Difference of that chance between the largest and the smallest entry; the paper tunes it.
+        seed: Source of chance, as in `dare`.
+
+    Raises:
+        ValueError: If a chance would leave (0, 1].
+    """
+    check_fraction("density", density)
+    if epsilon < 0 or density - epsilon / 2 <= 0 or density + epsilon / 2 > 1:
+        raise ValueError(f"density ± epsilon / 2 must be in (0, 1], got density {density} and epsilon {epsilon}")
+    chance = Chance(vectors, seed)
+    wide = wide_dtype(vectors)
+
+    def compute(name: str) -> Tensor:
+        deltas = stacked(vectors, name, wide)
+        shape = deltas.shape[1:]
+        rows = deltas.reshape(len(vectors), shape[0] if len(shape) > 1 else 1, -1)
+        columns = rows.shape[2]
+        rates = density + epsilon / 2 - epsilon * torch.arange(columns, dtype=torch.float64) / columns
+        rates = rates.to(rows)
+        step = max(1, CHUNK // columns)
+        for row in range(len(vectors)):
+            for start in range(0, rows.shape[1], step):
+                _drop_by_rank_(rows[row, start : start + step], rates, chance, row, name, start * columns)
+        flat = rows.reshape(len(vectors), -1)
+        for start in range(0, flat.shape[1], CHUNK):
+            flat[0, start : start + CHUNK] = agreeing_mean(flat[:, start : start + CHUNK])
+        return flat[0].view(shape).clone()
+
+    return map_parameters(compute, vectors)
+
+
+class Chance:
+    """Random numbers that depend on the seed, the vector's content, the parameter and the position, on nothing else.
+
+    Args:
+        vectors: The vectors, each of which gets a stream of its own; equal ones are told apart by their order.
+        seed: Source of chance.
+    """
+
+    def __init__(self, vectors: Sequence[TaskVector], seed: int) -> None:
+        self.seed = seed
+        seen: Counter[str] = Counter()
+        self.keys = []
+        for vector in vectors:
+            digest = xxhash.xxh3_128()
+            for name in sorted(vector.deltas):
+                digest.update(name.encode())
+                digest.update(vector.deltas[name].reshape(-1)[:_IDENTIFYING].float().cpu().contiguous().numpy().data)
+            key = digest.hexdigest()
+            self.keys.append(f"{key} {seen[key]}")
+            seen[key] += 1
+
+    def draws(self, row: int, name: str, start: int, size: int) -> Tensor:
+        """Uniform int32 numbers for the entries `start … start + size` of a vector's parameter."""
+        parts = []
+        for block in range(start // BLOCK, -(-(start + size) // BLOCK)):
+            first, last = max(start - block * BLOCK, 0), min(start + size - block * BLOCK, BLOCK)
+            text = f"{self.seed} {self.keys[row]} {name} {block}"
+            generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(text.encode()) >> 1)
+            pairs = torch.empty(-(-last // 2), dtype=torch.int64)
+            parts.append(pairs.random_(-(2**63), None, generator=generator).view(torch.int32)[first:last])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _map_dropped(
+    combine: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector], density: float, chance: Chance
+) -> TaskVector:
+    """`combine` of the deltas (T, n) of which each entry is kept with chance `density` and divided by it."""
+    limit = round(density * _DRAWS) - (_DRAWS >> 1)
+
+    def merge_chunk(deltas: Tensor, name: str, start: int) -> Tensor:
+        if density < 1:
+            for index, row in enumerate(deltas):
+                dropped = chance.draws(index, name, start, len(row)) >= limit
+                row.masked_fill_(dropped.to(row.device), 0)
+            deltas /= density
+        return combine(deltas)
+
+    return map_chunks(merge_chunk, vectors, with_start=True)
+
+
+def _drop_by_rank_(rows: Tensor, rates: Tensor, chance: Chance, index: int, name: str, start: int) -> None:
+    """Drops entries of rows (R, n) in place, that of rank r with chance `1 - rates[r]`, and rescales the rest."""
+    order = rows.abs().argsort(dim=1, descending=True, stable=True)
+    limits = (rates.double() * _DRAWS).round() - (_DRAWS >> 1)
+    draws = chance.draws(index, name, start, rows.numel()).view(rows.shape).to(rows.device)
+    sparse = (rows.gather(1, order) / rates).masked_fill_(draws >= limits.long(), 0)
+    rows.scatter_(1, order, sparse)
