@@ -2,8 +2,11 @@
 
 from hf_taskvec.base import Base, load_base
 from hf_taskvec.config import TaskVectorConfig
+from hf_taskvec.equivalence import Equivalence, verify_equivalence
 from hf_taskvec.evaluation import choose_scaling, evaluate, scaling_curve
+from hf_taskvec.gradients import gradient_stack, gradient_vector
 from hf_taskvec.info import VectorInfo
+from hf_taskvec.joint import JointTrainer
 from hf_taskvec.merging import list_methods, merge, merge_method
 from hf_taskvec.report import Report, TaskResult
 from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
@@ -16,6 +19,8 @@ __all__ = [
     "SUITES",
     "TASKS",
     "Base",
+    "Equivalence",
+    "JointTrainer",
     "Report",
     "Task",
     "TaskResult",
@@ -27,9 +32,12 @@ __all__ = [
     "evaluate",
     "get_task",
     "get_tasks",
+    "gradient_stack",
+    "gradient_vector",
     "list_methods",
     "load_base",
     "merge",
     "merge_method",
     "scaling_curve",
+    "verify_equivalence",
 ]

@@ -146,7 +146,7 @@ class GradientSum:
         accelerator: Accelerator, progress: bool = False,
     ) -> None:  # fmt: skip
         """Adds `factor` times the gradient of the mean loss over `pixels`, this process's share of the batches."""
-        loader = accelerator.prepare(DataLoader(pixels, batch_size=batch_size, collate_fn=keep_batch))
+        loader = accelerator.prepare(DataLoader(pixels, batch_size=batch_size, collate_fn=keep_batch))  # type: ignore[arg-type]
         self.factor = factor / len(pixels)
         bar = tqdm(loader, desc=f"gradient of {where}", disable=not progress, leave=False)
         for number, batch in enumerate(bar):

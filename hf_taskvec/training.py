@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback
+from transformers import ProgressCallback, Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from hf_taskvec.artifact import CONFIG_NAME
@@ -23,6 +23,12 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Prints nothing; the logs are in the trainer's state."""
+
+
+def quiet(trainer: Trainer) -> None:
+    """Takes the printed log lines and the progress bar from a trainer."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
 
 
 def train_vector(
@@ -46,8 +52,7 @@ def train_vector(
     args.output_dir = str(output_dir / "run")
     args.seed = config.seed if seed is None else seed
     trainer = TaskVectorTrainer(base, args, task=task)
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
+    quiet(trainer)
     if not args.disable_tqdm:
         trainer.add_callback(ProgressBar)
     trainer.train()

@@ -1,0 +1,56 @@
+"""Tasks on fewer images, and tasks that train on their validation part."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.random import RandomState  # its streams are frozen, as for the validation parts
+
+from hf_taskvec.errors import check_positive
+from hf_taskvec.tasks import Split, Task
+
+
+@dataclass(frozen=True)
+class SubsetTask(Task):
+    """A task on at most so many images of each part, chosen by seed; made by `subset`.
+
+    Args:
+        max_train: Most images of the training part; all if `None`.
+        max_validation: Most images of the validation part.
+        max_test: Most images of the test part.
+        train_on: The part that stands in for `train`: `validation` for methods that must not see training data.
+    """
+
+    max_train: int | None = None
+    max_validation: int | None = None
+    max_test: int | None = None
+    train_on: Split = "train"
+
+    def load(self, split: Split) -> Dataset:
+        """Loads one part of the task, cut to its size; see `Task.load`."""
+        data = super().load(self.train_on if split == "train" else split)
+        limit = {"train": self.max_train, "validation": self.max_validation, "test": self.max_test}[split]
+        if limit is None or len(data) <= limit:
+            return data
+        return data.select(np.sort(RandomState(len(data)).permutation(len(data))[:limit]))
+
+
+def subset(
+    task: Task, *, max_train: int | None = None, max_validation: int | None = None, max_test: int | None = None,
+    train_on: Split = "train",
+) -> SubsetTask:  # fmt: skip
+    """The task with at most so many images of each part; see `SubsetTask`.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+    limits = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
+    for name, limit in limits.items():
+        if limit is not None:
+            check_positive(name, limit)
+    fields: dict[str, Any] = {spec.name: getattr(task, spec.name) for spec in dataclasses.fields(Task)}
+    return SubsetTask(**{**fields, **limits}, train_on=train_on)

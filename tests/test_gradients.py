@@ -1,0 +1,225 @@
+"""Gradient vectors are −η∇L, and one epoch of full-batch gradient descent is one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from hf_taskvec import (
+    TaskVectorConfig,
+    TaskVectorTrainer,
+    gradient_stack,
+    gradient_vector,
+    load_base,
+    verify_equivalence,
+)
+from hf_taskvec.classifier import ImageClassifier
+from hf_taskvec.equivalence import relative_error
+from hf_taskvec.errors import DataError, NonFiniteError
+from hf_taskvec.joint import JointTrainer
+from hf_taskvec.pixels import load_pixels
+from hf_taskvec.preconditions import violated_preconditions
+from hf_taskvec.tasks import Task
+from tests.toys import toy_base, toy_task, wide_base, with_model
+
+
+def full_batch(folder: Path, **settings: object) -> TaskVectorConfig:
+    values = {"per_device_train_batch_size": 16, "learning_rate": 0.1, "save_strategy": "no", "disable_tqdm": True}
+    return TaskVectorConfig(output_dir=str(folder), full_batch=True, **{**values, **settings})
+
+
+def test_the_gradient_vector_is_minus_the_learning_rate_times_autograd() -> None:
+    base, task = wide_base(), toy_task()
+    model = ImageClassifier(base, task)
+    pixels = load_pixels(task, "train", base.processor.image_processor)
+    batch = pixels.__getitems__(range(len(pixels)))
+    functional.cross_entropy(model(batch["pixel_values"])["logits"], batch["labels"]).backward()
+    vector = gradient_vector(base, task, learning_rate=0.3, batch_size=16)  # 50 images: the last batch holds 2
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(vector.deltas[name], -0.3 * parameter.grad, rtol=1e-11, atol=1e-15)
+    assert set(vector.deltas) == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_the_base_is_left_alone_and_the_provenance_is_whole() -> None:
+    base, task = toy_base(), toy_task()
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    vector = gradient_vector(base, task, learning_rate=0.1)
+    assert all(torch.equal(before[name], weight) for name, weight in base.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in base.model.parameters())
+    info = vector.info
+    assert (info.kind, info.task, info.epochs, info.steps, info.num_images) == ("gradient", "digits", 1.0, 1, 50)
+    assert info.dataset_revision is not None
+    vector.apply_to(base)  # its base hashes fit
+
+
+def test_a_float32_gradient_is_right_to_1e_5_where_subtracted_weights_are_not() -> None:
+    task = toy_task()
+    exact = gradient_vector(wide_base(), task, learning_rate=1e-5)
+    direct = gradient_vector(toy_base(), task, learning_rate=1e-5)
+    tuned = direct.apply_to(toy_base())
+    assert relative_error(direct, exact) <= 1e-5
+    assert relative_error(type(direct).from_models(toy_base().model, tuned.model), exact) > 1e-3
+
+
+def test_several_tasks_are_the_weighted_sum_of_their_gradients() -> None:
+    base, tasks = wide_base(), [toy_task("digits"), toy_task("shapes", images=30)]
+    alone = [gradient_vector(base, task, learning_rate=0.1) for task in tasks]
+    both = gradient_vector(base, tasks, learning_rate=0.1, weights=[2.0, -0.5])
+    assert relative_error(both, alone[0] * 2.0 + alone[1] * -0.5) <= 1e-12
+    assert [parent.task for parent in both.info.parents] == ["digits", "shapes"]
+
+
+def test_pseudo_epochs_are_the_vector_of_full_batch_gradient_descent(tmp_path: Path) -> None:
+    base, task = wide_base(), toy_task()
+    trainer = TaskVectorTrainer(base, full_batch(tmp_path, num_train_epochs=3), task=task)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    for epochs in (1, 3):
+        expected = gradient_vector(base, task, learning_rate=0.1, epochs=epochs)
+        assert relative_error(trainer.task_vectors()[epochs - 1], expected) <= 1e-12
+
+
+def test_joint_pseudo_epochs_are_joint_training(tmp_path: Path) -> None:
+    base, tasks = wide_base(), [toy_task("digits"), toy_task("shapes", images=30)]
+    trainer = JointTrainer(base, full_batch(tmp_path, num_train_epochs=2), tasks=tasks)
+    trainer.train()
+    expected = gradient_vector(base, tasks, learning_rate=0.1, weights=[0.5, 0.5], epochs=2)
+    assert relative_error(trainer.task_vector(), expected) <= 1e-12
+    assert trainer.task_vector().info.settings["tasks"] == ["digits", "shapes"]
+
+
+def test_a_joint_run_on_one_task_is_that_tasks_run(tmp_path: Path) -> None:
+    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "save_strategy": "no", "disable_tqdm": True}
+    vectors = []
+    for trainer_class, named in ((TaskVectorTrainer, {"task": toy_task()}), (JointTrainer, {"tasks": [toy_task()]})):
+        trainer = trainer_class(toy_base(), TaskVectorConfig(output_dir=str(tmp_path), **settings), **named)
+        trainer.train()
+        vectors.append(trainer.task_vector())
+    assert relative_error(*vectors) <= 1e-4
+
+
+def test_a_stack_lies_on_disk_and_is_not_computed_twice(tmp_path: Path) -> None:
+    tasks = [toy_task("digits"), toy_task("shapes", images=30)]
+    stack = gradient_stack(toy_base(), tasks, output_dir=tmp_path)
+    changed = (tmp_path / "digits" / "task_vector.safetensors").stat().st_mtime_ns
+    again = gradient_stack(toy_base(), tasks, output_dir=tmp_path)
+    assert list(again) == ["digits", "shapes"]
+    assert again["shapes"].cosine(stack["shapes"]) == pytest.approx(1.0)
+    assert (tmp_path / "digits" / "task_vector.safetensors").stat().st_mtime_ns == changed
+
+
+def test_verify_equivalence_holds_for_full_batch_gradient_descent() -> None:
+    found = verify_equivalence(toy_base(), [toy_task("digits"), toy_task("shapes", images=30)])
+    assert found.relative_error_float64 <= 1e-12
+    assert found.relative_error_float32 <= 1e-5
+    assert found.joint_error is not None
+    assert found.joint_error <= 1e-12
+    assert found.violations == ()
+    assert found.holds
+    by_parameter = found.tasks[0].by_parameter.items()
+    assert max(error for name, error in by_parameter if not name.endswith("k_proj.bias")) <= 1e-12
+
+
+def test_verify_equivalence_names_what_the_settings_violate(tmp_path: Path) -> None:
+    args = full_batch(tmp_path, optim="adamw_torch", weight_decay=0.01, max_grad_norm=0.5)
+    found = verify_equivalence(toy_base(), toy_task(), args=args)
+    assert not found.holds
+    assert {violation.name for violation in found.violations} == {"optim", "weight_decay", "max_grad_norm"}
+    assert found.relative_error_float64 > 0.1
+    assert "weight_decay=0.01" in found.verdict
+
+
+def test_clipping_alone_changes_the_length_and_not_the_direction(tmp_path: Path) -> None:
+    found = verify_equivalence(toy_base(), toy_task(), args=full_batch(tmp_path, max_grad_norm=0.5))
+    assert [violation.name for violation in found.violations] == ["max_grad_norm"]
+    assert found.tasks[0].cosine == pytest.approx(1.0)
+    assert found.tasks[0].norm_ratio < 0.9
+
+
+def test_the_defaults_violate_every_precondition_they_should() -> None:
+    names = {violation.name for violation in violated_preconditions(TaskVectorConfig())}
+    assert names == {"full_batch", "optim", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps"}
+    assert violated_preconditions(TaskVectorConfig(full_batch=True)) == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"learning_rate": 0.1, "epochs": 0}, "epochs must be"),
+        ({"learning_rate": 0.1, "batch_size": 0}, "batch_size must be"),
+        ({"learning_rate": 0.1, "weights": [1.0, 2.0]}, "one factor per task"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gradient_vector(toy_base(), toy_task(), **settings)
+
+
+def test_no_task_and_one_class_are_refused() -> None:
+    with pytest.raises(DataError, match="at least one task"):
+        gradient_vector(toy_base(), [], learning_rate=0.1)
+    with pytest.raises(DataError, match="at least two class names"):
+        Task(name="one", dataset="somewhere", class_names=("alone",))
+
+
+def test_dropout_and_half_precision_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"attention_dropout=0\.1"):
+        gradient_vector(with_model(toy_base(), attention_dropout=0.1), toy_task(), learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"attention_dropout=0\.1"):
+        TaskVectorTrainer(with_model(toy_base(), attention_dropout=0.1), full_batch(tmp_path), task=toy_task())
+    half = dataclasses.replace(toy_base(), model=with_model(toy_base()).model.half())
+    with pytest.raises(ValueError, match="float32 or float64"):
+        gradient_vector(half, toy_task(), learning_rate=0.1)
+
+
+def test_a_gradient_that_is_not_finite_names_its_batch() -> None:
+    base = with_model(toy_base())
+    with torch.no_grad():
+        base.model.vision_model.post_layernorm.weight[0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"'digits' is NaN or Inf in batch 0 \(images 0 to 15\)"):
+        gradient_vector(base, toy_task(), learning_rate=0.1, batch_size=16)
+
+
+SCRIPT = """
+import sys, torch
+from hf_taskvec import gradient_vector, load_base
+from tests.toys import toy_task
+from accelerate import PartialState
+vector = gradient_vector(load_base(sys.argv[1], dtype=torch.float64), toy_task(), learning_rate=0.1, batch_size=8)
+assert PartialState().num_processes == 2
+if PartialState().is_main_process:
+    vector.save_pretrained(sys.argv[2])
+"""
+
+
+@pytest.mark.slow  # three Python start-ups
+def test_two_processes_give_the_vector_of_one(tmp_path: Path) -> None:
+    script, saved = tmp_path / "two.py", tmp_path / "base"
+    toy_base().model.save_pretrained(saved)
+    toy_base().processor.save_pretrained(saved)
+    script.write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    done = subprocess.run(
+        [*command, str(script), str(saved), str(tmp_path / "v")],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = gradient_vector(load_base(saved, dtype=torch.float64), toy_task(), learning_rate=0.1, batch_size=8)
+    together = type(alone).from_pretrained(tmp_path / "v")
+    assert relative_error(together, alone) <= 1e-14
