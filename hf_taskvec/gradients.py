@@ -210,7 +210,7 @@ def _info(
         return VectorInfo(
             kind="gradient", base=base.name, base_revision=base.revision, base_hashes=hashes,
             include_projection=include_projection, task=task.name if task else None,
-            dataset=task.dataset if task else None, dataset_config=task.config if task else None,
+            dataset=task.dataset_name if task else None, dataset_config=task.config if task else None,
             dataset_revision=task.dataset_revision() if task else None, epochs=float(epochs), steps=epochs,
             optimizer="sgd", learning_rate=learning_rate, weight_decay=0.0, batch_size=num_images,
             num_images=num_images, settings={"full_batch": True, "weights": list(factors)},

@@ -81,6 +81,7 @@ class TaskVectorTrainer(Trainer):
     ) -> None:
         args = args or TaskVectorConfig()
         self.base, self.task = base, task
+        self.dataset_revision = task.dataset_revision()
         with args.main_process_first(local=True, desc="decoding images"):
             train = self.load_images("train")
             wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
@@ -144,7 +145,8 @@ class TaskVectorTrainer(Trainer):
         args, state = self.args, self.state
         return VectorInfo(
             kind="fine-tuned", base=self.base.name, base_revision=self.base.revision, task=self.task.name,
-            dataset=self.task.dataset, dataset_config=self.task.config, dataset_revision=self.task.revision,
+            dataset=self.task.dataset_name, dataset_config=self.task.config,
+            dataset_revision=self.dataset_revision,
             epochs=float(state.epoch or 0), steps=state.global_step,
             optimizer=str(getattr(args.optim, "value", args.optim)), learning_rate=float(args.learning_rate),
             weight_decay=float(args.weight_decay),

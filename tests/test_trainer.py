@@ -105,7 +105,8 @@ def test_the_vector_says_how_it_was_made(base: Base, task: Task, tmp_path: Path)
     assert (info.kind, info.task, info.base, info.seed, info.batch_size) == ("fine-tuned", "colours", "base", 3, 16)
     assert (info.learning_rate, info.num_images, info.optimizer) == (1e-3, 81, "adamw_torch_fused")
     assert info.versions["torch"].startswith(torch.__version__.split("+")[0])
-    assert str(tmp_path) not in str(info)
+    assert (info.dataset, info.dataset_revision) == ("colours", task.dataset_revision())
+    assert "/" not in str(info)  # no path of this machine
 
 
 def test_one_full_batch_step_of_sgd_is_the_negative_gradient(base: Base, task: Task, tmp_path: Path) -> None:

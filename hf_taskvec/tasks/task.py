@@ -155,6 +155,12 @@ class Task:
         train, validation = _hold_out(len(data), self.name)
         return data.select(train if split == "train" else validation)
 
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's Hub id, or the name of its folder without the path: what provenance may tell others."""
+        path = Path(self.dataset)
+        return path.resolve().name if path.is_dir() else self.dataset
+
     def dataset_revision(self) -> str | None:
         """The commit of the data actually used; for a local folder a hash of its data files."""
         return source_revision(self.dataset, self.config, self.revision)
