@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+from evaluate import Metric
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -43,6 +45,7 @@ def evaluate(
     *,
     split: Split = "test",
     batch_size: int = 256,
+    metrics: Sequence[Metric] = (),
     label: str | None = None,
     scaling: float | None = None,
     progress: bool = False,
@@ -54,6 +57,7 @@ def evaluate(
         tasks: The tasks.
         split: Which part of them.
         batch_size: Images per forward pass.
+        metrics: Further metrics of class numbers, computed from the same forward pass.
         label: What to call the model in the report, its name if left out.
         scaling: The scaling the model was made with, for the report.
         progress: Whether to show a progress bar.
@@ -68,8 +72,12 @@ def evaluate(
     results = []
     for task in tqdm(tasks, desc=f"evaluating on {split}", disable=not progress, leave=False):
         logits, labels = predict(model, task, split, batch_size=batch_size)
-        scores = Accuracy().compute(predictions=logits.argmax(dim=-1), references=labels)
-        results.append(TaskResult(task.name, scores["accuracy"], scores["num_images"]))
+        predictions = logits.argmax(dim=-1)
+        scores = Accuracy().compute(predictions=predictions, references=labels)
+        further: dict[str, Any] = {}
+        for metric in metrics:
+            further |= metric.compute(predictions=predictions, references=labels)
+        results.append(TaskResult(task.name, scores["accuracy"], scores["num_images"], metrics=further))
     return Report(label or model.name, split, tuple(results), scaling)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class TaskResult:
         num_images: Number of images.
         zero_shot: The base's accuracy on the same images, if known.
         individual: The accuracy of the model fine-tuned on this task alone, on the same images, if known.
+        metrics: Further metrics by name.
     """
 
     task: str
@@ -31,6 +32,7 @@ class TaskResult:
     num_images: int
     zero_shot: float | None = None
     individual: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def standard_error(self) -> float:

@@ -107,6 +107,12 @@ def test_accuracy_counts_correct_predictions() -> None:
     assert per_class["per_class_accuracy"] == {0: 1.0, 1: 1.0, 2: 0.5}
 
 
+def test_further_metrics_are_in_the_report(base: Base, task: Task) -> None:
+    (result,) = evaluate(base, [task], metrics=[PerClassAccuracy()]).results
+    per_class = result.metrics["per_class_accuracy"]
+    assert sum(per_class.values()) / 3 == pytest.approx(result.accuracy)  # ten images of each class
+
+
 def test_evaluation_needs_a_task(base: Base) -> None:
     with pytest.raises(ValueError, match="at least one task"):
         evaluate(base, [])
