@@ -14,6 +14,7 @@ from transformers import CLIPModel, CLIPProcessor
 from hf_taskvec.errors import CheckpointError, NotCachedError
 
 TINY_CLIP = Path(__file__).parent / "models" / "tiny_clip"
+EMBEDDED = "hf-taskvec/tiny-clip"  # the name of the base that comes with the package
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def load_base(
     ]
     if lines:
         raise CheckpointError(f"{path} does not fit CLIPModel; {'; '.join(lines)}")
-    name = "hf-taskvec/tiny-clip" if source is None else path
+    name = EMBEDDED if source is None else path
     if source is not None and Path(path).is_dir():
         name = Path(path).resolve().name
     return Base(model.eval(), processor, name, getattr(model.config, "_commit_hash", None))

@@ -13,6 +13,7 @@ from hf_taskvec.errors import CheckpointError
 from hf_taskvec.fingerprint import fingerprint
 from hf_taskvec.storage import check_text
 
+MAX_DEPTH = 64
 Kind = Literal["difference", "fine-tuned", "gradient", "merged", "lora"]
 
 
@@ -37,6 +38,10 @@ class VectorInfo:
         settings: Settings of the merge, or whatever else is needed to repeat the making.
         scaling: Factor the deltas already hold, 1 for an unscaled vector.
         rounding_error: Relative error, in norm, of the dtype the vector was saved in.
+        command: The command that made it.
+        seconds: How long the making took, on the machine it ran on.
+        license: Licence of the vector, by the Hub's name for it.
+        layer_norms: Norm of each layer's delta; filled in when the vector is published, for its card.
         versions: Version of each library involved.
         parents: Provenance of the vectors this one was merged from.
     """
@@ -62,6 +67,10 @@ class VectorInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)
     scaling: float = 1.0
     rounding_error: float | None = None
+    command: str | None = None
+    seconds: float | None = None
+    license: str | None = None
+    layer_norms: Mapping[str, float] = field(default_factory=dict, repr=False)
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
     parents: tuple[VectorInfo, ...] = ()
 
@@ -76,7 +85,7 @@ class VectorInfo:
         return self.task or self.method or self.kind
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; entries that hold their default are left out, and parents repeat no base hashes."""
+        """Plain JSON values; defaults are left out, and parents repeat neither hashes nor norms."""
         result: dict[str, Any] = {"kind": self.kind}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
@@ -84,7 +93,7 @@ class VectorInfo:
             if value != default:
                 result[spec.name] = dict(value) if isinstance(value, Mapping) else value
         if self.parents:
-            drop = {"base_hashes"}
+            drop = {"base_hashes", "layer_norms"}
             result["parents"] = [
                 {key: value for key, value in parent.to_dict().items() if key not in drop} for parent in self.parents
             ]
@@ -97,6 +106,7 @@ class VectorInfo:
         Raises:
             CheckpointError: If an entry is unknown or of a wrong type.
         """
+        _check_sane("task vector config", values)
         hints = typing.get_type_hints(cls)
         entries: dict[str, Any] = {}
         for key, value in values.items():
@@ -112,8 +122,7 @@ class VectorInfo:
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
-    """`value` if it has the type that the field's annotation names and holds nothing absurd."""
-    _check_texts(f"task vector config: {key!r}", value)
+    """`value` if it has the type that the field's annotation names."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin = typing.get_origin(option)
@@ -129,18 +138,22 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     raise CheckpointError(f"task vector config: {key!r} must be {hint}, got {type(value).__name__} {str(value)[:80]!r}")
 
 
-def _check_texts(where: str, value: Any) -> None:
-    """Checks every string in a JSON value; see `check_text`."""
+def _check_sane(where: str, value: Any, *, depth: int = 0) -> None:
+    """Raises if a JSON value holds absurd strings, numbers or nesting."""
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"{where} is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, str):
         check_text(value, where, max_length=4000)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            check_text(key, where)
-            _check_texts(where, item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_texts(where, item)
+    elif isinstance(value, (int, float)) and not abs(value) < 1 << 63:  # also refuses NaN
+        raise CheckpointError(f"{where} holds a number out of range")
+    elif isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(key, str):
+                check_text(key, where)
+            inside = f"task vector config: {key!r}" if depth == 0 else where
+            _check_sane(inside, item, depth=depth + 1)
 
 
 def _values_fit(values: Mapping[str, Any], kind: Any) -> bool:
-    return kind is Any or all(type(value) is kind for value in values.values())
+    kinds = (int, float) if kind is float else (kind,)
+    return kind is Any or all(type(value) in kinds for value in values.values())

@@ -1,0 +1,5 @@
+"""Cards: the README of a published artefact, rendered from its configuration and report only."""
+
+from hf_taskvec.cards.render import render_base_card, render_model_card, render_vector_card
+
+__all__ = ["render_base_card", "render_model_card", "render_vector_card"]

@@ -1,0 +1,93 @@
+"""The YAML block of a card, by the Hub's rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hf_taskvec.cards.text import clean
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.report import Report
+
+LIBRARY = "hf-taskvec"
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+_TAG = re.compile(r"[\w.-]{1,80}", re.ASCII)
+
+
+def vector_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
+    """The metadata of a task vector's card."""
+    tags = ["task-vector", "task-arithmetic", "model-merging"]
+    tags += [name for name in (info.method, info.kind) if name]
+    tags += [task_tag(name) for name in task_names(info) if _TAG.fullmatch(name)]
+    relation = "merge" if info.kind == "merged" else "finetune"
+    return _yaml(info, report, repo_id=repo_id, tags=tags, relation=relation, library_name=LIBRARY)
+
+
+def model_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
+    """The metadata of the card of a checkpoint that a vector was added to."""
+    tags = ["task-arithmetic", "model-merging", *([info.method] if info.method else [])]
+    relation = "merge" if info.kind == "merged" else "finetune"
+    return _yaml(
+        info, report, repo_id=repo_id, tags=tags, relation=relation, library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+    )  # fmt: skip
+
+
+def base_metadata(config: dict[str, Any], report: Report | None, *, repo_id: str) -> str:
+    """The metadata of the card of a base."""
+    data = ModelCardData(
+        license=config["license"], library_name="transformers", pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "task-arithmetic"], model_name=repo_id.split("/")[-1],
+        eval_results=list(_results(report, VectorInfo())) or None,
+    )  # fmt: skip
+    return data.to_yaml()
+
+
+def task_tag(task: str) -> str:
+    """The tag by which a task's vectors are found on the Hub."""
+    return f"task:{task}"
+
+
+def task_names(info: VectorInfo) -> list[str]:
+    """The tasks of a vector: its own, or those of the vectors it was merged from."""
+    names = [info.task] if info.task else []
+    for parent in info.parents:
+        names += task_names(parent)
+    return list(dict.fromkeys(names))
+
+
+def _yaml(info: VectorInfo, report: Report | None, *, repo_id: str, tags: list[str], **entries: Any) -> str:
+    datasets = list(dict.fromkeys(name for name in _datasets(info).values() if _REPO_ID.fullmatch(name)))
+    if info.base and _REPO_ID.fullmatch(info.base):
+        entries |= {"base_model": info.base, "base_model_relation": entries.pop("relation")}
+    else:
+        entries.pop("relation")
+    return ModelCardData(
+        **entries, license=info.license, datasets=datasets or None, tags=tags, model_name=repo_id.split("/")[-1],
+        eval_results=list(_results(report, info)) or None,
+    ).to_yaml()  # fmt: skip
+
+
+def _datasets(info: VectorInfo) -> dict[str, str]:
+    """The dataset of each task of the vector, where it is known."""
+    result = {info.task: info.dataset} if info.task and info.dataset else {}
+    for parent in info.parents:
+        result |= _datasets(parent)
+    return result
+
+
+def _results(report: Report | None, info: VectorInfo) -> Iterator[EvalResult]:
+    """One result per task, in the Hub's terms."""
+    datasets = _datasets(info)
+    for result in report.results if report else ():
+        dataset = datasets.get(result.task, result.task)
+        if not _REPO_ID.fullmatch(dataset):
+            dataset = re.sub(r"[^\w.-]+", "-", result.task, flags=re.ASCII).strip("-.")[:96] or "task"
+        yield EvalResult(
+            task_type="image-classification", dataset_type=dataset, dataset_name=clean(result.task),
+            dataset_split=report.split if report else None, metric_type="accuracy", metric_name="accuracy",
+            metric_value=round(result.accuracy, 6),
+        )  # fmt: skip

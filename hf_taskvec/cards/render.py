@@ -1,0 +1,99 @@
+"""Renders cards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hf_taskvec.base import EMBEDDED
+from hf_taskvec.cards import text
+from hf_taskvec.cards.metadata import base_metadata, model_metadata, task_names, vector_metadata
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.merging.registry import METHODS
+from hf_taskvec.report import Report, percent
+from hf_taskvec.tasks import TASKS
+
+
+def render_vector_card(
+    info: VectorInfo, report: Report | None = None, *, repo_id: str, epochs: Sequence[float] = ()
+) -> str:
+    """The card of a task vector.
+
+    Args:
+        info: Its configuration.
+        report: How the base with this vector does.
+        repo_id: Where the card stands.
+        epochs: The epochs that the repository also holds, one folder each.
+    """
+    return _render(
+        "vector.md.j2", metadata=vector_metadata(info, report, repo_id=repo_id), info=info, report=report,
+        repo_id=repo_id, epochs=[f"{epoch:g}" for epoch in epochs], facts=facts_of(info), tasks=task_names(info),
+    )  # fmt: skip
+
+
+def render_model_card(info: VectorInfo, report: Report | None = None, *, repo_id: str, scaling: float) -> str:
+    """The card of a checkpoint: a base with `scaling` times a vector added."""
+    return _render(
+        "model.md.j2", metadata=model_metadata(info, report, repo_id=repo_id), info=info, report=report,
+        repo_id=repo_id, scaling=scaling, facts=facts_of(info), tasks=task_names(info),
+    )  # fmt: skip
+
+
+def render_base_card(config: Mapping[str, Any], report: Report | None = None, *, repo_id: str) -> str:
+    """The card of a pretrained base.
+
+    Args:
+        config: `description`, `license`, `facts` (name to value), `data` (one mapping with `name`, `license` and
+            `pairs` per source), `command`, `retrieval` (name to fraction) and `limits` (sentences).
+        report: Its zero-shot accuracies.
+        repo_id: Where the card stands.
+    """
+    metadata = base_metadata(dict(config), report, repo_id=repo_id)
+    return _render("base.md.j2", metadata=metadata, config=config, report=report, repo_id=repo_id)
+
+
+def facts_of(info: VectorInfo) -> dict[str, object]:
+    """What is known about how a vector was made, in a reader's words."""
+    facts = {
+        "kind": info.kind,
+        "base": info.base,
+        "base revision": info.base_revision,
+        "base fingerprint": info.base_fingerprint,
+        "covers": "vision tower and visual projection" if info.include_projection else "vision tower",
+        "task": info.task,
+        "method": info.method,
+        "merged from": ", ".join(parent.label for parent in info.parents),
+        "dataset": " ".join(filter(None, (info.dataset, info.dataset_config))),
+        "dataset revision": info.dataset_revision,
+        "images per epoch": info.num_images,
+        "epochs": info.epochs,
+        "steps": info.steps,
+        "batch size": info.batch_size,
+        "optimiser": info.optimizer,
+        "learning rate": info.learning_rate,
+        "weight decay": info.weight_decay,
+        "seed": info.seed,
+        "scaling already applied": None if info.scaling == 1 else info.scaling,
+        "rounding error": info.rounding_error,
+        **{f"setting {key}": value for key, value in sorted(info.settings.items())},
+        "time": None if info.seconds is None else f"{info.seconds:.0f} s",
+        "versions": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
+    }
+    return {name: value for name, value in facts.items() if value not in (None, "", (), [])}
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("hf_taskvec.cards"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.filters |= {
+        "md": text.markdown, "code": text.code, "py": text.literal, "fence": text.fence, "bars": text.bars,
+        "percent": percent,
+    }  # fmt: skip
+    known = {"registered": TASKS, "methods": METHODS, "embedded": EMBEDDED}
+    card = environment.get_template(template).render(**values, **known)
+    return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"

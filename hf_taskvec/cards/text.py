@@ -1,0 +1,62 @@
+"""Text from anywhere made harmless inside a card: Markdown, HTML, code and terminals."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$&!])")
+
+
+def printable(text: str) -> str:
+    """The text without control characters and invisible direction marks."""
+    return "".join(char for char in text if not unicodedata.category(char).startswith("C"))
+
+
+def clean(value: object) -> str:
+    """One line of printable characters."""
+    return printable(" ".join(str(value).split()))
+
+
+def markdown(value: object) -> str:
+    """Plain text in Markdown: nothing in it is markup."""
+    return _SPECIAL.sub(r"\\\1", clean(value))
+
+
+def code(value: object) -> str:
+    """An inline code span, also inside a table."""
+    text = clean(value).replace("`", "'").replace("|", r"\|")
+    return f"`{text}`" if text else "–"
+
+
+def literal(value: object) -> str:
+    """A Python literal on one line: a string in double quotes where that is safe, a list of them, or a number."""
+    if isinstance(value, str):
+        return json.dumps(value) if value.isascii() else ascii(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(literal(item) for item in value)}]"
+    return repr(value)
+
+
+def fence(value: object, language: str = "") -> str:
+    """A fenced block whose content cannot close it."""
+    lines = [printable(line).rstrip() for line in str(value).splitlines()]
+    longest = max((len(run) for run in re.findall(r"`+", "\n".join(lines))), default=0)
+    marks = "`" * max(3, longest + 1)
+    return "\n".join([marks + language, *lines, marks])
+
+
+def bars(values: Mapping[str, float], *, width: int = 30) -> str:
+    """One line per value: its name, itself and a bar."""
+    largest, longest = max(values.values()), max(map(len, values))
+    return "\n".join(
+        f"{name:<{longest}}  {value:<8.3g} {bar(value, largest, width=width)}" for name, value in values.items()
+    )
+
+
+def bar(value: float, largest: float, *, width: int) -> str:
+    """A horizontal bar of block characters, to the eighth of one."""
+    eighths = round(8 * width * value / largest) if largest > 0 else 0
+    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]

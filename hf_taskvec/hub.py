@@ -1,0 +1,360 @@
+"""The Hub: task vectors, series of them and merged models published in one commit each, found, listed and collected."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.hf_api import RepoFolder
+from huggingface_hub.utils import validate_repo_id
+
+from hf_taskvec.artifact import save_vector
+from hf_taskvec.base import EMBEDDED, TINY_CLIP
+from hf_taskvec.cards import render_model_card, render_vector_card
+from hf_taskvec.cards.metadata import LIBRARY, task_tag
+from hf_taskvec.cards.text import clean
+from hf_taskvec.checkpoints import write_checkpoint
+from hf_taskvec.errors import CheckpointError, HubError
+from hf_taskvec.hub_client import hub_errors, with_retries
+from hf_taskvec.names import layer_of
+from hf_taskvec.report import Report
+from hf_taskvec.storage import write_text
+from hf_taskvec.vector import TaskVector
+
+REPORT_NAME = "report.json"
+CARD_NAME = "README.md"
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_EPOCH = re.compile(r"epoch-(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class PublishedVector:
+    """A task vector found on the Hub.
+
+    Attributes:
+        repo_id: Its repository, for `TaskVector.from_pretrained`.
+        base: Hub id of its base.
+        tasks: Its tasks.
+        commit: The head commit.
+    """
+
+    repo_id: str
+    base: str | None
+    tasks: tuple[str, ...]
+    commit: str | None
+
+
+# -- publishing -------------------------------------------------------------------------------------------------------
+
+
+def push_to_hub(
+    vector: TaskVector,
+    repo_id: str,
+    *,
+    report: Report | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Publishes a vector: weights, configuration, card and report in one commit.
+
+    Args:
+        vector: The vector.
+        repo_id: The repository; it is created if need be.
+        report: Its results, for the card.
+        private: Whether a new repository is private.
+        revision: The branch to commit on; it is created if need be.
+        create_pr: Whether to open a pull request instead of committing on the branch.
+        token: An access token with the right to write.
+        commit_message: The commit's title.
+
+    Returns:
+        The URL of the commit, or of the pull request.
+
+    Raises:
+        HubError: If the Hub refuses or fails, or another push came in between; the repository is as it was.
+        NonFiniteError: If the vector holds NaN or Inf.
+    """
+    with _repository_folder(repo_id) as folder:
+        write_repository(vector, folder, repo_id=repo_id, report=report)
+        return push_folder(
+            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token,
+            commit_message=commit_message or f"Add task vector {vector.info.label}", replaces=["task_vector*"],
+        )  # fmt: skip
+
+
+def push_series_to_hub(
+    vectors: Sequence[TaskVector],
+    repo_id: str,
+    *,
+    report: Report | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Publishes the vectors of one run, one per epoch, as one repository in one commit.
+
+    The last vector stands at the root, so that the repository is used like any other; every vector also stands in its
+    folder `epoch-<epochs>`, for `TaskVector.from_pretrained(repo_id, subfolder="epoch-2")`. Folders keep the series in
+    one commit, where one revision per epoch could be half there; `list_epochs` tells them. The Hub keeps equal files
+    once.
+
+    Args:
+        vectors: Vectors whose provenance tells different `epochs`.
+        report: Results of the last vector.
+        private, revision, create_pr, token, commit_message: As in `push_to_hub`.
+
+    Raises:
+        ValueError: If a vector does not tell its epochs, or two tell the same.
+        HubError: As in `push_to_hub`.
+    """
+    if not vectors or any(vector.info.epochs is None for vector in vectors):
+        raise ValueError("a series needs vectors whose info.epochs is known")
+    ordered = sorted(vectors, key=lambda vector: vector.info.epochs or 0.0)
+    epochs = [vector.info.epochs or 0.0 for vector in ordered]
+    if len({epoch_folder(epoch) for epoch in epochs}) < len(epochs):
+        raise ValueError(f"two vectors of the series have the same epochs: {epochs}")
+    with _repository_folder(repo_id) as folder:
+        write_repository(ordered[-1], folder, repo_id=repo_id, report=report, epochs=epochs)
+        for vector in ordered:
+            save_vector(vector, folder / epoch_folder(vector.info.epochs or 0.0))
+        return push_folder(
+            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token,
+            commit_message=commit_message or f"Add {len(ordered)} task vectors of {ordered[-1].info.label}",
+            replaces=["task_vector*", "epoch-*/task_vector*"],
+        )  # fmt: skip
+
+
+def push_model_to_hub(
+    vector: TaskVector,
+    repo_id: str,
+    *,
+    scaling: float,
+    base: str | os.PathLike[str] | None = None,
+    report: Report | None = None,
+    allow_other_base: bool = False,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Publishes base plus vector as a checkpoint that `CLIPModel.from_pretrained` loads; see `write_checkpoint`.
+
+    Args:
+        vector: The vector to add.
+        repo_id: The repository; it is created if need be.
+        scaling: The factor of the vector.
+        base: Hub id or folder of the base; by default the one the vector names.
+        report: The model's results, for the card.
+        allow_other_base: Whether to add the vector to weights other than those it was made from; recorded.
+        private, revision, create_pr, token, commit_message: As in `push_to_hub`.
+
+    Raises:
+        CheckpointError: If the vector names no base and none is given.
+        BaseMismatchError, HubError: As in `apply_to` and `push_to_hub`.
+    """
+    at = vector.info.base_revision if base is None else None
+    base = base or (TINY_CLIP if vector.info.base == EMBEDDED else vector.info.base)
+    if base is None:
+        raise CheckpointError("the vector does not tell its base; pass base=")
+    with _repository_folder(repo_id) as folder:
+        write_checkpoint(vector, base, folder, scaling=scaling, revision=at, allow_other_base=allow_other_base)
+        write_text(folder / CARD_NAME, render_model_card(vector.info, report, repo_id=repo_id, scaling=scaling))
+        if report is not None:
+            report.save(folder / REPORT_NAME)
+        return push_folder(
+            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token,
+            commit_message=commit_message or f"Add {vector.info.label} at scaling {scaling}",
+            replaces=["model*.safetensors*"],
+        )  # fmt: skip
+
+
+def write_repository(
+    vector: TaskVector,
+    folder: str | os.PathLike[str],
+    *,
+    repo_id: str,
+    report: Report | None = None,
+    epochs: Sequence[float] = (),
+) -> None:
+    """Writes the files of a vector's repository: weights, configuration, card, and the report if there is one."""
+    norms: dict[str, float] = {}
+    for name, delta in vector.deltas.items():
+        layer = layer_of(name)
+        norms[layer] = norms.get(layer, 0.0) + float(torch.linalg.vector_norm(delta, dtype=torch.float32)) ** 2
+    info = dataclasses.replace(vector.info, layer_norms={layer: value**0.5 for layer, value in norms.items()})
+    save_vector(TaskVector(vector.deltas, info), folder)
+    write_text(Path(folder) / CARD_NAME, render_vector_card(info, report, repo_id=repo_id, epochs=epochs))
+    if report is not None:
+        report.save(Path(folder) / REPORT_NAME)
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    commit_message: str,
+    replaces: Sequence[str] = (),
+) -> str:
+    """Publishes a folder as it is, in one commit that nothing may come in between.
+
+    Args:
+        folder: The folder.
+        replaces: Globs of files that go from the repository unless the folder has them.
+        private, revision, create_pr, token, commit_message: As in `push_to_hub`.
+
+    Raises:
+        HubError: As in `push_to_hub`.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    _check_no_token([path for path in files.values() if path.suffix in (".json", ".md")], token)
+    api = HfApi(token=token, library_name=LIBRARY)
+
+    def push() -> str:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        info = api.model_info(repo_id, revision=revision)
+        if private and info.private is False:
+            raise HubError(
+                f"{repo_id} exists and is public; make it private on the Hub first, or leave out private=True"
+            )
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(sibling.rfilename)
+            for sibling in info.siblings or []
+            if sibling.rfilename not in files and any(_matches(sibling.rfilename, pattern) for pattern in replaces)
+        ]
+        operations += [CommitOperationAdd(name, path) for name, path in files.items()]
+        commit = api.create_commit(
+            repo_id, operations, commit_message=clean(commit_message), revision=revision, create_pr=create_pr,
+            parent_commit=info.sha,
+        )  # fmt: skip
+        return commit.pr_url or commit.commit_url
+
+    with hub_errors(repo_id, "pushing to"):
+        return with_retries(push)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+
+
+def _check_no_token(paths: Sequence[Path], token: str | bool | None) -> None:
+    """Raises if a text file to be published holds an access token."""
+    used = token if isinstance(token, str) else get_token()
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        if _TOKEN.search(text) or (used and len(used) >= 8 and used in text):
+            raise HubError(f"{path.name} holds an access token, so nothing was pushed; remove it from the provenance")
+
+
+@contextmanager
+def _repository_folder(repo_id: str) -> Iterator[Path]:
+    """A folder to prepare a repository in; a bad id is an error before the work."""
+    with hub_errors(repo_id, "pushing to"):
+        validate_repo_id(repo_id)
+    with tempfile.TemporaryDirectory(prefix="hf-taskvec-") as folder:
+        yield Path(folder) / "repository"
+
+
+# -- finding ----------------------------------------------------------------------------------------------------------
+
+
+def list_vectors(
+    *,
+    base_model: str | None = None,
+    task: str | None = None,
+    author: str | None = None,
+    token: str | bool | None = None,
+) -> list[PublishedVector]:
+    """The task vectors on the Hub, by the tags of their cards.
+
+    Args:
+        base_model: Only those of this base.
+        task: Only those of this task, alone or merged with others.
+        author: Only those of this user or organisation.
+        token: An access token, to see private ones.
+
+    Raises:
+        NotCachedError, HubError: If the Hub is out of reach or fails.
+    """
+    tags = [LIBRARY, "task-vector"]
+    tags += [f"base_model:{base_model}"] if base_model else []
+    tags += [task_tag(task)] if task else []
+    with hub_errors("the Hub's list", "reading"):
+        found = with_retries(lambda: list(HfApi(token=token).list_models(filter=tags, author=author, full=True)))
+    return [
+        PublishedVector(info.id, _tag(info.tags, "base_model:"), tuple(_tags(info.tags, "task:")), info.sha)
+        for info in found
+    ]
+
+
+def _tags(tags: Sequence[str] | None, prefix: str) -> list[str]:
+    return [tag.removeprefix(prefix) for tag in tags or [] if tag.startswith(prefix)]
+
+
+def _tag(tags: Sequence[str] | None, prefix: str) -> str | None:
+    return next(iter(_tags(tags, prefix)), None)
+
+
+def epoch_folder(epochs: float) -> str:
+    """The folder of a series' vector after `epochs` epochs."""
+    return f"epoch-{epochs:g}"
+
+
+def list_epochs(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[float]:
+    """The epochs of a published series, in order; empty if it holds a single vector."""
+    where = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
+    with hub_errors(where, "reading"):
+        items = with_retries(lambda: list(HfApi(token=token).list_repo_tree(repo_id, revision=revision)))
+    matches = [_EPOCH.fullmatch(item.path) for item in items if isinstance(item, RepoFolder)]
+    return sorted(float(match[1]) for match in matches if match)
+
+
+def create_collection(
+    title: str,
+    repo_ids: Sequence[str],
+    *,
+    namespace: str | None = None,
+    description: str | None = None,
+    private: bool = False,
+    token: str | bool | None = None,
+) -> str:
+    """Collects published vectors, such as those of a suite, under one title; adds to a collection that exists.
+
+    Returns:
+        The collection's URL.
+
+    Raises:
+        HubError: If the Hub refuses or fails.
+    """
+    api = HfApi(token=token)
+
+    def create() -> str:
+        collection = api.create_collection(
+            title, namespace=namespace, description=description, private=private, exists_ok=True
+        )
+        for repo_id in repo_ids:
+            collection = api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
+        return collection.url
+
+    with hub_errors(f"the collection {title!r}", "writing"):
+        return with_retries(create)
