@@ -77,6 +77,7 @@ class ImageClassifier(nn.Module):
     """
 
     head: Tensor
+    normalize: Normalize
 
     def __init__(self, base: Base, task: Task, *, include_projection: bool = False) -> None:
         super().__init__()

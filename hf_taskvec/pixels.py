@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -69,11 +69,12 @@ def load_pixels(task: Task, split: Split, image_processor: Any) -> PixelDataset:
     Raises:
         DataError: If an image does not decode; the row is named.
     """
-    return _open_pixels(task, split, type(image_processor), image_processor.to_json_string())
+    kind: Hashable = type(image_processor)
+    return _open_pixels(task, split, kind, image_processor.to_json_string())
 
 
 @lru_cache(maxsize=64)
-def _open_pixels(task: Task, split: Split, kind: type, settings: str) -> PixelDataset:
+def _open_pixels(task: Task, split: Split, kind: Any, settings: str) -> PixelDataset:
     image_processor = kind(**json.loads(settings))
     data = task.load(split)
     height, width = output_size(image_processor)

@@ -48,7 +48,7 @@ def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, 
 
 def _plot_tasks(axes: Axes, report: Report) -> None:
     positions = range(len(report.results))
-    bars = (
+    bars: tuple[tuple[str, list[float | None], str], ...] = (
         ("zero-shot", [result.zero_shot for result in report.results], ""),
         (report.model, [result.accuracy for result in report.results], "//"),
         ("individual", [result.individual for result in report.results], ".."),

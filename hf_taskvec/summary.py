@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from hf_taskvec.report import Report, percent
+from hf_taskvec.report import Report, TaskResult, percent
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,19 @@ def summary_table(reports: Mapping[str, Sequence[Report]]) -> str:
         "| --- |" + " ---: |" * (2 + 2 * len(names)),
     ]
     for index, result in enumerate(first[0].results):
-        lines.append(_row(result.task, reports, lambda report, name, i=index: getattr(report.results[i], name)))
-    lines.append(_row("**mean**", reports, lambda report, name: getattr(report, name)))
+        rows = {name: [report.results[index] for report in runs] for name, runs in reports.items()}
+        lines.append(_row(result.task, rows))
+    lines.append(_row("**mean**", reports))
     return "\n".join(lines)
 
 
-def _row(label: str, reports: Mapping[str, Sequence[Report]], pick: Callable[[Report, str], float | None]) -> str:
-    def cell(runs: Sequence[Report], name: str) -> str:
-        values = [value for report in runs if (value := pick(report, name)) is not None]
-        return str(Mean.of(values)) if len(values) == len(runs) else "–"
+def _row(label: str, runs: Mapping[str, Sequence[Report | TaskResult]]) -> str:
+    def cell(rows: Sequence[Report | TaskResult], name: str) -> str:
+        values = [getattr(row, name) for row in rows]
+        return "–" if None in values else str(Mean.of(values))
 
-    first = next(iter(reports.values()))
-    cells = [percent(pick(first[0], "zero_shot")), cell(first, "individual")]
-    for runs in reports.values():
-        cells += [cell(runs, "accuracy"), cell(runs, "normalized")]
+    first = next(iter(runs.values()))
+    cells = [percent(first[0].zero_shot), cell(first, "individual")]
+    for rows in runs.values():
+        cells += [cell(rows, "accuracy"), cell(rows, "normalized")]
     return f"| {label} | {' | '.join(cells)} |"
