@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -97,7 +98,7 @@ class ImageClassifier(nn.Module):
         return {name: parameter.detach() for name, parameter in canonical(trained).items()}
 
 
-def classify(model: nn.Module, head: Tensor, pixels: Tensor) -> Tensor:
+def classify(model: Any, head: Tensor, pixels: Tensor) -> Tensor:
     """Logits (N, C) of normalised images (N, 3, H, W) by a model's tower and projection and a head (C, F)."""
     features = model.visual_projection(model.vision_model(pixels).pooler_output)
     return functional.normalize(features, dim=-1) @ head.T

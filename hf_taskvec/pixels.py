@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -69,7 +69,7 @@ def load_pixels(task: Task, split: Split, image_processor: Any) -> PixelDataset:
     Raises:
         DataError: If an image does not decode; the row is named.
     """
-    kind: Hashable = type(image_processor)
+    kind: Any = type(image_processor)
     return _open_pixels(task, split, kind, image_processor.to_json_string())
 
 
