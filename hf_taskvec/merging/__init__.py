@@ -16,9 +16,13 @@ from hf_taskvec.compatibility import check_compatible, merged_info
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError
 from hf_taskvec.merging import (  # noqa: F401 (registers the methods)
     arithmetic,
+    competition,
+    knots,
+    modifiers,
     sparse,
     spectral,
     stochastic,
+    wudi,
 )
 from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool, wide_dtype
 from hf_taskvec.merging.registry import (

@@ -112,7 +112,7 @@ def karcher(vectors: Sequence[TaskVector], *, scope: Scope = "parameter") -> Tas
     return _combine_by(_karcher_weights, vectors, scope)
 
 
-def check_weights(weights: Sequence[float], vectors: Sequence[TaskVector]) -> list[float]:
+def check_weights(weights: Sequence[float], vectors: Sequence[object]) -> list[float]:
     """Raises a `ValueError` unless there is one finite weight per vector."""
     weights = [float(weight) for weight in weights]
     if len(weights) != len(vectors):

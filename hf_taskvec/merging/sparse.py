@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging.engine import Scope, map_chunks
 from hf_taskvec.merging.registry import merge_method
-from hf_taskvec.merging.selection import kept, magnitude_thresholds
+from hf_taskvec.merging.selection import kept, magnitude_thresholds, thresholds
 from hf_taskvec.vector import TaskVector
 
 
@@ -29,10 +29,10 @@ def ties(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = 
         ValueError: If `density` is outside (0, 1].
     """
     check_fraction("density", density)
-    thresholds = magnitude_thresholds(vectors, lambda size: [kept(density, size)], scope)
+    smallest = magnitude_thresholds(vectors, density, scope)
 
     def merge_chunk(deltas: Tensor, name: str) -> Tensor:
-        return agreeing_mean(trim_(deltas, thresholds[name][0]))
+        return agreeing_mean(trim_(deltas, smallest[name]))
 
     return map_chunks(merge_chunk, vectors)
 
@@ -65,10 +65,10 @@ def breadcrumbs(
         top = min(round(outliers * size), size - 1)
         return [top + 1, min(top + kept(density, size), size)]
 
-    thresholds = magnitude_thresholds(vectors, ranks, scope)
+    bounds = thresholds(lambda deltas, name: deltas.abs_(), vectors, ranks, scope)
 
     def merge_chunk(deltas: Tensor, name: str) -> Tensor:
-        upper, lower = thresholds[name]
+        upper, lower = bounds[name]
         for row, bound in zip(trim_(deltas, lower), upper, strict=True):
             row.masked_fill_(row.abs() > bound, 0)
         return deltas.sum(dim=0)
@@ -135,18 +135,18 @@ def consensus_ties(
     """
     check_fraction("density", density)
     check_consensus(agreement, strength)
-    thresholds = magnitude_thresholds(vectors, lambda size: [kept(density, size)], scope)
+    smallest = magnitude_thresholds(vectors, density, scope)
 
     def merge_chunk(deltas: Tensor, name: str) -> Tensor:
-        merged = agreeing_mean(trim_(deltas.clone(), thresholds[name][0]), total=True)
+        merged = agreeing_mean(trim_(deltas.clone(), smallest[name]), total=True)
         return consensus(merged, deltas, agreement, strength)
 
     return map_chunks(merge_chunk, vectors)
 
 
-def trim_(deltas: Tensor, thresholds: Tensor) -> Tensor:
-    """Zeroes, in place, each row's entries (T, n) below its threshold (T, 1) in magnitude."""
-    below = torch.nextafter(thresholds, thresholds.new_tensor(-torch.inf))  # hardshrink keeps what is above its bound
+def trim_(deltas: Tensor, smallest: Tensor) -> Tensor:
+    """Zeroes, in place, each row's entries (T, n) below the smallest magnitude (T, 1) it keeps."""
+    below = torch.nextafter(smallest, smallest.new_tensor(-torch.inf))  # hardshrink keeps what is above its bound
     for row, bound in zip(deltas, below.flatten().tolist(), strict=True):
         torch.ops.aten.hardshrink.out(row, bound, out=row)
     return deltas

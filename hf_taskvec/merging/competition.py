@@ -1,0 +1,105 @@
+"""Merge methods that weigh the vectors against each other entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_taskvec.artifact import shapes_of
+from hf_taskvec.errors import check_fraction
+from hf_taskvec.merging.engine import Scope, chunks, map_chunks, map_parameters, wide_dtype
+from hf_taskvec.merging.registry import merge_method
+from hf_taskvec.merging.selection import kept, thresholds
+from hf_taskvec.vector import TaskVector
+
+_CLIPPED = 1e-4  # fraction of the smallest and of the largest magnitudes that pcb clips
+
+
+@merge_method("pcb", paper="2410.02396")
+def pcb(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = "vector") -> TaskVector:
+    """Averages the vectors, each entry weighted by how strong it is in its vector and how well it fits the others.
+
+    The score of an entry x of vector i is exp(T a²) tanh(x s): a is its magnitude, clipped at the outer 0.01 % and
+    scaled to [0, 1] within the vector, and s the sum of the T vectors at that entry. Scores above the kept fraction's
+    bound, scaled to (0, 1], are the weights. This is the form of the authors' released code, which their tables come
+    from; the paper writes softmaxes in place of exp and tanh.
+
+    Args:
+        vectors: Vectors of one base.
+        density: Fraction of entries kept, in (0, 1], the paper's mask ratio.
+        scope: Whether scales and fractions count over the whole vector, as in the paper, or over each parameter.
+
+    Raises:
+        ValueError: If `density` is outside (0, 1].
+    """
+    check_fraction("density", density)
+
+    def outer(size: int) -> list[int]:
+        clipped = round(_CLIPPED * size)
+        return [clipped + 1, max(size - clipped, clipped + 1)]
+
+    def bounds(size: int) -> list[int]:
+        return [1, min(kept(density, size) + 1, size)]  # the largest score, and the largest that is dropped
+
+    magnitudes = thresholds(lambda deltas, name: deltas.abs_(), vectors, outer, scope)
+
+    def scores(deltas: Tensor, name: str) -> Tensor:
+        highest, lowest = magnitudes[name]
+        cross = (deltas * deltas.sum(dim=0)).tanh_()
+        strength = deltas.abs_().clamp_(lowest, highest).sub_(lowest).div_((highest - lowest).clamp(min=1e-38))
+        return strength.square_().mul_(len(vectors)).exp_().mul_(cross)
+
+    limits = thresholds(scores, vectors, bounds, scope)
+
+    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
+        best, dropped = limits[name]
+        clipped = deltas.abs().clamp_(*magnitudes[name].flip(0)).copysign_(deltas).masked_fill_(deltas == 0, 0)
+        found = scores(deltas, name)
+        weights = (found - dropped).clamp_(min=0).div_((best - dropped).clamp(min=1e-38))
+        weights = torch.where((best == dropped) & (found >= best) & (found > 0), 1.0, weights)  # nothing is dropped
+        return (clipped * weights).sum(dim=0) / weights.sum(dim=0).clamp_(min=1e-12)
+
+    return map_chunks(merge_chunk, vectors)
+
+
+@merge_method("sce", paper="2408.07990")
+def sce(vectors: Sequence[TaskVector], *, density: float = 0.1, scope: Scope = "parameter") -> TaskVector:
+    """Keeps the entries that differ most, weights each vector by its energy there and erases minority signs.
+
+    The energy is that of each parameter's kept entries, as in the paper, in either scope. Where all vectors are equal
+    all entries tie and are kept.
+
+    Args:
+        vectors: Vectors of one base.
+        density: Fraction of entries kept, those of the largest variance over the vectors, in (0, 1].
+        scope: Whether the fraction counts over the whole vector or over each parameter, as in the paper.
+
+    Raises:
+        ValueError: If `density` is outside (0, 1].
+    """
+    check_fraction("density", density)
+    wide, shapes = wide_dtype(vectors), shapes_of(vectors[0])
+    bounds = thresholds(_variance, vectors, lambda size: [kept(density, size)], scope)
+
+    def compute(name: str) -> Tensor:
+        smallest = bounds[name][0]
+        energy = torch.zeros(len(vectors), dtype=torch.float64)
+        for _, deltas in chunks(vectors, name, wide):
+            chosen = _variance(deltas, name) >= smallest
+            energy += (deltas * chosen).double().square().sum(dim=1).cpu()
+        shares = (energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(wide)
+        merged = torch.empty(shapes[name].numel(), dtype=wide, device=smallest.device)
+        for start, deltas in chunks(vectors, name, wide):
+            deltas *= _variance(deltas, name) >= smallest
+            agrees = deltas * deltas.sum(dim=0) > 0
+            merged[start : start + deltas.shape[1]] = shares.to(merged.device) @ (deltas * agrees)
+        return merged.view(shapes[name])
+
+    return map_parameters(compute, vectors)
+
+
+def _variance(deltas: Tensor, name: str) -> Tensor:
+    """The variance of each entry over the vectors, (1, n)."""
+    return deltas.var(dim=0, correction=0, keepdim=True)

@@ -1,0 +1,331 @@
+"""Each merge method on an example worked by hand, and against a slow, obvious form of its definition."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.merging import merge
+from hf_taskvec.merging.geometry import inner_products, sign_conflicts
+from hf_taskvec.merging.modifiers import scale_layers
+from hf_taskvec.vector import TaskVector
+
+
+def vector(*values: float) -> TaskVector:
+    return TaskVector({"w": torch.tensor(values, dtype=torch.float32)})
+
+
+def matrix(values: Tensor) -> TaskVector:
+    return TaskVector({"w": values})
+
+
+def merged_values(vectors: Sequence[TaskVector], method: str, **settings: object) -> Tensor:
+    return merge(vectors, method, **settings).deltas["w"]
+
+
+def check(actual: Tensor, expected: Sequence[float] | Tensor, **tolerances: float) -> None:
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), **tolerances)
+
+
+def random_matrices(count: int, rows: int, columns: int, *, seed: int = 0) -> list[TaskVector]:
+    generator = torch.Generator().manual_seed(seed)
+    return [matrix(torch.randn(rows, columns, generator=generator)) for _ in range(count)]
+
+
+# -- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def test_average_and_task_arithmetic() -> None:
+    pair = [vector(1.0, 2.0), vector(3.0, -2.0)]
+    check(merged_values(pair, "average"), [2.0, 0.0])
+    check(merged_values(pair, "task_arithmetic"), [4.0, 0.0])
+    check(merged_values(pair, "task_arithmetic", weights=[0.5, 2.0]), [6.5, -3.0])
+    with pytest.raises(ValueError, match="one factor per vector"):
+        merge(pair, "task_arithmetic", weights=[1.0])
+    with pytest.raises(ValueError, match="finite"):
+        merge(pair, "task_arithmetic", weights=[1.0, math.nan])
+
+
+def test_metagpt_weights_by_squared_norm() -> None:
+    check(merged_values([vector(3.0, 0.0), vector(0.0, 1.0)], "metagpt"), [3 * 0.9, 0.1])
+
+
+def test_model_stock_keeps_more_the_better_the_vectors_agree() -> None:
+    check(merged_values([vector(1.0, 0.0), vector(0.0, 1.0)], "model_stock"), [0.0, 0.0])
+    check(merged_values([vector(2.0, 2.0)] * 3, "model_stock"), [2.0, 2.0])
+    half = [vector(1.0, 0.0), vector(0.5, math.sqrt(0.75))]  # cosine 1/2: 2 * .5 / 1.5
+    check(merged_values(half, "model_stock"), torch.tensor([0.75, math.sqrt(0.75) / 2]) * 2 / 3)
+    check(merged_values([vector(1.0, 0.0), vector(-1.0, 0.1)], "model_stock"), [0.0, 0.0])
+
+
+def test_slerp_walks_along_the_arc() -> None:
+    pair = [vector(1.0, 0.0), vector(0.0, 1.0)]
+    check(merged_values(pair, "slerp"), [math.sqrt(0.5)] * 2)
+    check(merged_values(pair, "slerp", position=0.0), [1.0, 0.0])
+    check(merged_values(pair, "slerp", position=1.0), [0.0, 1.0])
+    check(merged_values(pair, "slerp", position=1 / 3), [math.cos(math.pi / 6), math.sin(math.pi / 6)])
+    check(merged_values([vector(2.0, 0.0), vector(4.0, 0.0)], "slerp", position=0.25), [2.5, 0.0])
+    with pytest.raises(ValueError, match="position"):
+        merge(pair, "slerp", position=1.5)
+
+
+def test_karcher_is_slerp_for_two_and_a_stationary_point_for_many() -> None:
+    pair = [v * (1 / v.norm()) for v in random_matrices(2, 3, 4)]
+    check(merged_values(pair, "karcher"), merged_values(pair, "slerp"), rtol=1e-5, atol=1e-6)
+    units = [v.deltas["w"].double() / v.norm() for v in random_matrices(5, 3, 4, seed=2)]
+    mean = merged_values([matrix(unit) for unit in units], "karcher")
+    assert float(mean.norm()) == pytest.approx(1.0, abs=1e-9)
+    angles = [torch.acos((mean * unit).sum()) for unit in units]
+    logs = [a / a.sin() * (unit - a.cos() * mean) for a, unit in zip(angles, units, strict=True)]
+    assert float(sum(logs).norm()) < 1e-6
+
+
+def test_scope_decides_whether_directions_are_those_of_parameters() -> None:
+    one = TaskVector({"a": torch.tensor([1.0]), "b": torch.tensor([0.0])})
+    two = TaskVector({"a": torch.tensor([0.0]), "b": torch.tensor([1.0])})
+    check(merge([one, two], "slerp", scope="vector").deltas["a"], [math.sqrt(0.5)])
+    check(merge([one, two], "slerp", scope="parameter").deltas["a"], [0.5])
+
+
+def test_geometry_in_one_pass() -> None:
+    vectors = random_matrices(4, 300, 200)
+    flat = torch.stack([v.deltas["w"].flatten() for v in vectors]).double()
+    torch.testing.assert_close(inner_products(vectors)["w"], flat @ flat.T)
+    conflicts = sign_conflicts(vectors)["w"]
+    for i, j in itertools.product(range(4), repeat=2):
+        assert conflicts[i, j] == int((flat[i] * flat[j] < 0).sum())
+
+
+# -- sparse -----------------------------------------------------------------------------------------------------------
+
+
+def test_ties_drops_the_minority_sign() -> None:
+    check(merged_values([vector(3.0, 1.0), vector(-1.0, 1.0)], "ties", density=1.0), [3.0, 1.0])
+
+
+def test_ties_worked_example() -> None:
+    vectors = [vector(4.0, -1.0, 0.5, 2.0), vector(-1.0, -3.0, 2.5, 0.1), vector(3.0, 2.0, -0.2, 1.0)]
+    # half kept: (4, 0, 0, 2), (0, -3, 2.5, 0), (3, 2, 0, 0); signs +, -, +, +
+    check(merged_values(vectors, "ties", density=0.5), [3.5, -3.0, 2.5, 2.0])
+
+
+def slow_ties(vectors: Sequence[TaskVector], density: float, scope: str) -> dict[str, Tensor]:
+    names = list(vectors[0].deltas)
+    groups = [names] if scope == "vector" else [[name] for name in names]
+    trimmed: list[dict[str, Tensor]] = [{} for _ in vectors]
+    for group, (index, one) in itertools.product(groups, enumerate(vectors)):
+        values = torch.cat([one.deltas[name].flatten().abs() for name in group])
+        count = max(1, round(density * len(values)))
+        bound = values.kthvalue(len(values) - count + 1).values
+        for name in group:
+            trimmed[index][name] = one.deltas[name] * (one.deltas[name].abs() >= bound)
+    result = {}
+    for name in names:
+        stack = torch.stack([one[name] for one in trimmed])
+        agrees = (stack.sign() == stack.sum(0).sign()) & (stack != 0)
+        result[name] = (stack * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+    return result
+
+
+@pytest.mark.parametrize("scope", ["vector", "parameter"])
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ties_agrees_with_its_definition_whatever_the_ties_and_zeros(
+    density: float, scope: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = []
+    for _ in range(3):
+        deltas = {"big": torch.randn(300, 250, generator=generator), "small": torch.randn(7, generator=generator)}
+        vectors.append(TaskVector({name: (delta * 4).round().div(4).to(dtype) for name, delta in deltas.items()}))
+    merged = merge(vectors, "ties", density=density, scope=scope)
+    wide = torch.promote_types(dtype, torch.float32)
+    for name, expected in slow_ties([v.to(wide) for v in vectors], density, scope).items():
+        torch.testing.assert_close(merged.deltas[name], expected)
+
+
+def test_breadcrumbs_drops_outliers_and_the_small() -> None:
+    values = vector(*range(1, 11))  # a tenth dropped on top, then two tenths kept
+    check(merged_values([values], "breadcrumbs", density=0.2, outliers=0.1), [0.0] * 7 + [8.0, 9.0, 0.0])
+    two = merged_values([values, values * -2], "breadcrumbs", density=0.2, outliers=0.1)
+    check(two, [0.0] * 7 + [-8.0, -9.0, 0.0])
+    check(merged_values([vector(5.0)], "breadcrumbs"), [5.0])
+    with pytest.raises(ValueError, match="outliers"):
+        merge([values], "breadcrumbs", density=0.5, outliers=0.6)
+
+
+def test_breadcrumbs_counts_per_parameter_or_over_the_whole() -> None:
+    vectors = [TaskVector({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([10.0, 20.0])})]
+    inside = merge(vectors, "breadcrumbs", density=0.5, outliers=0.0)
+    check(torch.cat(list(inside.deltas.values())), [0.0, 2.0, 0.0, 20.0])
+    across = merge(vectors, "breadcrumbs", density=0.5, outliers=0.25, scope="vector")
+    check(torch.cat(list(across.deltas.values())), [0.0, 2.0, 10.0, 0.0])
+
+
+def test_magmax_takes_the_largest_and_the_positive_of_opposites() -> None:
+    vectors = [vector(1.0, -5.0, 2.0, 0.0), vector(-3.0, 4.0, -2.0, 0.0)]
+    check(merged_values(vectors, "magmax"), [-3.0, -5.0, 2.0, 0.0])
+    check(merged_values(vectors[::-1], "magmax"), [-3.0, -5.0, 2.0, 0.0])
+
+
+def test_consensus_ta_drops_what_only_one_vector_needs() -> None:
+    # sums 4, 3, 2; the second vector needs the first entry only if 1 >= .4 * 3, which is not so
+    vectors = [vector(3.0, 1.5, 2.0), vector(1.0, 1.5, 0.0)]
+    check(merged_values(vectors, "consensus_ta"), [0.0, 3.0, 0.0])
+    check(merged_values(vectors, "consensus_ta", strength=0.3), [4.0, 3.0, 0.0])
+    check(merged_values(vectors, "consensus_ta", agreement=1), [4.0, 3.0, 2.0])
+    check(merged_values(vectors[:1], "consensus_ta"), [3.0, 1.5, 2.0])
+    with pytest.raises(ValueError, match="positive"):
+        merge(vectors, "consensus_ta", agreement=0)
+
+
+def test_consensus_ties_masks_the_sum_of_agreeing_deltas() -> None:
+    vectors = [vector(4.0, 1.0, -2.0, 0.0), vector(3.0, -3.0, -2.0, 0.1), vector(-2.0, 1.0, -2.5, 0.0)]
+    # half kept: (4, 0, -2, 0), (3, -3, 0, 0)... ties at 2 and 3 keep (4, 0, -2, 0), (3, -3, 0, 0), (-2, 0, -2.5, 0)
+    merged = torch.tensor([7.0, -3.0, -4.5, 0.0])
+    needs = sum((v.deltas["w"].abs() >= (merged - v.deltas["w"]).abs() * 0.4).int() for v in vectors)
+    check(merged_values(vectors, "consensus_ties", density=0.5), merged * (needs >= 2))
+
+
+# -- random -----------------------------------------------------------------------------------------------------------
+
+
+def test_dare_keeps_a_fraction_and_the_expectation() -> None:
+    ones = TaskVector({"w": torch.ones(1000, 500)})
+    merged = merged_values([ones], "dare", density=0.1)
+    assert set(merged.unique().tolist()) == {0.0, 10.0}
+    assert float((merged > 0).float().mean()) == pytest.approx(0.1, abs=0.002)  # five standard errors
+    rows, columns = (merged > 0).float().mean(1), (merged > 0).float().mean(0)
+    assert float(rows.std()) == pytest.approx(math.sqrt(0.09 / 500), rel=0.2)
+    assert float(columns.std()) == pytest.approx(math.sqrt(0.09 / 1000), rel=0.2)
+    check(merged_values([ones], "dare", density=1.0), torch.ones(1000, 500))
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_ties", "della"])
+def test_chance_depends_on_the_seed_and_the_content_only(method: str) -> None:
+    def inputs(names: Sequence[str]) -> list[TaskVector]:
+        deltas = {"a": torch.ones(400, 400), "b": torch.ones(70000)}
+        return [TaskVector({name: deltas[name] * (i + 1) for name in names}) for i in range(3)]
+
+    first = merge(inputs("ab"), method, seed=1)
+    for other in (merge(inputs("ba"), method, seed=1), merge(inputs("ab")[::-1], method, seed=1)):
+        for name in "ab":
+            torch.testing.assert_close(first.deltas[name], other.deltas[name])
+    assert not torch.equal(first.deltas["a"], merge(inputs("ab"), method, seed=2).deltas["a"])
+    assert not torch.equal(first.deltas["a"].flatten()[:70000], first.deltas["b"])
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    merge(inputs("ab"), method)
+    assert torch.equal(torch.rand(3), expected)  # the global generator is left alone
+
+
+def test_masks_of_different_vectors_are_independent() -> None:
+    ones = TaskVector({"w": torch.ones(100000)})
+    both = merged_values([ones, ones * 100], "dare", density=0.5)
+    kept_both = float((both == 202).float().mean())
+    assert kept_both == pytest.approx(0.25, abs=0.007)
+    same = merged_values([ones, ones], "dare", density=0.5)
+    assert float((same == 4).float().mean()) == pytest.approx(0.25, abs=0.007)
+
+
+def test_dare_ties_averages_what_agrees() -> None:
+    merged = merged_values([vector(3.0, 1.0), vector(-1.0, 1.0)], "dare_ties", density=1.0)
+    check(merged, [3.0, 1.0])
+
+
+def test_della_keeps_large_entries_more_often() -> None:
+    row = torch.arange(1.0, 101.0)
+    deltas = TaskVector({"w": row.repeat(20000, 1)})
+    merged = merged_values([deltas], "della", density=0.5, epsilon=0.4)
+    rates = (merged != 0).float().mean(0)
+    expected = 0.7 - 0.4 * torch.arange(99, -1, -1) / 100
+    torch.testing.assert_close(rates, expected, rtol=0, atol=5 * math.sqrt(0.25 / 20000))
+    torch.testing.assert_close(merged.mean(0), row, rtol=0.06, atol=0)  # the rescaling keeps the expectation
+    check(merged_values([vector(3.0, 1.0), vector(-1.0, 1.0)], "della", density=1.0, epsilon=0.0), [3.0, 1.0])
+    with pytest.raises(ValueError, match="epsilon"):
+        merge([deltas], "della", density=0.9, epsilon=0.4)
+
+
+# -- competition ------------------------------------------------------------------------------------------------------
+
+
+def slow_pcb(deltas: Tensor, density: float) -> Tensor:
+    count, size = deltas.shape
+    clipped = round(1e-4 * size)
+    ordered = deltas.abs().sort(dim=1).values
+    low, high = ordered[:, clipped, None], ordered[:, size - 1 - clipped, None]
+    magnitude = deltas.abs().clamp(low, high)
+    score = torch.exp(count * ((magnitude - low) / (high - low)) ** 2) * torch.tanh(deltas * deltas.sum(0))
+    ranked = score.sort(dim=1, descending=True).values
+    dropped, best = ranked[:, max(1, round(density * size)), None], ranked[:, :1]
+    weights = (score - dropped).clamp(min=0) / (best - dropped)
+    return (deltas.sign() * magnitude * weights).sum(0) / weights.sum(0).clamp(min=1e-12)
+
+
+@pytest.mark.parametrize("size", [50, 90000])
+def test_pcb_agrees_with_its_definition(size: int) -> None:
+    deltas = torch.randn(3, size, generator=torch.Generator().manual_seed(1)) * 0.1
+    merged = merged_values([matrix(row.clone()) for row in deltas], "pcb")
+    torch.testing.assert_close(merged, slow_pcb(deltas, 0.2), rtol=1e-4, atol=1e-5)
+
+
+def test_pcb_worked_example() -> None:
+    # of two entries one is kept: in each vector the one whose sign and size fit the sum, so the weights are 1 and 0
+    merged = merged_values([vector(2.0, -1.0), vector(1.0, 3.0)], "pcb", density=0.5)
+    check(merged, [2.0, 3.0])
+
+
+def test_sce_worked_example() -> None:
+    vectors = [vector(4.0, 1.0, 0.0, 3.0), vector(0.0, 1.0, 0.0, -1.0)]
+    # variances 4, 0, 0, 4: the first and last entry are kept; energies 25 and 1; the last sum is positive
+    check(merged_values(vectors, "sce", density=0.5), [4.0 * 25 / 26, 0.0, 0.0, 3.0 * 25 / 26])
+
+
+# -- modifiers --------------------------------------------------------------------------------------------------------
+
+
+def test_lines_scales_deep_layers_more() -> None:
+    names = [f"m.layers.{i}.w" for i in range(3)] + ["m.embed"]
+    ones = TaskVector({name: torch.ones(2) for name in names})
+    merged = merge([ones, ones], "lines", growth=0.6)  # shallow is 1/2, the sum is 2
+    assert [float(merged.deltas[name][0]) for name in names] == pytest.approx([1.0, 1.6, 2.2, 1.0])
+    scaled = scale_layers(ones, shallow=0.1, growth=0.2)
+    assert [float(scaled.deltas[name][0]) for name in names] == pytest.approx([0.1, 0.2, 0.3, 0.1])
+
+
+def test_lines_evens_out_the_norm_of_the_method_it_scales() -> None:
+    vectors = [vector(3.0, 1.0), vector(-1.0, 1.0)]  # sum (2, 2), ties (3, 1): equal L1 norms
+    check(merged_values(vectors, "lines", of="ties", of_settings={"density": 1.0}, growth=0.0), [1.5, 0.5])
+    with pytest.raises(UnknownNameError, match="densty"):
+        merge(vectors, "lines", of="ties", of_settings={"densty": 1.0})
+
+
+def test_svc_undoes_the_counting_of_what_is_shared() -> None:
+    shared, own = torch.zeros(3, 3), torch.zeros(3, 3)
+    shared[0, 0], own[1, 1] = 2.0, 1.0
+    merged = merged_values([matrix(shared + own), matrix(shared)], "svc")
+    # first direction: s is 2 for both, so 4 / 2; second: s is 1 for one and 1/2, the floor, for the other
+    check(merged, torch.diag(torch.tensor([2.0, 2 / 1.5, 0.0])), rtol=1e-5, atol=1e-6)
+
+
+# -- chunks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["average", "ties", "breadcrumbs", "consensus_ta", "magmax", "sce", "pcb", "della"])
+def test_a_parameter_longer_than_a_chunk_is_merged_as_a_whole(method: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    vectors = [matrix(torch.randn(3, 90001, generator=generator)) for _ in range(2)]
+    merged = merged_values(vectors, method)
+    settings = {"density": 1.0} if method in ("ties", "sce") else {}
+    if method in ("average", "magmax", "consensus_ta"):  # entry by entry: any cut gives the same
+        cut = merged_values([matrix(v.deltas["w"][:, -5:].clone()) for v in vectors], method, **settings)
+        torch.testing.assert_close(merged[:, -5:], cut)
+    assert merged.isfinite().all()
+    assert (merged[:, -100:] != 0).any()

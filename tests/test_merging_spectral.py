@@ -1,0 +1,261 @@
+"""Spectral and LoRA merges against plain float64 forms of their definitions, and examples worked by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from hf_taskvec.errors import IncompatibleVectorsError, UnknownNameError
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.lora import Factors, LoraAdapter, read_adapter
+from hf_taskvec.merging import merge
+from hf_taskvec.merging.knots import merge_adapters
+from hf_taskvec.merging.linalg import leading, polar
+from hf_taskvec.merging.wudi import normal_equations
+from hf_taskvec.vector import TaskVector
+
+SHAPES = [(48, 48), (90, 40), (40, 90)]
+
+
+def deltas_of(count: int, shape: tuple[int, int], *, seed: int = 0) -> Tensor:
+    """Heavy-tailed matrices with some structure in common."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(shape[0], 3, generator=generator) @ torch.randn(3, shape[1], generator=generator)
+    noise = torch.randn(count, *shape, generator=generator)
+    return shared * 0.3 + noise * noise.abs()
+
+
+def merged_values(deltas: Tensor | Sequence[Tensor], method: str, **settings: object) -> Tensor:
+    return merge([TaskVector({"w": delta}) for delta in deltas], method, **settings).deltas["w"]
+
+
+def check(actual: Tensor, expected: Tensor, *, tolerance: float = 1e-5) -> None:
+    error = float((actual.double() - expected.double()).norm() / expected.double().norm())
+    assert error < tolerance
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.linalg.svd(matrix.double(), full_matrices=False)
+
+
+def whitened(matrix: Tensor) -> Tensor:
+    u, _, v = svd(matrix)
+    return u @ v
+
+
+# -- linear algebra ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 3), (1, 4), (300, 200)])
+@pytest.mark.parametrize("rank", [1, 7, None])
+def test_leading_triplets_are_those_of_a_full_svd(shape: tuple[int, int], rank: int | None) -> None:
+    matrix = deltas_of(1, shape)[0]
+    u, s, v = svd(matrix)
+    found = leading(matrix, rank)
+    count = len(s) if rank is None else min(rank, len(s))
+    torch.testing.assert_close(found.values, s[:count], rtol=1e-7, atol=0)
+    product = found.left * found.values @ found.right.T
+    torch.testing.assert_close(product, u[:, :count] * s[:count] @ v[:count], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found.left.T @ found.left, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("condition", [1e1, 1e3, 1e4, 1e5, 1e7])
+def test_polar_factors_stay_exact_however_the_spectrum_decays(condition: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(80, 80, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    spectrum = torch.logspace(0, -torch.log10(torch.tensor(condition)).item(), 80, dtype=torch.float64)
+    factor, mean = polar(u * spectrum @ v.T)
+    check(factor, u @ v.T, tolerance=1e-6)
+    assert mean == pytest.approx(float(spectrum.mean()))
+
+
+def test_directions_below_rounding_carry_nothing() -> None:
+    matrix = deltas_of(1, (60, 4))[0] @ deltas_of(1, (4, 50))[0]
+    factor, _ = polar(matrix)
+    assert float(torch.linalg.matrix_norm(factor).square()) == pytest.approx(4, abs=1e-6)
+    assert float(polar(torch.zeros(40, 40))[0].norm()) == 0
+
+
+# -- spectral methods -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_tsv_m_agrees_with_its_definition(shape: tuple[int, int], count: int) -> None:
+    deltas = deltas_of(count, shape)
+    rank = min(shape) // count
+    parts = [svd(delta) for delta in deltas]
+    left = whitened(torch.cat([u[:, :rank] for u, _, _ in parts], dim=1))
+    right = whitened(torch.cat([v[:rank] for _, _, v in parts]))
+    check(merged_values(deltas, "tsv_m"), left * torch.cat([s[:rank] for _, s, _ in parts]) @ right)
+
+
+def test_tsv_m_keeps_vectors_that_do_not_meet() -> None:
+    one, two = torch.zeros(4, 4), torch.zeros(4, 4)
+    one[0, 0], two[1, 2] = 3.0, 2.0
+    check(merged_values([one, two], "tsv_m"), one + two)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_iso_c_agrees_with_its_definition(shape: tuple[int, int]) -> None:
+    deltas = deltas_of(4, shape)
+    u, s, v = svd(deltas.double().sum(0))
+    check(merged_values(deltas, "iso_c"), u @ v * s.mean())
+    merged = torch.linalg.svdvals(merged_values(deltas, "iso_c"))
+    torch.testing.assert_close(merged, torch.full_like(merged, float(s.mean())), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("common", [0.3, 0.8, 1.0])
+def test_iso_cts_agrees_with_its_definition(shape: tuple[int, int], common: float) -> None:
+    deltas, count = deltas_of(4, shape).double(), 4
+    rank = min(shape)
+    own = round((rank - int(rank * common)) / count)
+    u, s, v = svd(deltas.sum(0))
+    keep = rank - own * count
+    basis = u[:, :keep]
+    parts = [svd(delta - basis @ basis.T @ delta) for delta in deltas]
+    left = whitened(torch.cat([basis, *(p[0][:, :own] for p in parts)], dim=1))
+    right = whitened(torch.cat([v[:keep], *(p[2][:own] for p in parts)]))
+    mean = torch.cat([s[:keep], *(p[1][:own] for p in parts)]).mean()
+    check(merged_values(deltas.float(), "iso_cts", common=common), left @ right * mean)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cart_agrees_with_its_definition(shape: tuple[int, int]) -> None:
+    deltas = deltas_of(3, shape).double()
+    mean = deltas.mean(0)
+    rank = max(1, round(0.2 * min(shape)))
+    expected = mean.clone()
+    for delta in deltas:
+        u, s, v = svd(delta - mean)
+        expected += 1.5 * (u[:, :rank] * s[:rank] @ v[:rank])
+    check(merged_values(deltas.float(), "cart", rank=0.2, strength=1.5), expected)
+
+
+def test_cart_with_the_whole_rank_is_task_arithmetic_around_the_mean() -> None:
+    deltas = deltas_of(3, (20, 30))
+    check(merged_values(deltas, "cart", rank=1.0), deltas.mean(0))  # the centred parts cancel
+
+
+def test_parameters_that_are_no_matrices_are_averaged() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        TaskVector({"bias": torch.randn(7, generator=generator), "conv": torch.randn(4, 3, 2, 2, generator=generator)})
+        for _ in range(3)
+    ]
+    expected = merge(inputs, "average")
+    for method in ("tsv_m", "iso_c", "iso_cts", "cart", "wudi"):
+        for name, delta in merge(inputs, method).deltas.items():
+            torch.testing.assert_close(delta, expected.deltas[name])
+
+
+# -- wudi -------------------------------------------------------------------------------------------------------------
+
+
+def wudi_loss(merged: Tensor, deltas: Tensor) -> Tensor:
+    return sum(((merged - d) @ d.T).square().sum() / d.square().sum() for d in deltas)
+
+
+def test_the_precomputed_gradient_is_that_of_the_loss() -> None:
+    deltas = deltas_of(4, (12, 20)).double()
+    point = torch.randn(12, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).requires_grad_()
+    wudi_loss(point, deltas).backward()
+    square, cross = normal_equations(deltas)
+    torch.testing.assert_close(2 * (point.detach() @ square - cross), point.grad)
+
+
+def test_wudi_descends_as_adam_on_the_loss_does() -> None:
+    deltas = deltas_of(3, (16, 24))
+    point = deltas.sum(0).clone().requires_grad_()
+    adam = torch.optim.Adam([point], lr=1e-3)
+    for _ in range(40):
+        adam.zero_grad()
+        wudi_loss(point, deltas).backward()
+        adam.step()
+    check(merged_values(deltas, "wudi", steps=40, learning_rate=1e-3), point.detach(), tolerance=1e-5)
+
+
+def test_the_exact_solver_is_the_limit_of_descent() -> None:
+    basis = torch.linalg.qr(deltas_of(1, (40, 20))[0].double()).Q
+    deltas = deltas_of(3, (10, 40)).double() @ basis @ basis.T  # S is singular: 20 of 40 directions
+    merged = merged_values(deltas, "wudi", solver="exact")
+    square, cross = normal_equations(deltas)
+    torch.testing.assert_close(merged @ square, cross, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(merged @ basis @ basis.T, merged)
+    point = deltas.sum(0)
+    for _ in range(2000):
+        point = point - 0.9 * (point @ square - cross) / torch.linalg.matrix_norm(square, 2)
+    loss = float(wudi_loss(merged, deltas))
+    assert loss <= float(wudi_loss(point, deltas)) <= loss * 1.01
+    assert loss < float(wudi_loss(deltas.sum(0), deltas)) / 2
+    with pytest.raises(UnknownNameError, match="solver"):
+        merge([TaskVector({"w": deltas[0]})], "wudi", solver="sgd")
+
+
+# -- LoRA -------------------------------------------------------------------------------------------------------------
+
+
+def adapter(rank: int, *, seed: int, shape: tuple[int, int] = (30, 22), name: str = "w.weight") -> LoraAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(shape[0], rank, generator=generator), torch.randn(rank, shape[1], generator=generator)
+    return LoraAdapter({name: Factors(left, right, 0.5, torch.Size(shape))}, VectorInfo(kind="lora"))
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_knots_in_the_factor_core_is_knots_on_the_full_matrices(density: float) -> None:
+    lazy = [adapter(rank, seed=rank).to_vector() for rank in (2, 3, 4)]
+    full = [TaskVector({"w.weight": vector.deltas["w.weight"]}) for vector in lazy]
+    inside, outside = (merge(inputs, "knots", density=density).deltas["w.weight"] for inputs in (lazy, full))
+    check(inside, outside, tolerance=1e-4)
+
+
+def test_knots_that_trims_nothing_and_meets_no_conflict_averages() -> None:
+    lazy = [adapter(3, seed=0).to_vector()] * 2
+    check(merge(lazy, "knots").deltas["w.weight"], lazy[0].deltas["w.weight"])
+
+
+@pytest.mark.parametrize("rank", [None, 2, 9])
+def test_merged_adapters_are_the_closest_of_their_rank_to_the_sum(rank: int | None) -> None:
+    adapters = [adapter(size, seed=size) for size in (2, 3, 4)]
+    weights = [1.0, -0.5, 2.0]
+    total = sum(w * a.to_vector().deltas["w.weight"].double() for a, w in zip(adapters, weights, strict=True))
+    u, s, v = svd(total)
+    size = 4 if rank is None else rank
+    merged = merge_adapters(adapters, weights=weights, rank=rank)
+    check(merged.to_vector().deltas["w.weight"], u[:, :size] * s[:size] @ v[:size])
+    assert merged.factors["w.weight"].right.shape[0] == size
+    assert merged.info.settings["weights"] == weights
+
+
+def test_merged_adapters_agree_with_peft(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"one": nn.Linear(30, 20), "two": nn.Linear(20, 12)})
+    model.config = {"model_type": "custom"}
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["one", "two"], r=4, lora_alpha=6))
+    adapted.add_adapter("other", LoraConfig(target_modules=["one", "two"], r=3, use_rslora=True))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    adapted.save_pretrained(tmp_path)
+    adapted.add_weighted_adapter(["default", "other"], [0.7, -0.4], "both", combination_type="svd")
+    ours = merge_adapters([read_adapter(tmp_path), read_adapter(tmp_path / "other")], weights=[0.7, -0.4])
+    for name, delta in ours.to_vector().deltas.items():
+        theirs = adapted.base_model.model.get_submodule(name.removesuffix(".weight")).get_delta_weight("both")
+        check(delta, theirs.detach(), tolerance=1e-5)
+
+
+def test_adapters_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(IncompatibleVectorsError, match=r"w\.weight"):
+        merge_adapters([adapter(2, seed=0), adapter(2, seed=1, shape=(30, 21))])
+    with pytest.raises(ValueError, match="positive rank"):
+        merge_adapters([adapter(2, seed=0)], rank=0)
+    different = merge_adapters([adapter(2, seed=0), adapter(3, seed=1, name="v.weight")])
+    assert set(different.factors) == {"w.weight", "v.weight"}
