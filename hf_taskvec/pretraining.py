@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from datasets import Dataset, DatasetDict, load_dataset
 from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers import get_cosine_schedule_with_warmup as cosine_schedule
 
-from hf_taskvec.errors import DataError, UnknownNameError, check_positive
-
-logger = logging.getLogger(__name__)
+from hf_taskvec.errors import CheckpointError, check_positive
+from hf_taskvec.pairs import Pairs, augment, balance, decode_pairs, image_processor, load_pairs, normalize
+from hf_taskvec.tasks.generated import generated_pairs
 
 TEMPLATES = (
-    "{}", "{}", "{}.", "a photo of {}.", "a picture of {}.", "an image of {}.", "a photo of the {}.", "a blurry photo of {}.",
-    "a drawing of {}.", "a sketch of {}.", "a close-up photo of {}.", "a photo of a {}.", "a picture of a {}.",
+    "{}", "{}", "{}.", "a photo of {}.", "a picture of {}.", "an image of {}.", "a photo of the {}.",
+    "a blurry photo of {}.", "a drawing of {}.", "a sketch of {}.", "a close-up photo of {}.",
+    "a photo of a {}.", "a picture of a {}.",
 )  # fmt: skip
 
 
@@ -42,6 +42,8 @@ class PretrainingConfig:
         max_pairs_per_text: Pairs kept per caption, as in MetaCLIP (2309.16671); 0 keeps all.
         ema_decay: Decay of the averaged weights that are saved; 0 saves the last weights.
         augmentation: Strength of the image augmentation, 0 for none.
+        stop_step: Step after which to stop before the schedule's end; 0 runs it out.
+        init_from: Folder of a pretrained CLIP to go on from, instead of random weights and a new tokenizer.
         template_probability: Chance that a caption is put into a random prompt template.
     """
 
@@ -49,12 +51,13 @@ class PretrainingConfig:
     layers: int = 2
     patch_size: int = 8
     intermediate_ratio: int = 2
+    activation: str = "gelu"
     image_size: int = 32
     text_width: int = 192
     text_layers: int = 2
     projection_dim: int = 256
     vocab_size: int = 3000
-    max_length: int = 32
+    max_length: int = 24
     steps: int = 4000
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -67,78 +70,29 @@ class PretrainingConfig:
     max_pairs_per_text: int = 0
     max_logit_scale: float = 50.0
     save_steps: int = 250
+    stop_step: int = 0
+    init_from: str = ""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Decoded images and their captions; pixels are uint8 (N, 3, H, W)."""
-
-    pixels: Tensor
-    texts: list[str]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __add__(self, other: Pairs) -> Pairs:
-        return Pairs(torch.cat([self.pixels, other.pixels]), self.texts + other.texts)
-
-
-def image_processor(size: int) -> CLIPImageProcessor:
-    """CLIP's image processor for images of `size` pixels."""
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-
-
-def decode_pairs(dataset: Dataset, processor: CLIPImageProcessor) -> Pairs:
-    """Decodes and resizes every image once.
-
-    Raises:
-        DataError: If a column is missing or an image does not decode.
-    """
-    for column in ("image", "text"):
-        if column not in dataset.column_names:
-            raise UnknownNameError("column", column, dataset.column_names)
-    pixels = []
-    for start in tqdm(range(0, len(dataset), 1000), desc="decode", unit="k", leave=False):
-        try:
-            images = dataset[start : start + 1000]["image"]
-        except OSError as error:
-            raise DataError(f"an image in rows {start} to {start + 999} does not decode: {error}") from error
-        images = [image.convert("RGB") for image in images]
-        batch = processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")
-        pixels.append(batch["pixel_values"].clamp(0, 255).to(torch.uint8))
-    if not pixels:
-        raise DataError("a pair set is empty")
-    return Pairs(torch.cat(pixels), list(dataset["text"]))
-
-
-def load_pairs(source: str, split: str, processor: CLIPImageProcessor) -> Pairs | None:
-    """Loads one split of a Hub dataset or folder of pairs; `None` when it has no such split."""
-    datasets: DatasetDict = load_dataset(source)
-    return decode_pairs(datasets[split], processor) if split in datasets else None
-
-
-def balance(pairs: Pairs, max_pairs_per_text: int, *, seed: int) -> Pairs:
-    """Keeps at most `max_pairs_per_text` random pairs of each caption; 0 keeps all."""
-    if not max_pairs_per_text:
-        return pairs
-    counts: dict[str, int] = {}
-    kept = []
-    for row in torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist():
-        text = pairs.texts[row]
-        counts[text] = counts.get(text, 0) + 1
-        if counts[text] <= max_pairs_per_text:
-            kept.append(row)
-    kept.sort()
-    return Pairs(pairs.pixels[kept], [pairs.texts[row] for row in kept])
 
 
 def train_tokenizer(texts: Sequence[str], config: PretrainingConfig) -> CLIPTokenizer:
     """Trains CLIP's byte-pair tokenizer on the captions and the prompt templates."""
     corpus = [*dict.fromkeys(texts), *(template.format("") for template in TEMPLATES)]
-    tokenizer = CLIPTokenizer().train_new_from_iterator(corpus, vocab_size=config.vocab_size, show_progress=False)
-    tokenizer.model_max_length = config.max_length
-    return tokenizer
+    letters = sorted(ByteLevel.alphabet())
+    # The trainer numbers word ends in hash order, which would decide ties between merges: number them first.
+    specials = ["<|startoftext|>", "<|endoftext|>", *(letter + "</w>" for letter in letters)]
+    trainer = BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=specials,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    backend = CLIPTokenizer().backend_tokenizer
+    backend.train_from_iterator(corpus, trainer)
+    learned = json.loads(backend.to_str())["model"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=config.max_length)
 
 
 def build_model(config: PretrainingConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -146,48 +100,19 @@ def build_model(config: PretrainingConfig, tokenizer: CLIPTokenizer) -> CLIPMode
     text = dict(
         vocab_size=len(tokenizer), hidden_size=config.text_width, intermediate_size=2 * config.text_width,
         num_hidden_layers=config.text_layers, num_attention_heads=max(1, config.text_width // 64),
-        max_position_embeddings=config.max_length, bos_token_id=tokenizer.bos_token_id,
+        max_position_embeddings=config.max_length, hidden_act=config.activation, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     vision = dict(
         hidden_size=config.width, intermediate_size=config.intermediate_ratio * config.width,
         num_hidden_layers=config.layers, num_attention_heads=max(1, config.width // 64),
-        image_size=config.image_size, patch_size=config.patch_size,
+        image_size=config.image_size, patch_size=config.patch_size, hidden_act=config.activation,
     )  # fmt: skip
     return CLIPModel(
         CLIPConfig(
             text_config=text, vision_config=vision, projection_dim=config.projection_dim, logit_scale_init_value=2.6592
         )
     )
-
-
-def augment(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Randomly moves, scales, turns and recolours a batch; no flip, which would change digits and signs.
-
-    Args:
-        pixels: Images in [0, 1], shape (N, 3, H, W).
-        strength: 1 for the full range of each change.
-    """
-    count = len(pixels)
-
-    def uniform(*shape: int, scale: float) -> Tensor:
-        return (torch.rand(shape, generator=generator) * 2 - 1) * scale * strength
-
-    angle, zoom, aspect = uniform(count, scale=0.2), uniform(count, scale=0.2).exp(), uniform(count, scale=0.12).exp()
-    shift = uniform(count, 2, scale=0.18)
-    rows = [angle.cos() * zoom * aspect, -angle.sin() * zoom, shift[:, 0]]
-    columns = [angle.sin() * zoom, angle.cos() * zoom / aspect, shift[:, 1]]
-    theta = torch.stack([torch.stack(rows, 1), torch.stack(columns, 1)], 1)
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-    pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    grey = pixels.mean(dim=1, keepdim=True)
-    is_grey = torch.rand(count, 1, 1, 1, generator=generator) < 0.1 * strength
-    pixels = torch.where(is_grey, grey, pixels)
-    mean = grey.mean(dim=(2, 3), keepdim=True)
-    pixels = (pixels - mean) * (1 + uniform(count, 1, 1, 1, scale=0.35)) + mean + uniform(count, 1, 1, 1, scale=0.15)
-    pixels = pixels + uniform(count, 3, 1, 1, scale=0.05)
-    noise = torch.rand(count, 1, 1, 1, generator=generator) * 0.06 * strength
-    return (pixels + noise * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
 
 
 def contrastive_loss(image: Tensor, text: Tensor, caption: Tensor, scale: Tensor) -> Tensor:
@@ -226,6 +151,7 @@ class PairTrainer:
         self.scheduler = cosine_schedule(optimizer, config.warmup_steps, config.steps)
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         self.step = 0
+        self.loss = 0.0
         self.log: list[dict[str, float]] = []
         self._index_captions()
 
@@ -238,12 +164,7 @@ class PairTrainer:
         captions = list(dict.fromkeys(self.pairs.texts))
         rank = {text: index for index, text in enumerate(captions)}
         self.caption_of = torch.tensor([rank[text] for text in self.pairs.texts])
-        tokens = self.processor.tokenizer
-        limit = dict(padding="max_length", truncation=True, max_length=self.config.max_length, return_tensors="pt")
-        self.tokens = [tokens([form.format(text) for text in captions], **limit)["input_ids"] for form in TEMPLATES]
-        normal = self.processor.image_processor
-        self.mean = torch.tensor(normal.image_mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(normal.image_std).view(1, 3, 1, 1)
+        self.captions = captions
 
     def _rows(self) -> Tensor:
         """This step's rows: a fresh order per epoch, one slice per process."""
@@ -265,25 +186,22 @@ class PairTrainer:
             pixels = augment(pixels, config.augmentation, generator)
         unique, caption = self.caption_of[rows].unique(return_inverse=True)
         forms = torch.randint(len(TEMPLATES), unique.shape, generator=generator)
-        plain = torch.rand(unique.shape, generator=generator) >= config.template_probability
-        forms[plain] = 0
-        ids = torch.stack([self.tokens[form][row] for form, row in zip(forms.tolist(), unique.tolist(), strict=True)])
-        eos = self.processor.tokenizer.eos_token_id
-        mask = (ids == eos).cumsum(dim=1).cumsum(dim=1) <= 1
-        longest = int(mask.sum(dim=1).max())
+        forms[torch.rand(unique.shape, generator=generator) >= config.template_probability] = 0
+        texts = [TEMPLATES[form].format(self.captions[row]) for form, row in zip(forms, unique, strict=True)]
+        tokens = self.processor.tokenizer(
+            texts, padding=True, truncation=True, max_length=config.max_length, return_tensors="pt"
+        )
         device = self.accelerator.device
         output = self.model(
-            input_ids=ids[:, :longest].to(device), attention_mask=mask[:, :longest].long().to(device),
-            pixel_values=((pixels - self.mean) / self.std).to(device),
-        )  # fmt: skip
+            **tokens.to(device), pixel_values=normalize(pixels, self.processor.image_processor).to(device)
+        )
         scale = self.module.logit_scale.exp()
         return contrastive_loss(output.image_embeds, output.text_embeds, caption.to(device), scale)
 
-    def train(self, *, stop_at: int | None = None) -> None:
-        """Trains up to the last step (or `stop_at`), saving the state every `save_steps`."""
+    def train(self, *, stop_at: int = 0) -> None:
+        """Trains up to the last step (or `stop_at`, if not 0), saving the state every `save_steps`."""
         last = min(stop_at or self.config.steps, self.config.steps)
         bar = tqdm(total=self.config.steps, initial=self.step, disable=not self.accelerator.is_main_process)
-        running = 0.0
         self.model.train()
         while self.step < last:
             loss = self._loss(self._rows())
@@ -295,11 +213,11 @@ class PairTrainer:
             self.module.logit_scale.data.clamp_(max=math.log(self.config.max_logit_scale))
             self.step += 1
             self._update_average()
-            running = loss.item() if not running else 0.98 * running + 0.02 * loss.item()
+            self.loss = loss.item() if self.step == 1 else 0.98 * self.loss + 0.02 * loss.item()
             bar.update()
-            bar.set_postfix(loss=f"{running:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
             if self.step % 50 == 0:
-                self.log.append({"step": self.step, "loss": round(running, 4)})
+                self.log.append({"step": self.step, "loss": round(self.loss, 4)})
             if self.step % self.config.save_steps == 0 or self.step == last:
                 self.save_state()
         bar.close()
@@ -322,17 +240,28 @@ class PairTrainer:
         states = self.optimizer.state_dict()["state"]
         flat = {f"{index}.{key}": value for index, entry in states.items() for key, value in entry.items()}
         save_file(flat, new / "optimizer.safetensors")
-        (new / "state.json").write_text(json.dumps({"step": self.step, "log": self.log, "config": asdict(self.config)}))
+        state = {
+            "step": self.step,
+            "loss": self.loss,
+            "log": self.log,
+            "scheduler": self.scheduler.state_dict(),
+            "config": asdict(self.config),
+        }
+        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(new, final)
 
     def resume(self) -> bool:
         """Continues from the state in the output folder, when there is one."""
-        state = self.folder / "state"
+        state, new = self.folder / "state", self.folder / "state.new"
+        if not state.exists() and (new / "state.json").is_file():  # written last: killed just before the renaming
+            os.replace(new, state)
         if not (state / "state.json").is_file():
             return False
         saved: dict[str, Any] = json.loads((state / "state.json").read_text())
-        self.step, self.log = saved["step"], saved["log"]
+        if saved["config"] != asdict(self.config):
+            raise CheckpointError(f"{state} was written with other settings: {saved['config']}; use another folder")
+        self.step, self.loss, self.log = saved["step"], saved["loss"], saved["log"]
         self.module.load_state_dict(load_file(state / "model.safetensors"))
         self.average = load_file(state / "average.safetensors")
         optimizer = self.optimizer.state_dict()
@@ -341,8 +270,9 @@ class PairTrainer:
             index, name = key.split(".", 1)
             optimizer["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(optimizer)
-        for _ in range(self.step):
-            self.scheduler.step()
+        for group, rate in zip(self.optimizer.param_groups, saved["scheduler"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        self.scheduler.load_state_dict(saved["scheduler"])
         return True
 
     def averaged_model(self) -> CLIPModel:
@@ -350,3 +280,78 @@ class PairTrainer:
         model = CLIPModel(self.module.config)
         model.load_state_dict(self.average)
         return model.eval()
+
+
+@torch.no_grad()
+def retrieval(model: CLIPModel, processor: CLIPProcessor, pairs: Pairs, *, k: int = 5) -> float:
+    """The share of images whose caption is among the `k` nearest of all different captions."""
+    model.eval()
+    captions = list(dict.fromkeys(pairs.texts))
+    rank = {text: index for index, text in enumerate(captions)}
+    tokens = processor.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+    texts = F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+    hits = 0
+    for start in range(0, len(pairs), 256):
+        pixels = normalize(pairs.pixels[start : start + 256].float() / 255, processor.image_processor)
+        images = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+        nearest = (images @ texts.T).topk(min(k, len(captions))).indices
+        wanted = torch.tensor([rank[text] for text in pairs.texts[start : start + 256]])
+        hits += int((nearest == wanted[:, None]).any(dim=1).sum())
+    return hits / len(pairs)
+
+
+def gather_pairs(sources: Sequence[str], config: PretrainingConfig, *, generated: int) -> Pairs:
+    """The training pairs of every source and the generated ones, with captions capped."""
+    processor = image_processor(config.image_size)
+    parts = [load_pairs(source, "train", processor) for source in sources]
+    if generated:
+        parts.append(decode_pairs(generated_pairs(generated, seed=config.seed), processor))
+    pairs = Pairs(torch.cat([part.pixels for part in parts]), [text for part in parts for text in part.texts])
+    return balance(pairs, config.max_pairs_per_text, seed=config.seed)
+
+
+def pretrain(
+    sources: Sequence[str], *, config: PretrainingConfig, output_dir: str, generated: int = 0
+) -> dict[str, float]:
+    """Trains a CLIP and saves it, in half precision, with its processor and log.
+
+    Args:
+        sources: Hub ids or folders of datasets with the columns `image` and `text`.
+        config: How it is built and trained.
+        output_dir: Where the model, its log and the state of an unfinished run go; the latter is resumed.
+        generated: How many generated pairs to add.
+
+    Returns:
+        Retrieval (recall at 5) of the saved weights on the test split of every source that has one.
+    """
+    torch.manual_seed(config.seed)
+    pairs = gather_pairs(sources, config, generated=generated)
+    if config.init_from:
+        model = CLIPModel.from_pretrained(config.init_from, dtype=torch.float32)
+        processor = CLIPProcessor.from_pretrained(config.init_from)
+    else:
+        tokenizer = train_tokenizer(pairs.texts, config)
+        model = build_model(config, tokenizer)
+        processor = CLIPProcessor(image_processor=image_processor(config.image_size), tokenizer=tokenizer)
+    trainer = PairTrainer(model, processor, pairs, config=config, output_dir=output_dir)
+    trainer.resume()
+    trainer.train(stop_at=config.stop_step)
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.accelerator.is_main_process:
+        return {}
+    trainer.averaged_model().half().save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    saved = CLIPModel.from_pretrained(output_dir, dtype=torch.float32)
+    tests = {source: load_pairs(source, "test", processor.image_processor) for source in sources}
+    figures = {Path(name).name: retrieval(saved, processor, test) for name, test in tests.items() if test}
+    log = {
+        "config": asdict(config),
+        "sources": [Path(name).name for name in sources],
+        "generated_pairs": generated,
+        "pairs": len(pairs),
+        "captions": len(set(pairs.texts)),
+        "recall_at_5": figures,
+        "loss": trainer.log,
+    }
+    (Path(output_dir) / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    return figures

@@ -1,0 +1,175 @@
+"""Pretraining: the loss against its definition, exact resuming, balance, augmentation, the saved folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from transformers import CLIPModel, CLIPProcessor
+
+from hf_taskvec.errors import CheckpointError, DataError, UnknownNameError
+from hf_taskvec.pairs import Pairs, augment, balance, decode_pairs, image_processor
+from hf_taskvec.pretraining import (
+    PairTrainer,
+    PretrainingConfig,
+    build_model,
+    contrastive_loss,
+    pretrain,
+    train_tokenizer,
+)
+
+TINY = PretrainingConfig(
+    width=64, layers=1, patch_size=16, text_width=64, text_layers=1, projection_dim=16, vocab_size=700,
+    steps=6, batch_size=8, warmup_steps=2, save_steps=3,
+)  # fmt: skip
+COLOURS = {"a red square": (220, 20, 20), "a green square": (20, 220, 20), "a blue square": (20, 20, 220)}
+
+
+def toy_pairs(count: int = 24) -> Pairs:
+    texts = [list(COLOURS)[index % 3] for index in range(count)]
+    pixels = torch.stack([torch.tensor(COLOURS[text], dtype=torch.uint8) for text in texts])
+    return Pairs(pixels[:, :, None, None].expand(-1, 3, 32, 32).contiguous(), texts)
+
+
+def toy_folder(path: Path) -> str:
+    texts = [list(COLOURS)[index % 3] for index in range(24)]
+    images = [PILImage.new("RGB", (40, 32), COLOURS[text]) for text in texts]
+    features = Features({"image": Image(), "text": Value("string")})
+    for split in ("train", "test"):
+        (path / "data").mkdir(parents=True, exist_ok=True)
+        table = Dataset.from_dict({"image": images, "text": texts}, features=features)
+        table.to_parquet(str(path / "data" / f"{split}-00000-of-00001.parquet"))
+    return str(path)
+
+
+def toy_trainer(folder: Path, config: PretrainingConfig = TINY) -> PairTrainer:
+    torch.manual_seed(0)
+    pairs = toy_pairs()
+    tokenizer = train_tokenizer(pairs.texts, config)
+    processor = CLIPProcessor(image_processor=image_processor(32), tokenizer=tokenizer)
+    return PairTrainer(build_model(config, tokenizer), processor, pairs, config=config, output_dir=str(folder))
+
+
+def test_loss_is_clip_when_no_caption_repeats() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=generator), dim=-1)
+    logits = 10 * image @ text.T
+    labels = torch.arange(5)
+    expected = (
+        torch.nn.functional.cross_entropy(logits, labels) + torch.nn.functional.cross_entropy(logits.T, labels)
+    ) / 2
+    torch.testing.assert_close(contrastive_loss(image, text, labels, torch.tensor(10.0)), expected)
+
+
+def test_loss_on_unique_captions_equals_repeated_captions_as_positives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(6, 8, generator=generator), dim=-1)
+    text = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=-1)
+    caption = torch.tensor([0, 0, 1, 2, 2, 2])
+    logits = 10 * image @ text[caption].T  # the whole batch, (6, 6)
+    positive = caption[:, None] == caption[None, :]
+    to_text = -logits.log_softmax(dim=1).masked_fill(~positive, -torch.inf).logsumexp(dim=1).mean()
+    soft = positive / positive.sum(dim=1, keepdim=True)
+    to_image = -(soft * logits.T.log_softmax(dim=1)).sum(dim=1).mean()
+    loss = contrastive_loss(image, text, caption, torch.tensor(10.0))
+    torch.testing.assert_close(loss, (to_text + to_image) / 2)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole = toy_trainer(tmp_path / "whole")
+    whole.train()
+    killed = toy_trainer(tmp_path / "killed")
+    killed.train(stop_at=4)
+    resumed = toy_trainer(tmp_path / "killed")
+    assert resumed.resume()
+    assert resumed.step == 4
+    resumed.train()
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[name]), name
+        assert torch.equal(whole.average[name], resumed.average[name]), name
+    assert resumed.log == whole.log
+
+
+def test_resuming_refuses_other_settings(tmp_path: Path) -> None:
+    toy_trainer(tmp_path).train(stop_at=3)
+    other = PretrainingConfig(**{**TINY.__dict__, "learning_rate": 0.5})
+    with pytest.raises(CheckpointError, match="other settings"):
+        toy_trainer(tmp_path, other).resume()
+
+
+def test_pretrained_folder_loads_offline_and_knows_its_captions(tmp_path: Path) -> None:
+    source = toy_folder(tmp_path / "pairs")
+    config = PretrainingConfig(**{**TINY.__dict__, "steps": 60, "template_probability": 0.2, "ema_decay": 0.9})
+    figures = pretrain([source], config=config, output_dir=str(tmp_path / "out"))
+    model = CLIPModel.from_pretrained(tmp_path / "out")
+    processor = CLIPProcessor.from_pretrained(tmp_path / "out")
+    inputs = processor(
+        text=list(COLOURS), images=[PILImage.new("RGB", (50, 50), c) for c in COLOURS.values()],
+        return_tensors="pt", padding=True, truncation=True,
+    )  # fmt: skip
+    assert inputs["pixel_values"].shape == (3, 3, 32, 32)
+    with torch.no_grad():
+        logits = model.float()(**inputs).logits_per_image
+    assert logits.argmax(dim=1).tolist() == [0, 1, 2]
+    assert figures == {"pairs": 1.0}
+    assert json.loads((tmp_path / "out" / "training_log.json").read_text())["recall_at_5"] == figures
+
+
+def test_text_is_pooled_at_its_end(tmp_path: Path) -> None:  # eos id 2 would select CLIP's legacy argmax rule
+    tokenizer = train_tokenizer(list(COLOURS), TINY)
+    model = build_model(TINY, tokenizer).eval()
+    alone = tokenizer(["a red square"], return_tensors="pt")
+    padded = tokenizer(["a red square", "a very long photo of a blue square"], padding=True, return_tensors="pt")
+    assert model.config.text_config.eos_token_id == tokenizer.eos_token_id != 2
+    with torch.no_grad():
+        expected = model.get_text_features(**alone).pooler_output[0]
+        torch.testing.assert_close(model.get_text_features(**padded).pooler_output[0], expected)
+
+
+def test_balance_caps_each_caption() -> None:
+    pairs = balance(toy_pairs(24), 5, seed=0)
+    assert {text: pairs.texts.count(text) for text in COLOURS} == dict.fromkeys(COLOURS, 5)
+    for pixel, text in zip(pairs.pixels[:, :, 0, 0].tolist(), pairs.texts, strict=True):
+        assert tuple(pixel) == COLOURS[text]
+
+
+def test_augmentation_keeps_range_and_repeats_by_seed() -> None:
+    pixels = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    first, second = (augment(pixels, 1.0, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert not torch.allclose(first, pixels, atol=0.05)
+
+
+def test_augmentation_of_strength_zero_changes_nothing() -> None:
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(augment(pixels, 0.0, torch.Generator().manual_seed(0)), pixels, atol=1e-4, rtol=0)
+
+
+def test_missing_column_is_named() -> None:
+    dataset = Dataset.from_dict({"image": [PILImage.new("RGB", (4, 4))], "caption": ["x"]})
+    with pytest.raises(UnknownNameError, match="text"):
+        decode_pairs(dataset, image_processor(32))
+
+
+def test_broken_image_is_an_error() -> None:
+    features = Features({"image": Image(), "text": Value("string")})
+    dataset = Dataset.from_dict({"image": [{"bytes": b"no image", "path": None}], "text": ["x"]}, features=features)
+    with pytest.raises(DataError, match="does not decode"):
+        decode_pairs(dataset, image_processor(32))
+
+
+def test_images_are_resized_and_cropped_once_to_uint8() -> None:
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 40:] = 255
+    pairs = decode_pairs(Dataset.from_dict({"image": [PILImage.fromarray(image)], "text": ["x"]}), image_processor(32))
+    assert pairs.pixels.shape == (1, 3, 32, 32)
+    assert pairs.pixels.dtype == torch.uint8
+    assert pairs.pixels[0, 0, :, 2].max() == 0
+    assert pairs.pixels[0, 0, :, -2].min() == 255
