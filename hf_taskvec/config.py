@@ -39,8 +39,8 @@ class TaskVectorConfig(TrainingArguments):
     full_batch: bool = field(
         default=False,
         metadata={
-            "help": "Full-batch gradient descent: one step per epoch on the mean loss over all images. Settings left at "
-            "their default become SGD without momentum, decay, clipping, smoothing or schedule; others are kept and named."
+            "help": "Full-batch gradient descent: one step per epoch on the mean loss over all images. Settings left "
+            "at their default become plain SGD without decay, clipping or schedule; others are kept and named."
         },
     )
     record_epochs: bool = field(default=True, metadata={"help": "Keep the vector of each epoch's end."})
@@ -50,6 +50,9 @@ class TaskVectorConfig(TrainingArguments):
     )
     track_gradients: bool = field(
         default=True, metadata={"help": "Log each epoch's gradient norm and cosines; costs two copies of the tower."}
+    )
+    record_gradients: bool = field(
+        default=False, metadata={"help": "Keep each epoch's accumulated gradient too; needs track_gradients."}
     )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; pointless without a GPU."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_taskvec.artifact import save_vector
+from hf_taskvec.info import VectorInfo
 from hf_taskvec.storage import write_bytes
 from hf_taskvec.vector import TaskVector
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from hf_taskvec.trainer import TaskVectorTrainer
 
 VECTORS = "vectors"
+GRADIENT_VECTORS = "gradients"
+FULL_GRADIENTS = "full_gradients"  # which `measure_dynamics` adds
 GRADIENTS = "epoch_gradients.safetensors"
 
 
@@ -38,6 +43,11 @@ class GradientTracker:
         torch._foreach_add_([self.running[name] for name in gradients], list(gradients.values()), alpha=factor)
         self.steps += 1
         self.norms += norm
+
+    def vector(self, info: VectorInfo) -> TaskVector:
+        """The sum of the epoch's gradients so far, the mean of their norms among its settings."""
+        settings = {**info.settings, "mean_gradient_norm": self.norms / max(self.steps, 1), "steps": self.steps}
+        return TaskVector(dict(self.running), dataclasses.replace(info, kind="gradient", settings=settings))
 
     def end_epoch(self, vector: TaskVector) -> dict[str, float]:
         """The mean norm of the steps' gradients, the norm of their sum and its cosines; starts the next epoch.
@@ -94,7 +104,8 @@ class Recorder(TrainerCallback):
             if args.track_gradients:
                 trainer.gradients.load(trainer.resumed_from, args.device)
         elif args.should_save:
-            shutil.rmtree(trainer.vectors_folder, ignore_errors=True)
+            for name in (VECTORS, GRADIENT_VECTORS, FULL_GRADIENTS):
+                shutil.rmtree(Path(str(args.output_dir)) / name, ignore_errors=True)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Chooses the epoch's shuffling."""
@@ -111,6 +122,11 @@ class Recorder(TrainerCallback):
         if args.record_epochs:
             trainer.record(epoch_name(round(state.epoch or 0)))
         if args.track_gradients and trainer.gradients.running:
+            if args.record_gradients and args.should_save:
+                gradient = trainer.gradients.vector(trainer.vector_info())
+                save_vector(
+                    gradient, Path(str(args.output_dir)) / GRADIENT_VECTORS / epoch_name(round(state.epoch or 0))
+                )
             trainer.log(trainer.gradients.end_epoch(trainer.task_vector()))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
