@@ -1,5 +1,6 @@
 """Make, share, merge and study task vectors of CLIP ViT models."""
 
+from hf_taskvec.atm import AlternatingRun, alternating_tuning_and_merging
 from hf_taskvec.base import Base, load_base
 from hf_taskvec.config import TaskVectorConfig
 from hf_taskvec.equivalence import Equivalence, verify_equivalence
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SUITES",
     "TASKS",
+    "AlternatingRun",
     "Base",
     "Equivalence",
     "JointTrainer",
@@ -28,6 +30,7 @@ __all__ = [
     "TaskVectorConfig",
     "TaskVectorTrainer",
     "VectorInfo",
+    "alternating_tuning_and_merging",
     "choose_scaling",
     "evaluate",
     "get_task",

@@ -32,8 +32,9 @@ class SubsetTask(Task):
 
     def load(self, split: Split) -> Dataset:
         """Loads one part of the task, cut to its size; see `Task.load`."""
-        data = super().load(self.train_on if split == "train" else split)
-        limit = {"train": self.max_train, "validation": self.max_validation, "test": self.max_test}[split]
+        part = self.train_on if split == "train" else split
+        data = super().load(part)
+        limit = {"train": self.max_train, "validation": self.max_validation, "test": self.max_test}[part]
         if limit is None or len(data) <= limit:
             return data
         return data.select(np.sort(RandomState(len(data)).permutation(len(data))[:limit]))
