@@ -26,6 +26,7 @@ if __name__ == "evaluate":
     spec.loader.exec_module(sys.modules["evaluate"])
 else:
     from hf_taskvec import Report, TaskVector, choose_scaling, evaluate, get_tasks, load_base
+    from hf_taskvec.tasks import Split
 
 
 @dataclass
@@ -35,7 +36,7 @@ class EvaluateArguments:
     vector: str | None = arg("Hub id or folder of a task vector to add.", default=None)
     scaling: float | None = arg("Factor of the vector; chosen on validation data if left out.", default=None)
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
-    split: str = arg("train, validation or test.", default="test")
+    split: Split = arg("Which part of the tasks.", default="test")
     output: str | None = arg("File for the report in JSON.", default=None)
 
 
