@@ -153,14 +153,14 @@ def fetch_vector(source: str | os.PathLike[str], **hub: Any) -> TaskVector:
         source, patterns=FILES, missing=f"has no {CONFIG_NAME}, so it holds no task vector",
         checked_later=f"{STEM}*.safetensors", **hub,
     )  # fmt: skip
-    weights = [path for path in folder.fresh if path.suffix == ".safetensors"]
-    announced = read_config(folder.path)[1]
-    if announced is None:
-        for path in weights:
-            check_download(path)
+    weights = {path: announced for path, announced in folder.fresh.items() if path.suffix == ".safetensors"}
     try:
-        return load_vector(folder.path, verify=bool(weights))
+        verified = read_config(folder.path)[1] is not None
+        vector = load_vector(folder.path, verify=bool(weights))
     except CheckpointError:
-        for path in weights:
-            check_download(path)  # damaged on the way rather than at its source: fetch it again
+        for path, announced in weights.items():
+            check_download(path, announced)  # damaged on the way rather than at its source: fetch it again
         raise
+    for path, announced in ({} if verified else weights).items():
+        check_download(path, announced)
+    return vector

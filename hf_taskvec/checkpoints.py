@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ WEIGHTS = ["model*.safetensors", "model*.safetensors.index.json"]
 SIDE_FILES = ["*.json", "*.txt", "*.model"]
 APPLIED_NAME = "task_vector_applied.json"
 MAX_SIDE_BYTES = 64 << 20
+CLOCK_SLACK = 20_000_000  # nanoseconds by which a file system's clock may lag
 PICKLED = (
     "has no model.safetensors. Pickled weights (pytorch_model.bin) are refused, since loading them can run code: "
     "load them where you trust them and save_pretrained() them again."
@@ -60,13 +61,13 @@ class Folder:
         path: Their folder.
         name: The name to quote.
         commit: The Hub commit, if there is one.
-        fresh: The files that were downloaded just now.
+        fresh: The files that came into the cache just now, with the hash that the Hub announced for each, if known.
     """
 
     path: Path
     name: str
     commit: str | None
-    fresh: tuple[Path, ...] = ()
+    fresh: Mapping[Path, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,14 @@ def fetch_folder(
     where = repo if revision is None else f"{repo} at revision {revision!r}"
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
     cache = None if cache_dir is None else Path(cache_dir)
+    hashes: dict[str, str] = {}
     trouble: Exception | None = None
     with hub_errors(where, "reading"):
         if not local_files_only:
             try:
-                sizes = with_retries(lambda: _remote_sizes(repo, revision=revision, token=token))
-                wanted = [glob.escape(name) for name in _matching(sizes, wanted, where=where, missing=missing)]
+                files = with_retries(lambda: _remote_files(repo, revision=revision, token=token))
+                hashes = _matching(files, wanted, where=where, missing=missing)
+                wanted = [glob.escape(name) for name in hashes]
             except (GatedRepoError, RevisionNotFoundError):
                 raise
             except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
@@ -134,7 +137,8 @@ def fetch_folder(
                 lambda: snapshot_download(
                     repo, revision=revision, allow_patterns=wanted, token=token, cache_dir=cache,
                     local_files_only=local_files_only or trouble is not None, force_download=force_download,
-                )
+                ),
+                on=(LocalEntryNotFoundError,),  # the rest it tries again by itself
             )  # fmt: skip
         except LocalEntryNotFoundError as error:
             raise trouble or error from None
@@ -143,35 +147,49 @@ def fetch_folder(
     path = Path(snapshot) / subfolder
     if not path.is_dir():
         raise CheckpointError(f"{where} has no folder {subfolder!r}" if subfolder else f"{where} {missing}")
-    fresh = tuple(file for file in path.iterdir() if file.resolve().stat().st_ctime_ns >= started - 20_000_000)
-    for file in fresh:
+    # A link that was made now may lead to an older file, so it counts as fresh too.
+    new = [file for file in path.iterdir() if file.lstat().st_ctime_ns >= started - CLOCK_SLACK and file.is_file()]
+    fresh = {file: hashes.get(file.relative_to(snapshot).as_posix()) for file in new}
+    for file, announced in fresh.items():
         if not fnmatch(file.name, checked_later):
-            check_download(file)
+            check_download(file, announced)
     return Folder(path, repo, Path(snapshot).name, fresh)
 
 
-def _remote_sizes(repo: str, *, revision: str | None, token: str | bool | None) -> dict[str, int]:
-    """The files of a repository on the Hub and their sizes in bytes."""
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the Hub: its size in bytes, and its SHA-256 or, for small files, git's hash."""
+
+    size: int
+    hash: str
+
+
+def _remote_files(repo: str, *, revision: str | None, token: str | bool | None) -> dict[str, RemoteFile]:
+    """The files of a repository on the Hub."""
     info = HfApi(token=token).model_info(
         repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
-    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return {
+        file.rfilename: RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
+        for file in info.siblings or []
+    }
 
 
-def _matching(sizes: Mapping[str, int], globs: Sequence[str], *, where: str, missing: str) -> list[str]:
-    """The files that match, each of a sane size and in the folder of its glob."""
+def _matching(files: Mapping[str, RemoteFile], globs: Sequence[str], *, where: str, missing: str) -> dict[str, str]:
+    """The hashes of the files that match, each file of a sane size and in the folder of its glob."""
     names = [
         name
-        for name in sizes
+        for name in files
         if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in globs)
     ]
     if not names:
         raise CheckpointError(f"{where} {missing}")
     for name in names:
         check_relative(name, where)
-        if not name.endswith(".safetensors") and sizes[name] > MAX_SIDE_BYTES:
-            raise CheckpointError(f"{where}: {name[:200]!r} has {sizes[name]} bytes, which is no configuration or card")
-    return names
+        if not name.endswith(".safetensors") and files[name].size > MAX_SIDE_BYTES:
+            size = files[name].size
+            raise CheckpointError(f"{where}: {name[:200]!r} has {size} bytes, which is no configuration or card")
+    return {name: files[name].hash for name in names}
 
 
 def open_checkpoint(

@@ -300,7 +300,7 @@ def list_vectors(
     tags += [f"base_model:{base_model}"] if base_model else []
     tags += [task_tag(task)] if task else []
     with hub_errors("the Hub's list", "reading"):
-        found = with_retries(lambda: list(HfApi(token=token).list_models(filter=tags, author=author, full=True)))
+        found = list(HfApi(token=token).list_models(filter=tags, author=author, full=True))
     return [
         PublishedVector(info.id, _tag(info.tags, "base_model:"), tuple(_tags(info.tags, "task:")), info.sha)
         for info in found
@@ -324,7 +324,7 @@ def list_epochs(repo_id: str, *, revision: str | None = None, token: str | bool 
     """The epochs of a published series, in order; empty if it holds a single vector."""
     where = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
     with hub_errors(where, "reading"):
-        items = with_retries(lambda: list(HfApi(token=token).list_repo_tree(repo_id, revision=revision)))
+        items = list(HfApi(token=token).list_repo_tree(repo_id, revision=revision))
     matches = [_EPOCH.fullmatch(item.path) for item in items if isinstance(item, RepoFolder)]
     return sorted(float(match[1]) for match in matches if match)
 

@@ -101,12 +101,16 @@ def reason(error: HfHubHTTPError) -> str:
     return str(said)
 
 
-def with_retries(call: Callable[[], Value]) -> Value:
+def with_retries(
+    call: Callable[[], Value],
+    *,
+    on: tuple[type[Exception], ...] = (httpx2.HTTPError, LocalEntryNotFoundError, FileMetadataError),
+) -> Value:
     """The result of `call`, which is tried again after passing trouble; it must be safe to repeat."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except (httpx2.HTTPError, LocalEntryNotFoundError, FileMetadataError) as error:
+        except on as error:
             wait = seconds_to_wait(error, attempt)
             if attempt == ATTEMPTS or wait is None:
                 raise
@@ -117,36 +121,41 @@ def with_retries(call: Callable[[], Value]) -> Value:
 
 def seconds_to_wait(error: BaseException, attempt: int) -> float | None:
     """How long to wait before trying again; `None` if the trouble will not pass."""
+    backoff = 0.5 * 4.0 ** (attempt - 1)
     if isinstance(error, LocalEntryNotFoundError):
         return seconds_to_wait(error.__cause__, attempt) if error.__cause__ else None
     if isinstance(error, HfHubHTTPError):
         if error.response.status_code not in TRANSIENT:
             return None
         asked = error.response.headers.get("Retry-After", "")
-        wait = float(asked) if asked.isdigit() else float(attempt)
+        wait = float(asked) if asked.isdigit() else backoff
         return wait if wait <= LONGEST_WAIT else None
     passing = isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ConnectError)
-    return float(attempt) if passing or isinstance(error, FileMetadataError) else None
+    return backoff if passing or isinstance(error, FileMetadataError) else None
 
 
-def check_download(path: Path) -> None:
-    """Compares a downloaded file with the hash that the Hub announced, which names it in the cache.
+def check_download(path: Path, announced: str | None = None) -> None:
+    """Compares a downloaded file with its hash on the Hub.
+
+    Args:
+        path: The file in the cache.
+        announced: Its SHA-256 or git hash; by default the one that names it in the cache.
 
     Raises:
         HubError: If they differ; the file is removed from the cache, so that the next call fetches it again.
     """
     blob = path.resolve()
-    size = blob.stat().st_size
-    if len(blob.name) == 64:
+    announced = announced or blob.name
+    if len(announced) == 64:
         digest = hashlib.sha256()
-    elif len(blob.name) == 40:
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    elif len(announced) == 40:
+        digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
     else:
         return  # a cache without links keeps no hash
     with open(blob, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != blob.name:
+    if digest.hexdigest() != announced:
         discard_download(path)
 
 

@@ -44,6 +44,7 @@ class Fault:
         cut: Close the connection after this many bytes of the body, of the answer or (`PUT`, `POST`) of the request.
         delay: Seconds to wait before the answer.
         corrupt: Flip a bit in the middle of the answer's body.
+        lose: Do what was asked, then close the connection without an answer.
         call: Something to do first, such as deleting the repository.
     """
 
@@ -55,6 +56,7 @@ class Fault:
     cut: int | None = None
     delay: float = 0.0
     corrupt: bool = False
+    lose: bool = False
     call: Callable[[], object] | None = None
 
     def strikes(self, line: str) -> bool:
@@ -130,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
                 response = self.respond(request)
             body.read()
             time.sleep(fault.delay if fault else 0)
+            if fault and fault.lose:
+                raise Cut
             self.send(response, fault or Fault(""), cut=None if writing or not fault else fault.cut)
         except (Cut, ConnectionError):
             self.close_connection = True
@@ -217,9 +221,9 @@ class HubServer(ThreadingHTTPServer):
         self.store.clear()
 
     def reset(self) -> None:
-        """Forgets repositories, collections, grants, faults and the log."""
+        """Forgets repositories, blobs, collections, grants, faults and the log."""
         with self.store.lock:
-            self.store.repos.clear()
+            self.store.forget()
             self.api.collections.clear()
             self.api.granted.clear()
             self.api.multipart = 1 << 40

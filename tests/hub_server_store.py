@@ -194,7 +194,14 @@ class Store:
         self.get(type, id)
         del self.repos[type, id]
 
+    def forget(self) -> None:
+        """Removes every repository and blob."""
+        self.repos.clear()
+        for blob in (self.root / "blobs").iterdir():
+            blob.unlink()
+
     def clear(self) -> None:
+        """Removes the storage itself."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 

@@ -57,7 +57,7 @@ def test_tree_infos_and_commits_agree(repo: str) -> None:
 def test_multipart_uploads_are_put_together(hub: HubServer, repo: str, tmp_path: Path) -> None:
     hub.api.multipart, content = 100_000, os.urandom(250_001)
     API.upload_file(path_or_fileobj=content, path_in_repo="parts.bin", repo_id=repo)
-    assert sum(line.startswith("PUT /lfs/") for line in hub.log[-12:]) == 3
+    assert sum(line.startswith("PUT /lfs/") for line in hub.log) == 3 + 1
     assert Path(hf_hub_download(repo, "parts.bin", cache_dir=tmp_path)).read_bytes() == content
 
 
