@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hf_taskvec.errors import IncompatibleVectorsError, UnknownNameError
 from hf_taskvec.info import VectorInfo
-from hf_taskvec.lora import Factors, LoraAdapter, read_adapter
+from hf_taskvec.lora import read_adapter
+from hf_taskvec.lowrank import Factors, LoraAdapter
 from hf_taskvec.merging import merge
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.merging.linalg import leading, polar

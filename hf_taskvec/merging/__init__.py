@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hf_taskvec.merging import (  # noqa: F401 (registers the methods)
     wudi,
 )
 from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool, wide_dtype
+from hf_taskvec.merging.journal import Journal, journal_key
 from hf_taskvec.merging.registry import (
     METHODS,
     MergeMethod,
@@ -47,6 +48,7 @@ def merge(
     dtype: torch.dtype | None = None,
     scaling: float = 1.0,
     device: str | torch.device | None = None,
+    recipe: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> TaskVector:
     """Merges vectors of one base into one.
@@ -56,11 +58,13 @@ def merge(
     Args:
         vectors: The vectors.
         method: Name of a merge method; `list_methods` tells them.
-        output_dir: Where to write the result, parameter by parameter; it is returned memory-mapped. Without it the
-            result is in memory.
+        output_dir: Where to write the result, parameter by parameter; it is returned memory-mapped. The folder appears
+            whole or not at all; a slow method that is killed goes on where it stopped when it is called again. Without
+            it the result is in memory.
         dtype: Dtype of the result; float32, or float64 if the vectors are.
         scaling: Factor of the result; methods return it unscaled.
         device: Where to compute; by default where the vectors are.
+        recipe: What to keep in the provenance, beside the settings, for the merge to be repeated; see `MergeRecipe`.
         **settings: Settings of the method.
 
     Raises:
@@ -81,24 +85,32 @@ def merge(
     _check_dtypes(vectors)
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
-    info = merged_info(vectors, method, {**chosen.defaults, **settings})
+    settings = {**chosen.defaults, **settings}
+    info = merged_info(vectors, method, {**settings, "recipe": dict(recipe)} if recipe else settings)
+    originals = vectors
     if device is not None:
         vectors = [_on_device(vector, torch.device(device)) for vector in vectors]
     merged = chosen.merge(vectors, **settings)
-    if scaling != 1:
-        merged, info = _scaled(merged, scaling), dataclasses.replace(info, scaling=scaling)
+    merged = TaskVector(merged.deltas, info)
     dtype = dtype or wide_dtype(vectors)
-    return _materialise(TaskVector(merged.deltas, info), dtype=dtype, output_dir=output_dir)
-
-
-def _materialise(vector: TaskVector, *, dtype: torch.dtype, output_dir: str | os.PathLike[str] | None) -> TaskVector:
-    """Computes a lazy vector, in memory or into a folder."""
+    if output_dir is None:
+        return _in_memory(_scaled(merged, scaling), dtype)
+    journal = None
+    if chosen.resumable:
+        journal = Journal(output_dir, journal_key(originals, method, settings))
+        merged = journal.keep(merged)
     with thread_pool() as pool:
-        deltas = AheadDeltas(vector.deltas, pool, ahead=2 * pool._max_workers, description=vector.info.label)
-        if output_dir is None:
-            return TaskVector({name: deltas[name].to(dtype) for name in deltas}, vector.info)
-        save_vector(TaskVector(deltas, vector.info), output_dir, dtype=dtype)
+        ahead = AheadDeltas.of(_scaled(merged, scaling), pool)
+        save_vector(ahead, output_dir, dtype=dtype)
+    if journal is not None:
+        journal.close()
     return load_vector(Path(output_dir))
+
+
+def _in_memory(vector: TaskVector, dtype: torch.dtype) -> TaskVector:
+    with thread_pool() as pool:
+        deltas = AheadDeltas.of(vector, pool).deltas
+        return TaskVector({name: deltas[name].to(dtype) for name in deltas}, vector.info)
 
 
 def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
@@ -109,8 +121,10 @@ def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
 
 def _scaled(vector: TaskVector, factor: float) -> TaskVector:
     """The lazy vector with each delta multiplied when it is used."""
+    if factor == 1:
+        return vector
     lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name] * factor, vector.dtype)
-    return TaskVector(lazy, vector.info)
+    return TaskVector(lazy, dataclasses.replace(vector.info, scaling=factor))
 
 
 def _check_dtypes(vectors: Sequence[TaskVector]) -> None:

@@ -180,21 +180,36 @@ def progress(items: Iterable[Item], total: int, description: str) -> Iterable[It
 
 
 class AheadDeltas(Mapping[str, Tensor]):
-    """Lazy deltas that a pool computes ahead of a reader who takes them in order.
+    """Deltas that a pool computes ahead of a reader who takes them in order, under a progress bar.
 
     Args:
         deltas: The lazy deltas.
+        shapes: Their shapes.
         pool: Computes them.
         ahead: How many to compute beyond the one asked for; this bounds the memory.
         description: Label of the progress bar.
     """
 
-    def __init__(self, deltas: Mapping[str, Tensor], pool: ThreadPoolExecutor, *, ahead: int, description: str) -> None:
-        self.shapes = getattr(deltas, "shapes", None) or {name: delta.shape for name, delta in deltas.items()}
-        self._names = list(deltas)
+    def __init__(
+        self,
+        deltas: Mapping[str, Tensor],
+        shapes: Mapping[str, torch.Size],
+        pool: ThreadPoolExecutor,
+        *,
+        ahead: int,
+        description: str,
+    ) -> None:
+        self.shapes = dict(shapes)
+        self._names = list(shapes)
         self._index = {name: index for index, name in enumerate(self._names)}
         self._deltas, self._pool, self._ahead, self._description = deltas, pool, ahead, description
         self._futures: dict[str, Future[Tensor]] = {}
+
+    @classmethod
+    def of(cls, vector: TaskVector, pool: ThreadPoolExecutor) -> TaskVector:
+        """The vector, computed two parameters per thread ahead."""
+        ahead = cls(vector.deltas, shapes_of(vector), pool, ahead=2 * pool._max_workers, description=vector.info.label)
+        return TaskVector(ahead, vector.info)
 
     def __getitem__(self, name: str) -> Tensor:
         index = self._index[name]

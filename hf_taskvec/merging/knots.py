@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_taskvec.compatibility import merged_info
 from hf_taskvec.errors import IncompatibleVectorsError, check_fraction
-from hf_taskvec.lora import Factors, LoraAdapter, LowRankDeltas
+from hf_taskvec.lowrank import Factors, LoraAdapter, LowRankDeltas
 from hf_taskvec.merging.arithmetic import check_weights
 from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, parallel, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method

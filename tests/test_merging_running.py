@@ -1,0 +1,228 @@
+"""Merges that are interrupted, repeated, run out of disk, or run in other chunks."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_taskvec import merge_method
+from hf_taskvec.artifact import CONFIG_NAME
+from hf_taskvec.errors import CheckpointError, UnknownNameError
+from hf_taskvec.merging import METHODS, merge
+from hf_taskvec.merging.engine import map_chunks, map_parameters
+from hf_taskvec.merging.recipes import MergeRecipe, parse_settings
+from hf_taskvec.recipe import parse_recipe
+from hf_taskvec.vector import TaskVector
+from recipes import merge as recipe
+from tests.hub_server import HubServer
+
+
+def vectors(count: int = 3, *, layers: int = 4, size: int = 12) -> list[TaskVector]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        TaskVector({f"w{layer}": torch.randn(size, size, generator=generator) for layer in range(layers)})
+        for _ in range(count)
+    ]
+
+
+def saved(folder: Path, count: int = 3, **shape: int) -> list[str]:
+    for index, vector in enumerate(vectors(count, **shape)):
+        vector.save_pretrained(folder / f"v{index}")
+    return [str(folder / f"v{index}") for index in range(count)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def counting() -> list[str]:
+    """A registered slow method whose third parameter fails once; the names computed so far."""
+    computed: list[str] = []
+
+    @merge_method("counting", paper="test", resumable=True)
+    def counting(vectors: Sequence[TaskVector], *, factor: float = 1.0) -> TaskVector:
+        """Counts."""
+
+        def compute(name: str) -> Tensor:
+            computed.append(name)
+            if name == "w2" and computed.count("w2") == 1:
+                raise MemoryError("killed")
+            return vectors[0].deltas[name] * factor
+
+        return map_parameters(compute, vectors)
+
+    yield computed
+    del METHODS["counting"]
+
+
+def test_an_interrupted_merge_goes_on_where_it_stopped(counting: list[str], tmp_path: Path) -> None:
+    inputs = vectors()
+    with pytest.raises(MemoryError):
+        merge(inputs, "counting", output_dir=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".out.journal"]
+    merged = merge(inputs, "counting", output_dir=tmp_path / "out", scaling=2.0)
+    assert counting.count("w0") == counting.count("w1") == 1
+    assert counting.count("w2") == 2
+    for name in merged:
+        torch.testing.assert_close(merged.deltas[name], inputs[0].deltas[name] * 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_journal_of_another_merge_is_thrown_away(counting: list[str], tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        merge(vectors(), "counting", output_dir=tmp_path / "out")
+    others = [vector * 3.0 for vector in vectors()]
+    merged = merge(others, "counting", output_dir=tmp_path / "out")
+    assert counting.count("w0") == 2
+    torch.testing.assert_close(merged.deltas["w0"], others[0].deltas["w0"])
+
+
+def test_a_damaged_journal_entry_is_computed_again(counting: list[str], tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        merge(vectors(), "counting", output_dir=tmp_path / "out")
+    (tmp_path / ".out.journal" / "0.safetensors").write_bytes(b"half")
+    merged = merge(vectors(), "counting", output_dir=tmp_path / "out")
+    torch.testing.assert_close(merged.deltas["w0"], vectors()[0].deltas["w0"])
+
+
+def merge_until_killed(inputs: Sequence[TaskVector], method: str, out: Path, *, when: str) -> bool:
+    """Merges in a process of its own, killed when a file like `when` shows up beside `out`; whether it was in time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the child uses none of them
+        child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        try:
+            merge(inputs, method, output_dir=out)
+        finally:
+            os._exit(0)
+    while not list(out.parent.glob(when)) and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "when"),
+    [("wudi", 16, ".out.journal/3.safetensors"), ("ties", 60, ".out.*.tmp/*.safetensors")],
+)
+def test_a_killed_merge_leaves_the_output_as_it_was_and_can_be_run_again(
+    method: str, layers: int, when: str, tmp_path: Path
+) -> None:
+    opened = [TaskVector.from_pretrained(source) for source in saved(tmp_path, layers=layers, size=100)]
+    out = tmp_path / "out"
+    merge(opened, "average", output_dir=out)
+    before = files(out)
+    assert merge_until_killed(opened, method, out, when=when)
+    assert files(out) == before
+    again = merge(opened, method, output_dir=out)
+    for name, delta in merge(opened, method).deltas.items():
+        torch.testing.assert_close(again.deltas[name], delta)
+    assert not (tmp_path / ".out.journal").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    inputs = vectors(layers=2, size=200)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            merge(inputs, "ties", output_dir=tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_computed_does_not_depend_on_the_threads() -> None:
+    inputs = vectors(layers=6, size=280)
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        results.append([merge(inputs, method) for method in ("ties", "dare", "della", "tsv_m")])
+    torch.set_num_threads(threads)
+    for one, other in zip(*results, strict=True):
+        for name in one:
+            assert torch.equal(one.deltas[name], other.deltas[name])
+
+
+def test_a_method_may_change_its_chunk() -> None:
+    @merge_method("inplace", paper="test")
+    def inplace(vectors: Sequence[TaskVector]) -> TaskVector:
+        return map_chunks(lambda deltas, name: deltas.mul_(2)[0], vectors)
+
+    inputs = vectors(size=400)
+    merged = merge(inputs, "inplace", device="cpu")
+    del METHODS["inplace"]
+    torch.testing.assert_close(merged.deltas["w1"], vectors(size=400)[0].deltas["w1"] * 2)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def run(*argv: str) -> TaskVector | None:
+    return recipe.main(*parse_recipe(recipe.MergeArguments, argv=argv))
+
+
+def test_a_merge_can_be_repeated_from_its_config_alone(tmp_path: Path) -> None:
+    sources = saved(tmp_path)
+    config = tmp_path / "recipe.yaml"
+    config.write_text("method: ties\nsettings: [density=0.5, scope=parameter]\nscaling: 0.25\ndtype: float16\n")
+    out = tmp_path / "out"
+    merged = run("--config", str(config), "--vectors", *sources, "--output_dir", str(out), "--quiet")
+    assert merged is not None
+    expected = merge(vectors(), "ties", density=0.5, scope="parameter", scaling=0.25, dtype=torch.float16)
+    for name in merged:
+        assert torch.equal(merged.deltas[name], expected.deltas[name])
+    assert merged.info.settings["density"] == 0.5
+    assert merged.info.scaling == 0.25
+    written = json.loads((out / CONFIG_NAME).read_text())
+    assert written["settings"]["recipe"]["vectors"] == sources
+    run("--repeat", str(out), "--output_dir", str(tmp_path / "again"), "--quiet")
+    assert files(tmp_path / "again") == files(out)
+
+
+def test_vectors_from_the_hub_are_recorded_with_their_commit(hub: HubServer, tmp_path: Path) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi(token="write-user")
+    api.create_repo("user/one")
+    vectors(1)[0].save_pretrained(tmp_path / "one")
+    commit = api.upload_folder(repo_id="user/one", folder_path=tmp_path / "one").oid
+    merged = MergeRecipe(("user/one", "user/one@main")).run(output_dir=tmp_path / "out")
+    assert list(merged.info.settings["recipe"]["vectors"]) == [f"user/one@{commit}"] * 2
+    again = MergeRecipe.from_info(TaskVector.from_pretrained(tmp_path / "out").info)
+    assert again.vectors == (f"user/one@{commit}",) * 2
+
+
+def test_bad_recipes_are_refused(tmp_path: Path) -> None:
+    sources = tuple(saved(tmp_path))
+    with pytest.raises(UnknownNameError, match="Did you mean 'float16'"):
+        MergeRecipe(sources, dtype="flot16").run()
+    with pytest.raises(ValueError, match="name=value"):
+        parse_settings(["density"])
+    with pytest.raises(CheckpointError, match="holds none"):
+        MergeRecipe.from_info(TaskVector.from_pretrained(sources[0]).info)
+    with pytest.raises(ValueError, match="at least one vector"):
+        run("--output_dir", str(tmp_path / "out"))
+    assert parse_settings(["a=1e-5", "b=word", "c=[1, 2]", "d=true", "e="]) == {
+        "a": 1e-5, "b": "word", "c": [1, 2], "d": True, "e": "",
+    }  # fmt: skip
+
+
+def test_the_recipe_lists_methods_and_can_be_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--list_methods") is None
+    assert "| `tsv_m` |" in capsys.readouterr().out
+    run("--vectors", *saved(tmp_path), "--output_dir", str(tmp_path / "out"), "--quiet")
+    assert capsys.readouterr().out == ""
