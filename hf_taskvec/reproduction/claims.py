@@ -1,0 +1,202 @@
+"""The paper's claims, each with a verdict by a stated rule, its figures here and the authors' figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_taskvec.reproduction.analysis import compare_budgets, over_seeds, scores
+from hf_taskvec.reproduction.comparison import JOINT
+from hf_taskvec.reproduction.results import Results
+from hf_taskvec.reproduction.settings import CONVERGED
+from hf_taskvec.statistics import Interval, bootstrap_interval, paired_difference
+
+Verdict = Literal["holds", "holds partly", "does not hold here"]
+TIE = 0.02  # accuracies closer than two points count as comparable
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and what was found.
+
+    Attributes:
+        text: The claim.
+        rule: When it counts as held.
+        verdict: The finding.
+        here: Figures with 95 % bootstrap intervals over seeds.
+        authors: The authors' public figures.
+    """
+
+    text: str
+    rule: str
+    verdict: Verdict
+    here: str
+    authors: str
+
+
+def judge(results: Results) -> list[Claim]:
+    """Every claim, judged."""
+    return [
+        claim_equivalence(results),
+        claim_orders(results),
+        claim_norms(results),
+        claim_directions(results),
+        claim_one_epoch(results),
+        claim_multitask(results),
+        claim_atm(results),
+    ]
+
+
+def claim_equivalence(results: Results) -> Claim:
+    """One epoch of full-batch gradient descent is −η∇L."""
+    exact = results.equivalence["full_batch"]
+    others = {name: part for name, part in results.equivalence.items() if name != "full_batch"}
+    explained = "; ".join(
+        f"{name} on {part['tasks'][0]['task']}: error {part['tasks'][0]['error_float64']:.2g}, "
+        f"cosine {part['tasks'][0]['cosine']:.3f}, because of {', '.join(v['name'] for v in part['violations'])}"
+        for name, part in others.items()
+    )
+    joint = "" if exact["joint_error"] is None else f", against joint training {exact['joint_error']:.1e}"
+    return Claim(
+        "A task vector of one full-batch epoch is exactly −η∇L, and their mean one epoch of joint training.",
+        "relative error ≤ 1e-12 in float64 and ≤ 1e-5 in float32 for every task",
+        _verdict([exact["holds"]]),
+        f"{exact['relative_error_float64']:.1e} in float64, {exact['relative_error_float32']:.1e} in float32{joint}. "
+        f"One epoch of the other optimisers is something else: {explained}.",
+        "a theorem",
+    )
+
+
+def claim_orders(results: Results) -> Claim:
+    """Over several epochs the error is of second order."""
+    parts = [results.orders["mlp"], results.orders["clip"]]
+    checks = [abs(part["order"] - 2) <= 0.15 for part in parts]
+    checks += [abs(part["corrected_order"] - 3) <= 0.3 for part in parts]
+    checks += [part["drift"]["distance"] <= part["drift"]["bound"] for part in parts]
+    here = "; ".join(
+        f"{name}: order {part['order']:.2f}, corrected {part['corrected_order']:.2f}, distance "
+        f"{part['drift']['distance']:.1e} under the bound {part['drift']['bound']:.1e} at η = {part['bound_rate']:g}"
+        for name, part in zip(("tanh network", "base"), parts, strict=True)
+    )
+    return Claim(
+        "Over several epochs task arithmetic differs from joint training by a second-order term, which is bounded.",
+        "fitted order 2.0 ± 0.15, after the correction 3.0 ± 0.3, distance below the bound",
+        _verdict(checks),
+        here,
+        "a theorem",
+    )
+
+
+def claim_norms(results: Results) -> Claim:
+    """The first epoch's gradient is the largest."""
+    checks, cells = [], []
+    for task in results.tasks:
+        items = [item for item in results.dynamics if item["task"] == task]
+        share = over_seeds(items, [item["shares"][0] for item in items])
+        ratio = over_seeds(items, [item["shares"][0] / item["shares"][1] for item in items])
+        checks.append(ratio.low > 1)
+        cells.append(f"{task}: share {share}, epoch 1 / epoch 2 {ratio}")
+    return Claim(
+        "The first epoch's gradient has the largest norm.",
+        "the interval of the ratio of the first two epochs' mean gradient norms lies above 1 for every task",
+        _verdict(checks),
+        "; ".join(cells),
+        "share .124 to .681, ratio 1.27 to 3.88 on seven tasks",
+    )
+
+
+def claim_directions(results: Results) -> Claim:
+    """The first epoch sets the direction."""
+    items = results.dynamics
+    found = {
+        name: over_seeds(items, [item["courses"]["all"][course][epoch] for item in items])
+        for name, course, epoch in (
+            ("one-epoch vector with the last", "vector_to_final_vector", 0),
+            ("last vector with −∇L at the base", "vector_to_first_full_gradient", -1),
+            ("last epoch's gradient with the first's", "accumulated_to_first", -1),
+        )
+    }
+    cells = [cell for cell in results.cells if cell.scores[0].optimizer == results.settings.dynamics_optimizer]
+    converged = bootstrap_interval([_mean(list(cell.first_to_converged.values())) for cell in cells])
+    before, after = (
+        bootstrap_interval([cell.geometry[budget]["means"]["cosines"] for cell in cells]) for budget in ("1", CONVERGED)
+    )
+    return Claim(
+        "The first epoch's gradient dominates the direction of the trajectory.",
+        "cosine of the one-epoch vector with the converged one above 0.5, and of the last vector with −∇L above 0",
+        _verdict([converged.low > 0.5, found["last vector with −∇L at the base"].low > 0]),
+        f"one-epoch with converged vector {converged}; "
+        + "; ".join(f"{name} {interval}" for name, interval in found.items())
+        + f"; between tasks {before} after one epoch, {after} converged",
+        "one-epoch with converged vector about .42; with −∇L .115 early, .062 at the end; between tasks .027 and .069",
+    )
+
+
+def claim_one_epoch(results: Results) -> Claim:
+    """Merging one-epoch models is often comparable."""
+    checks, cells = [], []
+    for optimizer in results.settings.optimizers:
+        for method in results.settings.merges:
+            found = compare_budgets(results.cells, optimizer, method)
+            checks.append(found.difference.low > -TIE)
+            if method == results.settings.merges[0]:
+                cells.append(f"{optimizer}: {found.difference}, ties or wins in {100 * found.wins:.0f} %")
+    return Claim(
+        "Merging models fine-tuned for one epoch is often comparable to merging converged ones.",
+        f"the interval of one epoch minus converged lies above −{TIE:g} for every optimiser and merge method; "
+        f"partly: for some ({sum(checks)} of {len(checks)} here)",
+        _verdict(checks),
+        f"{results.settings.merges[0]}: " + "; ".join(cells),
+        "task arithmetic .7162 and .7256 on 8 tasks; AdamW .7364 / .7438, Adam .7288 / .7021, SGD .5836 / .6364 on 7",
+    )
+
+
+def claim_multitask(results: Results) -> Claim:
+    """Task arithmetic is approximate multitask learning."""
+    method, checks, cells = results.settings.merges[0], [], []
+    for optimizer in results.settings.optimizers:
+        gaps = []
+        for budget in ("1", CONVERGED):
+            merged = [score.mean for score in scores(results.cells, optimizer, method, budget)]
+            joint = [score.mean for score in scores(results.cells, optimizer, JOINT, budget)]
+            gaps.append(paired_difference(merged, joint))
+        checks.append(gaps[0].low > -TIE)
+        cells.append(f"{optimizer}: {gaps[0]} after one epoch, {gaps[1]} converged")
+    return Claim(
+        "Task arithmetic is approximate multitask learning.",
+        f"the interval of {method} minus joint training after one epoch lies above −{TIE:g} for every optimiser; with "
+        "full-batch descent and 1/T both are the same model",
+        _verdict(checks),
+        "; ".join(cells),
+        "none",
+    )
+
+
+def claim_atm(results: Results) -> Claim:
+    """Alternating tuning and merging beats one-shot merging."""
+    items = results.atm
+    means = {count: [_mean(list(item["rounds"][count].values())) for item in items] for count in items[0]["rounds"]}
+    joint = [_mean(list(item[JOINT].values())) for item in items]
+    best = max((count for count in means if count != "1"), key=lambda count: _mean(means[count]), default="1")
+    gain: Interval = paired_difference(means[best], means["1"])
+    to_joint = paired_difference(means[best], joint)
+    listed = ", ".join(f"{count}: {bootstrap_interval(values)}" for count, values in means.items())
+    return Claim(
+        "At equal budget alternating tuning and merging beats one-shot merging (arXiv 2411.03055).",
+        "the interval of the best number of rounds minus one round lies above 0",
+        _verdict([gain.low > 0]),
+        f"{results.settings.atm_budget} epochs per task in rounds {listed}; gain of {best} rounds {gain}; "
+        f"against joint training {to_joint}",
+        "budget 10: 1 round .7222, 2 .7911, 5 .8527, 10 .8808",
+    )
+
+
+def _verdict(checks: Sequence[bool]) -> Verdict:
+    if all(checks):
+        return "holds"
+    return "holds partly" if any(checks) else "does not hold here"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

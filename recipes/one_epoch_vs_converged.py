@@ -1,0 +1,24 @@
+"""Merges of one-epoch and of converged models, by optimiser, budget and merge method, beside joint training.
+
+python recipes/one_epoch_vs_converged.py --tasks mini --output_dir out/one-epoch
+python recipes/one_epoch_vs_converged.py --config recipes/configs/paper7_tiny.yaml --data_dir <folder>
+"""
+
+from __future__ import annotations
+
+from hf_taskvec.recipe import parse_recipe
+from hf_taskvec.reproduction.comparison import Cell, compare
+from hf_taskvec.reproduction.report import budget_tables, comparison_table
+from hf_taskvec.reproduction.results import claim_folder
+from hf_taskvec.reproduction.settings import Reproduction
+
+
+def main(settings: Reproduction) -> list[Cell]:
+    claim_folder(settings)
+    cells = compare(settings, settings.load_base(), settings.load_tasks())
+    print("\n".join([*comparison_table(settings, cells), "", *budget_tables(settings, cells)]))
+    return cells
+
+
+if __name__ == "__main__":
+    main(*parse_recipe(Reproduction))

@@ -1,0 +1,38 @@
+"""Reproduces “On Task Vectors and Gradients” (arXiv 2508.16082) and writes report.md with its figures.
+
+python recipes/reproduce_paper.py --config recipes/configs/paper7_smoke.yaml                       # minutes, no network
+python recipes/reproduce_paper.py --config recipes/configs/paper7_tiny.yaml --data_dir <folder>    # hours, resumable
+python recipes/reproduce_paper.py --config recipes/configs/paper7_vit_b16.yaml --dry_run True      # what it would take
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_taskvec.recipe import arg, parse_recipe
+from hf_taskvec.reproduction.estimate import estimate
+from hf_taskvec.reproduction.report import write_report
+from hf_taskvec.reproduction.results import reproduce
+from hf_taskvec.reproduction.settings import Reproduction
+
+
+@dataclass
+class RunArguments:
+    dry_run: bool = arg("Only count the work and estimate its time on this machine.", default=False)
+
+
+def main(settings: Reproduction, run: RunArguments, command: str = "python recipes/reproduce_paper.py") -> Path | None:
+    if run.dry_run:
+        print(estimate(settings).to_markdown())
+        return None
+    path = write_report(reproduce(settings), command=command)
+    print(f"The report is in {path}")
+    return path
+
+
+if __name__ == "__main__":
+    settings, run = parse_recipe(Reproduction, RunArguments)
+    main(settings, run, command=shlex.join(["python", *sys.argv]))

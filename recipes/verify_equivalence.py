@@ -1,0 +1,37 @@
+"""Checks that one epoch is one gradient step, and prints the errors.
+
+python recipes/verify_equivalence.py --tasks digits shapes
+python recipes/verify_equivalence.py --tasks digits --own_settings True --learning_rate 3e-4   # AdamW, minibatches
+torchrun --nproc_per_node 2 recipes/verify_equivalence.py --tasks digits
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import PartialState
+
+from hf_taskvec import Equivalence, TaskVectorConfig, get_tasks, load_base, verify_equivalence
+from hf_taskvec.recipe import arg, parse_recipe
+from hf_taskvec.subsets import subset
+
+
+@dataclass
+class VerifyArguments:
+    base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    tasks: list[str] = arg("Tasks or suites.", default=["digits"])
+    data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
+    max_train: int | None = arg("Most training images per task.", default=None)
+    own_settings: bool = arg("Check a run with the other flags instead of full-batch descent.", default=False)
+
+
+def main(args: VerifyArguments, config: TaskVectorConfig) -> Equivalence:
+    tasks = [subset(task, max_train=args.max_train) for task in get_tasks(args.tasks, data_dir=args.data_dir)]
+    found = verify_equivalence(load_base(args.base), tasks, args=config if args.own_settings else None)
+    if PartialState().is_main_process:
+        print(found.to_markdown())
+    return found
+
+
+if __name__ == "__main__":
+    main(*parse_recipe(VerifyArguments, TaskVectorConfig))
