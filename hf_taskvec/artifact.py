@@ -127,6 +127,7 @@ def read_config(folder: Path) -> tuple[VectorInfo, str | None]:
     """The provenance in a folder, and the fingerprint of the weights if it is announced."""
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{folder} has no {CONFIG_NAME}, so it holds no task vector")
+    check_inside(folder / CONFIG_NAME, folder)
     config = read_json(folder / CONFIG_NAME)
     version, library = config.pop("schema_version", None), config.pop("library", None)
     announced = config.pop("fingerprint", None)

@@ -110,7 +110,7 @@ def fetch_folder(
     """
     if subfolder:
         check_relative(subfolder, "subfolder")
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         path = Path(source) / subfolder
         if not path.is_dir():
             raise CheckpointError(f"{source} has no folder {subfolder!r}")

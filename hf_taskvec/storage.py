@@ -166,6 +166,7 @@ def shard_files(folder: Path, stem: str) -> list[str]:
     index_path = folder / f"{stem}.safetensors.index.json"
     if not index_path.is_file():
         raise CheckpointError(f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json")
+    check_inside(index_path, folder)
     return index_files(read_json(index_path), index_path.name)
 
 
@@ -187,6 +188,7 @@ def check_relative(name: str, where: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
         raise CheckpointError(f"{where} names {name[:200]!r}, which leaves its folder")
+    check_text(name, f"a file name in {where}")
 
 
 def check_inside(path: Path, folder: Path) -> None:
@@ -223,8 +225,9 @@ def open_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
                     tensors[name] = file.get_tensor(name)
         except CheckpointError:
             raise
-        except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
-            raise CheckpointError(f"{path.name} is no valid safetensors file: {str(error)[:300]!r}") from None
+        except (SafetensorError, ValueError, TypeError, OverflowError, RuntimeError) as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise CheckpointError(f"{path.name} is no valid safetensors file: {line[:200]!r}") from None
     return tensors
 
 

@@ -20,7 +20,7 @@ _TAG = re.compile(r"[\w.-]{1,80}", re.ASCII)
 def vector_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
     """The metadata of a task vector's card."""
     tags = ["task-vector", "task-arithmetic", "model-merging"]
-    tags += [name for name in (info.method, info.kind) if name]
+    tags += [name for name in (info.method or "", info.kind) if _TAG.fullmatch(name)]
     tags += [task_tag(name) for name in task_names(info) if _TAG.fullmatch(name)]
     relation = "merge" if info.kind == "merged" else "finetune"
     return _yaml(info, report, repo_id=repo_id, tags=tags, relation=relation, library_name=LIBRARY)
@@ -28,7 +28,8 @@ def vector_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) ->
 
 def model_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
     """The metadata of the card of a checkpoint that a vector was added to."""
-    tags = ["task-arithmetic", "model-merging", *([info.method] if info.method else [])]
+    tags = ["task-arithmetic", "model-merging"]
+    tags += [info.method] if info.method and _TAG.fullmatch(info.method) else []
     relation = "merge" if info.kind == "merged" else "finetune"
     return _yaml(
         info, report, repo_id=repo_id, tags=tags, relation=relation, library_name="transformers",
@@ -88,6 +89,6 @@ def _results(report: Report | None, info: VectorInfo) -> Iterator[EvalResult]:
             dataset = re.sub(r"[^\w.-]+", "-", result.task, flags=re.ASCII).strip("-.")[:96] or "task"
         yield EvalResult(
             task_type="image-classification", dataset_type=dataset, dataset_name=clean(result.task),
-            dataset_split=report.split if report else None, metric_type="accuracy", metric_name="accuracy",
+            dataset_split=(report and clean(report.split)) or None, metric_type="accuracy", metric_name="accuracy",
             metric_value=round(result.accuracy, 6),
         )  # fmt: skip
