@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_taskvec.artifact import save_vector
 from hf_taskvec.base import EMBEDDED, TINY_CLIP
-from hf_taskvec.cards import render_model_card, render_vector_card
+from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_model_card, render_vector_card
 from hf_taskvec.cards.metadata import LIBRARY, task_tag
 from hf_taskvec.cards.text import clean
 from hf_taskvec.checkpoints import write_checkpoint
@@ -30,8 +30,6 @@ from hf_taskvec.report import Report
 from hf_taskvec.storage import write_text
 from hf_taskvec.vector import TaskVector
 
-REPORT_NAME = "report.json"
-CARD_NAME = "README.md"
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _EPOCH = re.compile(r"epoch-(\d+(?:\.\d+)?)")
 

@@ -1,0 +1,36 @@
+"""The card of a folder, rendered from the configuration and the report in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_taskvec.artifact import CONFIG_NAME, read_info
+from hf_taskvec.cards.render import render_base_card, render_model_card, render_vector_card
+from hf_taskvec.checkpoints import APPLIED_NAME
+from hf_taskvec.errors import CheckpointError
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.report import Report
+from hf_taskvec.storage import read_json
+
+CARD_NAME = "README.md"
+REPORT_NAME = "report.json"
+BASE_CONFIG_NAME = "config.json"
+
+
+def render_folder_card(folder: Path, *, repo_id: str) -> str:
+    """The card that a folder must have: of a task vector, of a checkpoint one was added to, or of a base.
+
+    Raises:
+        CheckpointError: If the folder holds the configuration of none of them.
+    """
+    report = Report.load(folder / REPORT_NAME) if (folder / REPORT_NAME).is_file() else None
+    if (folder / CONFIG_NAME).is_file():
+        epochs = sorted(float(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*"))
+        return render_vector_card(read_info(folder), report, repo_id=repo_id, epochs=epochs)
+    if (folder / APPLIED_NAME).is_file():
+        applied = read_json(folder / APPLIED_NAME)
+        info = VectorInfo.from_dict(applied["vector"])
+        return render_model_card(info, report, repo_id=repo_id, scaling=applied["scaling"])
+    if (folder / BASE_CONFIG_NAME).is_file():
+        return render_base_card(read_json(folder / BASE_CONFIG_NAME), report, repo_id=repo_id)
+    raise CheckpointError(f"{folder} has neither {CONFIG_NAME} nor {APPLIED_NAME} nor {BASE_CONFIG_NAME}")

@@ -1,0 +1,242 @@
+"""Cards: rendered from configuration and report only, true, valid on the Hub, and inert whatever they are fed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from jinja2 import UndefinedError
+from transformers import CLIPModel
+
+from hf_taskvec.artifact import read_info, save_vector
+from hf_taskvec.cards import (
+    CARD_NAME,
+    REPORT_NAME,
+    render_base_card,
+    render_folder_card,
+    render_model_card,
+    render_vector_card,
+)
+from hf_taskvec.errors import CheckpointError
+from hf_taskvec.hub import write_repository
+from hf_taskvec.info import VectorInfo
+from hf_taskvec.report import Report, TaskResult
+from hf_taskvec.vector import TaskVector
+from tests.helpers import equal_vectors, tiny_vector
+from tests.hub_server import HubServer
+from tests.hub_server_api import Token
+from tests.hub_server_card import card_errors
+
+INFO = VectorInfo(
+    kind="fine-tuned", base="openai/clip-vit-base-patch32", base_revision="3d74acf", base_hashes={"w": "1"},
+    task="mnist", dataset="ylecun/mnist", dataset_revision="77f3279", epochs=1.0, steps=422, seed=3, batch_size=128,
+    optimizer="adamw_torch", learning_rate=1e-5, weight_decay=0.1, num_images=54000, settings={"max_grad_norm": 1.0},
+    command="python recipes/finetune.py --task mnist", seconds=312.4, license="mit", versions={"torch": "2.13.0"},
+    layer_norms={"vision_model.encoder.layers.0": 0.5, "vision_model.encoder.layers.1": 1.0},
+)  # fmt: skip
+OTHER = VectorInfo(kind="fine-tuned", task="svhn", dataset="ufldl-stanford/svhn", dataset_config="cropped_digits")
+MERGED = VectorInfo(kind="merged", base=INFO.base, method="task_arithmetic", parents=(INFO, OTHER))
+RESULT = TaskResult("mnist", 0.9712, 10000, zero_shot=0.4825, individual=0.9951)
+REPORT = Report("vector", "test", (RESULT,), scaling=1.0)
+PAIR = Report("merged", "test", (RESULT, TaskResult("svhn", 0.5, 100, zero_shot=0.25, individual=0.8)), scaling=0.3)
+HUB_CARDS = Path(__file__).parent.parent / "hub_cards"
+
+
+def metadata(card: str) -> dict[str, object]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_vector_card_has_every_section_and_fact() -> None:
+    card = render_vector_card(INFO, REPORT, repo_id="user/clip-mnist")
+    headings = re.findall(r"^## (.*)$", card, flags=re.MULTILINE)
+    assert headings == ["Use it", "Results", "How it was made", "Limits", "Citation"]
+    assert "| `mnist` | 48.2 | 99.5 | 97.1 ± 0.2 | 97.6 | 10,000 |" in card
+    for fact in (
+        "3d74acf",
+        "77f3279",
+        "1e-05",
+        "128",
+        "54000",
+        "max\\_grad\\_norm",
+        "torch 2.13.0",
+        "312 s",
+        INFO.command,
+    ):
+        assert str(fact) in card
+    assert INFO.base_fingerprint in card
+    assert "2212.04089" in card
+
+
+def test_the_metadata_follows_the_hubs_rules() -> None:
+    data = metadata(render_vector_card(INFO, REPORT, repo_id="user/clip-mnist"))
+    assert data["library_name"] == "hf-taskvec"
+    assert (data["base_model"], data["base_model_relation"]) == (INFO.base, "finetune")
+    assert (data["datasets"], data["license"]) == (["ylecun/mnist"], "mit")
+    assert {"task-vector", "task-arithmetic", "model-merging", "task:mnist"} <= set(data["tags"])
+    assert data["model-index"][0]["results"][0]["metrics"] == [
+        {"type": "accuracy", "value": 0.9712, "name": "accuracy"}
+    ]
+    merged = metadata(render_vector_card(MERGED, PAIR, repo_id="user/m"))
+    assert merged["base_model_relation"] == "merge"
+    assert merged["datasets"] == ["ylecun/mnist", "ufldl-stanford/svhn"]
+    assert {"task_arithmetic", "task:mnist", "task:svhn"} <= set(merged["tags"])
+    assert [r["dataset"]["type"] for r in merged["model-index"][0]["results"]] == merged["datasets"]
+
+
+@pytest.mark.parametrize("report", [None, REPORT, PAIR])
+@pytest.mark.parametrize("info", [VectorInfo(), INFO, MERGED, replace(INFO, kind="gradient"), replace(INFO, base="x")])
+def test_every_card_is_accepted_by_the_hub(info: VectorInfo, report: Report | None) -> None:
+    cards = [
+        render_vector_card(info, report, repo_id="user/x", epochs=[1.0, 2.0]),
+        render_model_card(info, report, repo_id="user/x", scaling=0.3),
+    ]
+    for card in cards:
+        assert card_errors(card) == []
+        assert "\n\n\n" not in card
+        assert "None" not in card
+
+
+def test_a_card_is_a_function_of_its_inputs() -> None:
+    assert render_vector_card(INFO, REPORT, repo_id="u/x") == render_vector_card(INFO, REPORT, repo_id="u/x")
+    back = VectorInfo.from_dict(INFO.to_dict()), Report.from_dict(REPORT.to_dict())
+    assert render_vector_card(*back, repo_id="u/x") == render_vector_card(INFO, REPORT, repo_id="u/x")
+
+
+def test_a_card_without_references_has_no_empty_columns() -> None:
+    plain = Report("vector", "test", (TaskResult("mnist", 0.5, 100),))
+    card = render_vector_card(INFO, plain, repo_id="user/x")
+    assert "| task | this model | images |" in card
+    assert "normalised" not in card.lower()
+
+
+def test_a_base_card_names_its_data_and_numbers() -> None:
+    config = {
+        "description": "A small CLIP.", "license": "apache-2.0", "facts": {"seed": 0, "width": 512},
+        "data": [{"name": "photo-captions", "pairs": 80000, "license": "cc-by-4.0"}],
+        "command": "python recipes/pretrain_tiny_clip.py", "retrieval": {"image to text, recall at 5": 0.31},
+        "limits": ["32 px images only."],
+    }  # fmt: skip
+    card = render_base_card(config, REPORT, repo_id="user/tiny-clip")
+    assert card_errors(card) == []
+    assert "| `photo-captions` | 80,000 | cc-by-4.0 |" in card
+    assert "image to text, recall at 5: 31.0 %" in card
+    with pytest.raises((UndefinedError, KeyError)):
+        render_base_card({key: value for key, value in config.items() if key != "command"}, repo_id="user/x")
+
+
+INJECTIONS = [
+    "{{ 7 * 7 }}", "{% for x in range(10) %}owned{% endfor %}", "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "[click](javascript:alert(1))", "![x](http://evil/x.png)",
+    "a\n---\nlicense: mit\n---\n", "a\nlicense: wtfpl", "!!python/object/apply:os.system ['touch pwned']", "&a [*a]",
+    "```\n# Owned\n```python\nimport os", "`code` ``more``", "| a | b |\n| --- |", "\x1b[31mred\x1b[0m", "a\u202eb",
+    "# Heading", "</code></table><h1>Owned</h1>", "'); import os; os.system('touch pwned') #",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_nothing_in_a_name_is_markup_code_or_metadata(text: str) -> None:
+    parents = (replace(INFO, task=text), replace(OTHER, task="svhn", dataset=text))
+    info = replace(
+        MERGED, parents=parents, command=text, settings={text: text}, license=None, base=text, layer_norms={text: 1.0}
+    )
+    report = Report(text, "test", (TaskResult(text, 0.5, 10), TaskResult("svhn", 0.5, 10)), scaling=0.3)
+    harmless = replace(info, parents=(INFO, OTHER), command="x", settings={"x": "x"}, base="x", layer_norms={"x": 1.0})
+    card = render_vector_card(info, report, repo_id="user/x")
+    plain = render_vector_card(harmless, report, repo_id="user/x")
+    assert card_errors(card) == []
+    assert set(metadata(card)) - {"datasets"} == set(metadata(plain)) - {
+        "base_model",
+        "base_model_relation",
+        "datasets",
+    }
+    assert "license" not in metadata(card)
+    body = card.split("---\n", 2)[2]
+    assert headings_of(body) == headings_of(plain.split("---\n", 2)[2])
+    assert "49" not in body.replace("2212.04089", "")
+    outside = without_code(body)
+    assert not re.search(r"(?<!\\)(<[\w/]|!\[|\]\()", outside)
+    assert card.replace("\n", "").isprintable()
+
+
+def headings_of(body: str) -> list[str]:
+    """The headings that a reader sees: those outside of code."""
+    return re.findall(r"^#+ .*$", without_code(body), flags=re.MULTILINE)
+
+
+def without_code(body: str) -> str:
+    """Markdown without fenced blocks and code spans."""
+    lines, fence = [], ""
+    for line in body.splitlines():
+        marks = re.match(r"`{3,}", line)
+        if fence:
+            fence = "" if line.strip() == fence else fence
+        elif marks:
+            fence = marks[0]
+        else:
+            lines.append(re.sub(r"`[^`]*`", "", line))
+    assert not fence, "a fence is left open"
+    return "\n".join(lines)
+
+
+def test_the_code_in_a_card_runs(tmp_path: Path, base: CLIPModel) -> None:
+    info = replace(VectorInfo(task="odd \"name' \\ \n `"), base="user/base")
+    card = render_vector_card(replace(info, base='us"er/base'), REPORT, repo_id="user/x")
+    for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        compile(block, "card", "exec")
+
+
+def test_a_repository_holds_what_its_card_says(tmp_path: Path, base: CLIPModel) -> None:
+    vector = tiny_vector(base)
+    vector = TaskVector(vector.deltas, replace(vector.info, task="mnist", base="user/base"))
+    write_repository(vector, tmp_path / "x", repo_id="user/x", report=REPORT)
+    info = read_info(tmp_path / "x")
+    assert sum(norm**2 for norm in info.layer_norms.values()) ** 0.5 == pytest.approx(vector.norm(), rel=1e-5)
+    assert (tmp_path / "x" / CARD_NAME).read_text() == render_folder_card(tmp_path / "x", repo_id="user/x")
+
+
+PUBLISHED = sorted(path.parent for path in HUB_CARDS.glob("*/README.md"))
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+def test_a_published_card_is_what_its_configuration_and_report_give(folder: Path) -> None:
+    card = (folder / CARD_NAME).read_text(encoding="utf-8")
+    assert card == render_folder_card(folder, repo_id=f"hf-taskvec/{folder.name}")
+    assert card_errors(card) == []
+    assert (folder / REPORT_NAME).is_file()
+
+
+def test_the_recipes_publish_exactly_the_card(hub: HubServer, tmp_path: Path, base: CLIPModel) -> None:
+    from recipes.make_card import CardArguments
+    from recipes.make_card import main as make_card
+    from recipes.publish import PublishArguments
+    from recipes.publish import main as publish
+
+    hub.api.tokens["write-hf"] = Token("hf-taskvec")
+    vector = tiny_vector(base)
+    vector.save_pretrained(tmp_path / "weights" / "tiny-mnist")
+    REPORT.save(tmp_path / "report.json")
+    cards = tmp_path / "cards"
+    made = make_card(
+        CardArguments(
+            str(tmp_path / "weights" / "tiny-mnist"), "tiny-mnist", report=str(tmp_path / "report.json"),
+            license="apache-2.0", command="python recipes/finetune.py", output_dir=str(cards),
+        )
+    )  # fmt: skip
+    assert sorted(path.name for path in made.iterdir()) == [CARD_NAME, REPORT_NAME, "task_vector_config.json"]
+    arguments = PublishArguments(str(tmp_path / "weights"), str(cards), collection="All", token="write-hf")
+    assert publish(arguments) == publish(arguments)  # the second time there is nothing to do
+    files = hub.store.get("model", "hf-taskvec/tiny-mnist").head.files
+    for path in made.iterdir():
+        assert hub.store.blob(files[path.name].sha256).read_bytes() == path.read_bytes()
+    pulled = TaskVector.from_pretrained("hf-taskvec/tiny-mnist", cache_dir=tmp_path / "cache")
+    assert equal_vectors(pulled, vector)
+    assert pulled.info.license == "apache-2.0"
+    save_vector(tiny_vector(base, seed=9), tmp_path / "weights" / "tiny-mnist")
+    with pytest.raises(CheckpointError, match="not those that its configuration"):
+        publish(arguments)
+    (made / CARD_NAME).write_text("Trust me.")
+    with pytest.raises(ValueError, match="is not what its configuration and report give"):
+        publish(arguments)
