@@ -14,6 +14,8 @@ from hf_taskvec.errors import UnknownNameError
 from hf_taskvec.merging import merge
 from hf_taskvec.merging.geometry import inner_products, sign_conflicts
 from hf_taskvec.merging.modifiers import scale_layers
+from hf_taskvec.merging.radix import Histograms
+from hf_taskvec.merging.selection import _Search, magnitude_thresholds
 from hf_taskvec.vector import TaskVector
 
 
@@ -150,6 +152,34 @@ def test_ties_agrees_with_its_definition_whatever_the_ties_and_zeros(
         torch.testing.assert_close(merged.deltas[name], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_histograms_find_what_a_sort_finds(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 5000, generator=generator, dtype=dtype)
+    rows[1] = (rows[1] * 3).round()
+    ranks = [1, 2, 700, 2500, 4999, 5000]
+    found = Histograms(dtype, lambda name: rows.split(1234, dim=1)).descend(["w"], ranks, map)
+    assert torch.equal(found, rows.sort(dim=1, descending=True).values[:, [rank - 1 for rank in ranks]])
+
+
+def test_a_sample_that_misleads_costs_time_and_nothing_else() -> None:
+    place = matrix(torch.arange(1_000_000, dtype=torch.float64))
+    search = _Search(lambda deltas, name: deltas, [place], {"w": 1_000_000})
+    sampled = search._sample("w", 1_000_000)[0].long()
+    values = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)) + 2
+    values[sampled] = 1.0
+    found = magnitude_thresholds([matrix(values)], 0.5, "vector")["w"]
+    assert float(found) == float(values.kthvalue(500_001).values)
+
+
+@pytest.mark.parametrize("values", [torch.zeros(200_000), torch.ones(200_000), torch.arange(200_000.0) // 1000])
+@pytest.mark.parametrize("density", [1e-6, 0.2, 0.5, 1.0])
+def test_ties_at_the_threshold_are_found_exactly(values: torch.Tensor, density: float) -> None:
+    found = magnitude_thresholds([matrix(values)], density, "parameter")["w"]
+    rank = max(1, round(density * len(values)))
+    assert float(found) == float(values.kthvalue(len(values) - rank + 1).values)
+
+
 def test_breadcrumbs_drops_outliers_and_the_small() -> None:
     values = vector(*range(1, 11))  # a tenth dropped on top, then two tenths kept
     check(merged_values([values], "breadcrumbs", density=0.2, outliers=0.1), [0.0] * 7 + [8.0, 9.0, 0.0])
@@ -198,12 +228,15 @@ def test_consensus_ties_masks_the_sum_of_agreeing_deltas() -> None:
 
 def test_dare_keeps_a_fraction_and_the_expectation() -> None:
     ones = TaskVector({"w": torch.ones(1000, 500)})
-    merged = merged_values([ones], "dare", density=0.1)
-    assert set(merged.unique().tolist()) == {0.0, 10.0}
-    assert float((merged > 0).float().mean()) == pytest.approx(0.1, abs=0.002)  # five standard errors
+    merged = merged_values([ones], "dare", density=0.125)
+    assert set(merged.unique().tolist()) == {0.0, 8.0}
+    rate = 0.125 * 0.875
+    assert float((merged > 0).float().mean()) == pytest.approx(0.125, abs=5 * math.sqrt(rate / 500_000))
     rows, columns = (merged > 0).float().mean(1), (merged > 0).float().mean(0)
-    assert float(rows.std()) == pytest.approx(math.sqrt(0.09 / 500), rel=0.2)
-    assert float(columns.std()) == pytest.approx(math.sqrt(0.09 / 1000), rel=0.2)
+    assert float(rows.std()) == pytest.approx(math.sqrt(rate / 500), rel=0.2)
+    assert float(columns.std()) == pytest.approx(math.sqrt(rate / 1000), rel=0.2)
+    tenth = merged_values([ones], "dare", density=0.1)
+    assert float(tenth.mean()) == pytest.approx(1.0, abs=5 * math.sqrt(9 / 500_000))
     check(merged_values([ones], "dare", density=1.0), torch.ones(1000, 500))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.merging.engine import Scope, check_scope, map_chunks
+from hf_taskvec.merging.engine import Scope, check_scope, map_sum
 from hf_taskvec.merging.geometry import cosines, inner_products
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vector import TaskVector
@@ -19,7 +19,7 @@ _ANGLE = 1e-6  # below this angle, in radians, the arc is its chord to the last 
 @merge_method("average", paper="2203.05482")
 def average(vectors: Sequence[TaskVector]) -> TaskVector:
     """The mean of the vectors: with scaling 1, the average of the fine-tuned models' weights (model soup)."""
-    return map_chunks(lambda deltas, name: deltas.mean(dim=0), vectors)
+    return map_sum(lambda name: [1 / len(vectors)] * len(vectors), vectors)
 
 
 @merge_method("task_arithmetic", paper="2212.04089")
@@ -33,9 +33,8 @@ def task_arithmetic(vectors: Sequence[TaskVector], *, weights: Sequence[float] |
     Raises:
         ValueError: If `weights` has another length than `vectors`, or is not finite.
     """
-    if weights is None:
-        return map_chunks(lambda deltas, name: deltas.sum(dim=0), vectors)
-    return _combine(vectors, torch.tensor(check_weights(weights, vectors)))
+    factors = [1.0] * len(vectors) if weights is None else check_weights(weights, vectors)
+    return map_sum(lambda name: factors, vectors)
 
 
 @merge_method("metagpt", paper="2406.11385")
@@ -49,7 +48,7 @@ def metagpt(vectors: Sequence[TaskVector]) -> TaskVector:
     squares = torch.stack([product.diagonal() for product in products.values()]).sum(dim=0)
     total = float(squares.sum())
     shares = squares / total if total > 0 else torch.full_like(squares, 1 / len(vectors))
-    return _combine(vectors, shares)
+    return map_sum(lambda name: shares.tolist(), vectors)
 
 
 @merge_method("model_stock", paper="2403.19522")
@@ -154,13 +153,6 @@ def _combine_by(factors: Callable[[Tensor], Tensor], vectors: Sequence[TaskVecto
     check_scope(scope)
     products = inner_products(vectors)
     if scope == "vector":
-        return _combine(vectors, factors(torch.stack(list(products.values())).sum(dim=0)))
-    return _combine(vectors, {name: factors(product) for name, product in products.items()})
-
-
-def _combine(vectors: Sequence[TaskVector], factors: Tensor | Mapping[str, Tensor]) -> TaskVector:
-    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
-        chosen = factors if isinstance(factors, Tensor) else factors[name]
-        return chosen.to(deltas) @ deltas
-
-    return map_chunks(merge_chunk, vectors)
+        chosen = factors(torch.stack(list(products.values())).sum(dim=0)).tolist()
+        return map_sum(lambda name: chosen, vectors)
+    return map_sum(lambda name: factors(products[name]).tolist(), vectors)

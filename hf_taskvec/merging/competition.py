@@ -87,13 +87,13 @@ def sce(vectors: Sequence[TaskVector], *, density: float = 0.1, scope: Scope = "
         smallest = bounds[name][0]
         energy = torch.zeros(len(vectors), dtype=torch.float64)
         for _, deltas in chunks(vectors, name, wide):
-            chosen = _variance(deltas, name) >= smallest
-            energy += (deltas * chosen).double().square().sum(dim=1).cpu()
+            deltas *= _variance(deltas, name).ge_(smallest)
+            energy += deltas.double().square().sum(dim=1).cpu()
         shares = (energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(wide)
         merged = torch.empty(shapes[name].numel(), dtype=wide, device=smallest.device)
         for start, deltas in chunks(vectors, name, wide):
-            deltas *= _variance(deltas, name) >= smallest
-            agrees = deltas * deltas.sum(dim=0) > 0
+            deltas *= _variance(deltas, name).ge_(smallest)
+            agrees = (deltas * deltas.sum(dim=0)).gt_(0)
             merged[start : start + deltas.shape[1]] = shares.to(merged.device) @ (deltas * agrees)
         return merged.view(shapes[name])
 

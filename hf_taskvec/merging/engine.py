@@ -77,6 +77,27 @@ def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector], *, with_s
     return map_parameters(compute, vectors)
 
 
+def map_sum(factors: Callable[[str], Sequence[float]], vectors: Sequence[TaskVector]) -> TaskVector:
+    """A vector whose parameter `name` is the sum of the vectors' deltas times `factors(name)`."""
+    wide = wide_dtype(vectors)
+
+    def compute(name: str) -> Tensor:
+        flat = [vector.deltas[name].reshape(-1) for vector in vectors]
+        weights = list(factors(name))
+        merged = torch.empty(flat[0].numel(), dtype=wide, device=flat[0].device)
+        for start in range(0, merged.numel(), CHUNK):  # the sum stays in the cache, each delta is read once
+            part = merged[start : start + CHUNK]
+            part.copy_(flat[0][start : start + CHUNK]).mul_(weights[0])
+            for delta, weight in zip(flat[1:], weights[1:], strict=True):
+                part.add_(delta[start : start + CHUNK], alpha=weight)
+        if not torch.isfinite(merged.sum()):
+            for index, delta in enumerate(flat):
+                check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
+        return merged.view(vectors[0].deltas[name].shape)
+
+    return map_parameters(compute, vectors)
+
+
 def chunks(
     vectors: Sequence[TaskVector],
     name: str,

@@ -1,23 +1,27 @@
-"""Exact order statistics over whole vectors: the k-th largest score by a radix select on the float bits."""
+"""Exact order statistics over whole vectors: the k-th largest score, bit for bit that of a full sort."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hf_taskvec.artifact import shapes_of
 from hf_taskvec.merging.engine import Scope, check_scope, chunks, parallel, wide_dtype
+from hf_taskvec.merging.radix import Histograms
 from hf_taskvec.vector import TaskVector
 
 Score = Callable[[Tensor, str], Tensor]  # deltas (T, n) of a parameter, which it may overwrite -> scores (S, n)
 Ranks = Callable[[int], Sequence[int]]  # number of entries -> ranks wanted, 1 for the largest
-_DIGIT = 16
-_BINS = 1 << _DIGIT
-_CHUNK = 1 << 18  # long enough for the histogram of a chunk not to outweigh the chunk
-_SMALL = 1 << 16  # up to this size, sorting is cheaper than histograms
+_SMALL = 1 << 15  # up to this size, sorting is cheapest
+_RUN = 512  # entries per run of a sample
+_SAMPLE = 1 << 18  # entries of a sample at most; it is a thirty-second of few entries
+_MARGIN = 8.0  # standard deviations of a sample's rank between a bracket and its middle
 
 
 def kept(density: float, size: int) -> int:
@@ -32,10 +36,10 @@ def magnitude_thresholds(vectors: Sequence[TaskVector], density: float, scope: S
 
 
 def thresholds(score: Score, vectors: Sequence[TaskVector], ranks: Ranks, scope: Scope) -> dict[str, Tensor]:
-    """Scores at the given ranks from the top, bit for bit those of a full sort, over whole vectors or per parameter.
+    """Scores at the given ranks from the top, over whole vectors or per parameter.
 
-    Each pass over the files fixes 16 more bits: a histogram of the next digit tells in which bin a rank lies, and the
-    next pass looks at that bin only. Memory is that of the histograms, whatever the ties.
+    A sample brackets each rank; one pass then counts what lies above and keeps the few entries inside, which hold the
+    exact answer. Should a bracket miss, histograms of the float bits find it, whatever the data.
 
     Args:
         score: Maps the deltas of the T vectors to S rows of finite scores of any sign.
@@ -51,84 +55,118 @@ def thresholds(score: Score, vectors: Sequence[TaskVector], ranks: Ranks, scope:
         NonFiniteError: If a delta holds NaN or Inf.
     """
     check_scope(scope)
-    shapes = shapes_of(vectors[0])
-    names = list(shapes)
-    search = _Search(score, vectors)
+    sizes = {name: shape.numel() for name, shape in shapes_of(vectors[0]).items()}
+    search = _Search(score, vectors, sizes)
     if scope == "parameter":
-        found = parallel(lambda name: search.one(name, ranks(shapes[name].numel())), names, description="thresholds")
-        return dict(zip(names, found, strict=True))
-    total = sum(shape.numel() for shape in shapes.values())
-    return dict.fromkeys(names, search.all(names, ranks(total)))
+        found = parallel(lambda name: search.over([name], ranks(sizes[name]), map), sizes, description="thresholds")
+        return dict(zip(sizes, found, strict=True))
+    together = functools.partial(parallel, description="thresholds")
+    return dict.fromkeys(sizes, search.over(list(sizes), ranks(sum(sizes.values())), together))
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    """One rank of one row: bounds that should hold it, and what a pass over some entries found of it."""
+
+    low: float
+    high: float
+    above: int = 0  # entries > high
+    from_high: int = 0  # entries >= high
+    above_low: int = 0  # entries > low
+    from_low: int = 0  # entries >= low
+    inside: tuple[np.ndarray, ...] = ()  # entries between the bounds
+
+    def count(self, values: np.ndarray) -> _Bracket:
+        """The bracket after these entries too."""
+        above, from_high, above_low, from_low = (
+            values > self.high, values >= self.high, values > self.low, values >= self.low,
+        )  # fmt: skip
+        inside = values[np.flatnonzero(above_low & ~from_high)]
+        counts = [int(np.count_nonzero(mask)) for mask in (above, from_high, above_low, from_low)]
+        return self + _Bracket(self.low, self.high, *counts, (inside,))
+
+    def __add__(self, other: _Bracket) -> _Bracket:
+        return _Bracket(
+            self.low, self.high, self.above + other.above, self.from_high + other.from_high,
+            self.above_low + other.above_low, self.from_low + other.from_low, self.inside + other.inside,
+        )  # fmt: skip
+
+    def value(self, rank: int) -> float | None:
+        """The entry at a rank from the top; `None` if the bracket misses it."""
+        if not self.above < rank <= self.from_low:
+            return None
+        if rank <= self.from_high:
+            return self.high
+        if rank > self.above_low:
+            return self.low
+        inside = np.concatenate(self.inside)
+        place = len(inside) - (rank - self.from_high)
+        return float(np.partition(inside, place)[place])
 
 
 class _Search:
     """The search for one score over one set of vectors."""
 
-    def __init__(self, score: Score, vectors: Sequence[TaskVector]) -> None:
-        self.score, self.vectors, self.dtype = score, vectors, wide_dtype(vectors)
-        self.integer = torch.int32 if self.dtype == torch.float32 else torch.int64
-        self.bits = torch.iinfo(self.integer).bits
+    def __init__(self, score: Score, vectors: Sequence[TaskVector], sizes: dict[str, int]) -> None:
+        self.score, self.vectors, self.sizes, self.dtype = score, vectors, sizes, wide_dtype(vectors)
         self.device = next(iter(vectors[0].deltas.values())).device
 
-    def one(self, name: str, ranks: Sequence[int]) -> Tensor:
-        """The thresholds of one parameter, (R, S, 1)."""
-        size = shapes_of(self.vectors[0])[name].numel()
-        if size > _SMALL:
-            return self._descend(lambda targets, shift: self._count(name, targets, shift), ranks)
-        rows = torch.cat([self.score(part, name).clone() for _, part in chunks(self.vectors, name, self.dtype)], dim=1)
-        return rows.sort(dim=1, descending=True).values[:, [rank - 1 for rank in ranks]].T.unsqueeze(-1)
+    def over(self, names: Sequence[str], ranks: Sequence[int], run: Callable) -> Tensor:
+        """The thresholds over some parameters together, (R, S, 1); `run` maps a function over names."""
+        total = sum(self.sizes[name] for name in names)
+        if total <= _SMALL:
+            parts = [self.score(part, name).clone() for name in names for _, part in self._chunks(name)]
+            rows = torch.cat(parts, dim=1).sort(dim=1, descending=True).values
+            return rows[:, [rank - 1 for rank in ranks]].T.unsqueeze(-1)
+        found = self._by_brackets(names, ranks, total, run) if self.device.type == "cpu" else None
+        if found is None:
+            histograms = Histograms(self.dtype, lambda name: (self.score(part, name) for _, part in self._chunks(name)))
+            found = histograms.descend(names, ranks, run)
+        return found.T.unsqueeze(-1).to(self.device)
 
-    def all(self, names: Sequence[str], ranks: Sequence[int]) -> Tensor:
-        """The thresholds over all parameters together, (R, S, 1)."""
+    def _by_brackets(self, names: Sequence[str], ranks: Sequence[int], total: int, run: Callable) -> Tensor | None:
+        """The thresholds (S, R), or `None` if the sample misled."""
+        sample = torch.cat([self._sample(name, total) for name in names], dim=1).sort(dim=1, descending=True).values
+        start = [[_bracket(row, rank / total) for rank in ranks] for row in sample.numpy()]
 
-        def count(prefixes: Tensor | None, shift: int) -> Tensor:
-            parts = parallel(lambda name: self._count(name, prefixes, shift), names, description="thresholds")
-            return functools.reduce(torch.add, parts)
+        def count(name: str) -> list[list[_Bracket]]:
+            found = [[_Bracket(b.low, b.high) for b in line] for line in start]
+            for _, part in self._chunks(name):
+                for line, values in zip(found, self.score(part, name).numpy(), strict=True):
+                    line[:] = [bracket.count(values) for bracket in line]
+            return found
 
-        return self._descend(count, ranks)
+        counted = list(run(count, names))
+        values = [
+            [
+                functools.reduce(_Bracket.__add__, [part[row][index] for part in counted]).value(rank)
+                for index, rank in enumerate(ranks)
+            ]
+            for row in range(len(start))
+        ]
+        if any(value is None for line in values for value in line):
+            return None
+        return torch.tensor(values, dtype=self.dtype)
 
-    def _descend(self, count: Callable[[Tensor | None, int], Tensor], ranks: Sequence[int]) -> Tensor:
-        """Narrows each rank down, digit by digit."""
-        prefixes: Tensor | None = None
-        inside = torch.tensor(ranks)  # ranks among the entries that share the leading bits fixed so far, `prefixes`
-        for shift in range(self.bits - _DIGIT, -1, -_DIGIT):
-            above = count(prefixes, shift).flip(-1).cumsum(-1)  # (S, R or 1, bins)
-            above = above.expand(-1, len(ranks), -1).contiguous()
-            inside = inside.expand(above.shape[:2]).contiguous()
-            index = torch.searchsorted(above, inside.unsqueeze(-1)).squeeze(-1)
-            before = torch.where(index > 0, above.gather(-1, (index - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0)
-            inside = inside - before
-            digit = _BINS - 1 - index
-            prefixes = digit - (_BINS >> 1) if prefixes is None else (prefixes << _DIGIT) + digit
-        keys = torch.empty(0) if prefixes is None else prefixes.to(self.integer)
-        return _from_ordered(keys, self.dtype).T.unsqueeze(-1).to(self.device)
+    def _sample(self, name: str, total: int) -> Tensor:
+        """Scores of evenly spread runs of a parameter, as many as its share of the whole."""
+        size = self.sizes[name]
+        wanted = min(_SAMPLE, total // 32) * size / total
+        runs = min(max(1, round(wanted / _RUN)), -(-size // _RUN))
+        starts = [round(index * max(0, size - _RUN) / max(1, runs - 1)) for index in range(runs)]
+        flat = [vector.deltas[name].reshape(-1) for vector in self.vectors]
+        rows = [torch.cat([delta[start : start + _RUN] for start in starts]).to(self.dtype) for delta in flat]
+        return self.score(torch.stack(rows), name)
 
-    def _count(self, name: str, prefixes: Tensor | None, shift: int) -> Tensor:
-        """Histograms of the next digit, (S, R, bins), over the entries whose leading bits are `prefixes` (S, R)."""
-        totals: list[list[Tensor]] = []
-        for _, part in chunks(self.vectors, name, self.dtype, size=_CHUNK):
-            for row, values in enumerate(self.score(part, name)):
-                keys = _ordered(values, self.integer)
-                if prefixes is None:  # the sign is in the first digit
-                    found = [torch.bincount((keys >> shift) + (_BINS >> 1), minlength=_BINS)]
-                else:
-                    leading = keys >> (shift + _DIGIT)
-                    chosen = [keys[leading == int(prefix)] for prefix in prefixes[row]]
-                    found = [torch.bincount((some >> shift) & (_BINS - 1), minlength=_BINS) for some in chosen]
-                if row == len(totals):
-                    totals.append([count.cpu() for count in found])
-                else:
-                    for total, count in zip(totals[row], found, strict=True):
-                        total += count.cpu()
-        return torch.stack([torch.stack(total) for total in totals])
+    def _chunks(self, name: str):  # type: ignore[no-untyped-def]
+        return chunks(self.vectors, name, self.dtype)
 
 
-def _ordered(values: Tensor, integer: torch.dtype) -> Tensor:
-    """Integers in the order of the floats."""
-    keys = values.view(integer)
-    return keys ^ ((keys >> (torch.iinfo(integer).bits - 1)) & torch.iinfo(integer).max)
-
-
-def _from_ordered(keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """The floats of `_ordered` integers; the map is its own inverse."""
-    return _ordered(keys.view(dtype), keys.dtype).view(dtype)
+def _bracket(descending: np.ndarray, share: float) -> _Bracket:
+    """Bounds that hold the entry at `share` from the top, judged by a sorted sample."""
+    size = len(descending)
+    margin = _MARGIN * math.sqrt(share * (1 - share) * size) + _MARGIN
+    first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
+    high = float(descending[first]) if first >= 0 else math.inf
+    low = float(descending[last]) if last < size else -math.inf
+    return _Bracket(low, high)

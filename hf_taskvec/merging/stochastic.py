@@ -17,7 +17,7 @@ from hf_taskvec.vector import TaskVector
 
 BLOCK = 1 << 16  # entries drawn from one generator; fixed, so that results do not depend on the chunk size
 _IDENTIFYING = 1024  # entries of each parameter that tell vectors apart
-_DRAWS = 1 << 32
+_DRAWS = 1 << 16  # chances are rounded to multiples of 2^-16, and entries rescaled by the rounded chance
 
 
 @merge_method("dare", paper="2311.03099")
@@ -117,29 +117,33 @@ class Chance:
             seen[key] += 1
 
     def draws(self, row: int, name: str, start: int, size: int) -> Tensor:
-        """Uniform int32 numbers for the entries `start … start + size` of a vector's parameter."""
+        """Uniform integers below 2^16, int32, for the entries `start … start + size` of a vector's parameter."""
         parts = []
         for block in range(start // BLOCK, -(-(start + size) // BLOCK)):
             first, last = max(start - block * BLOCK, 0), min(start + size - block * BLOCK, BLOCK)
             text = f"{self.seed} {self.keys[row]} {name} {block}"
             generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(text.encode()) >> 1)
-            pairs = torch.empty(-(-last // 2), dtype=torch.int64)
-            parts.append(pairs.random_(-(2**63), None, generator=generator).view(torch.int32)[first:last])
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            fours = torch.empty(-(-last // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+            parts.append(fours.view(torch.int16)[first:last])
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return joined.int().bitwise_and_(_DRAWS - 1)
 
 
 def _map_dropped(
     combine: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector], density: float, chance: Chance
 ) -> TaskVector:
     """`combine` of the deltas (T, n) of which each entry is kept with chance `density` and divided by it."""
-    limit = round(density * _DRAWS) - (_DRAWS >> 1)
+    limit = max(1, round(density * _DRAWS))
 
     def merge_chunk(deltas: Tensor, name: str, start: int) -> Tensor:
-        if density < 1:
+        if limit < _DRAWS:
             for index, row in enumerate(deltas):
-                dropped = chance.draws(index, name, start, len(row)) >= limit
-                row.masked_fill_(dropped.to(row.device), 0)
-            deltas /= density
+                kept = (chance.draws(index, name, start, len(row)) - limit) >> 31  # all bits set where it is below
+                if row.dtype == torch.float32:
+                    row.view(torch.int32).bitwise_and_(kept.to(row.device))
+                else:
+                    row.mul_(-kept.to(row.device))
+            deltas *= _DRAWS / limit
         return combine(deltas)
 
     return map_chunks(merge_chunk, vectors, with_start=True)
@@ -147,8 +151,19 @@ def _map_dropped(
 
 def _drop_by_rank_(rows: Tensor, rates: Tensor, chance: Chance, index: int, name: str, start: int) -> None:
     """Drops entries of rows (R, n) in place, that of rank r with chance `1 - rates[r]`, and rescales the rest."""
-    order = rows.abs().argsort(dim=1, descending=True, stable=True)
-    limits = (rates.double() * _DRAWS).round() - (_DRAWS >> 1)
+    order = _descending(rows.abs())
+    limits = (rates.double() * _DRAWS).round().clamp(min=1)
     draws = chance.draws(index, name, start, rows.numel()).view(rows.shape).to(rows.device)
-    sparse = (rows.gather(1, order) / rates).masked_fill_(draws >= limits.long(), 0)
-    rows.scatter_(1, order, sparse)
+    factors = (draws.to(rows.dtype) < limits.to(rows)) * (_DRAWS / limits).to(rows)
+    rows.mul_(torch.empty_like(rows).scatter_(1, order, factors))
+
+
+def _descending(magnitudes: Tensor) -> Tensor:
+    """The order of each row's entries from the largest; of equal ones, the last first."""
+    if magnitudes.dtype != torch.float32 or magnitudes.device.type != "cpu":
+        return magnitudes.flip(1).argsort(dim=1, descending=True, stable=True).neg_().add_(magnitudes.shape[1] - 1)
+    # One sort of 64-bit keys that hold magnitude and place: numpy sorts them with vector instructions.
+    keys = magnitudes.view(torch.int32).long().bitwise_left_shift_(32)
+    keys += torch.arange(magnitudes.shape[1])
+    keys.numpy().sort(axis=1)
+    return keys.bitwise_and_((1 << 32) - 1).flip(1)
