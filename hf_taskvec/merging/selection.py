@@ -78,12 +78,13 @@ class _Bracket:
 
     def count(self, values: np.ndarray) -> _Bracket:
         """The bracket after these entries too."""
-        above, from_high, above_low, from_low = (
-            values > self.high, values >= self.high, values > self.low, values >= self.low,
+        above_low, from_high = values > self.low, values >= self.high
+        return self + _Bracket(
+            self.low, self.high,
+            above=int(np.count_nonzero(values > self.high)), from_high=int(np.count_nonzero(from_high)),
+            above_low=int(np.count_nonzero(above_low)), from_low=int(np.count_nonzero(values >= self.low)),
+            inside=(values[np.flatnonzero(above_low & ~from_high)],),
         )  # fmt: skip
-        inside = values[np.flatnonzero(above_low & ~from_high)]
-        counts = [int(np.count_nonzero(mask)) for mask in (above, from_high, above_low, from_low)]
-        return self + _Bracket(self.low, self.high, *counts, (inside,))
 
     def __add__(self, other: _Bracket) -> _Bracket:
         return _Bracket(
