@@ -53,10 +53,16 @@ def decode_pairs(dataset: Dataset, processor: CLIPImageProcessor) -> Pairs:
     return Pairs(torch.cat(pixels), list(dataset["text"]))
 
 
-def load_pairs(source: str, split: str, processor: CLIPImageProcessor) -> Pairs | None:
-    """Loads one split of a Hub dataset or folder of pairs; `None` when it has no such split."""
+def load_pairs(source: str, split: str, processor: CLIPImageProcessor) -> Pairs:
+    """Loads one split of a Hub dataset or folder of pairs.
+
+    Raises:
+        UnknownNameError: If it has no such split.
+    """
     splits: DatasetDict = load_dataset(source)
-    return decode_pairs(splits[split], processor) if split in splits else None
+    if split not in splits:
+        raise UnknownNameError(f"split of {source}:", split, splits)
+    return decode_pairs(splits[split], processor)
 
 
 def balance(pairs: Pairs, max_pairs_per_text: int, *, seed: int) -> Pairs:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from datasets import get_dataset_split_names
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
@@ -342,8 +343,12 @@ def pretrain(
     trainer.averaged_model().half().save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     saved = CLIPModel.from_pretrained(output_dir, dtype=torch.float32)
-    tests = {source: load_pairs(source, "test", processor.image_processor) for source in sources}
-    figures = {Path(name).name: retrieval(saved, processor, test) for name, test in tests.items() if test}
+    figures = {}
+    for source in sources:
+        if "test" in get_dataset_split_names(source):
+            figures[Path(source).name] = retrieval(
+                saved, processor, load_pairs(source, "test", processor.image_processor)
+            )
     log = {
         "config": asdict(config),
         "sources": [Path(name).name for name in sources],

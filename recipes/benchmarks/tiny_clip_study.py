@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, get_tasks, load_base, merge, scaling_curve
 from hf_taskvec.base import Base
@@ -56,7 +57,7 @@ def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> Judge
     folder = Path(str(config.output_dir)) / Path(variant).name
     vectors = {task.name: train_vector(base, task, config, output_dir=folder / task.name) for task in tasks}
     zero_shot = evaluate(base, tasks, split="validation").accuracy
-    individual = evaluate_individually(base, vectors, tasks, split="validation").accuracy
+    individual = fmean(evaluate_individually(base, vectors, tasks, split="validation").values())
     merges = {method: best_merge(base, vectors, tasks, method, args.scalings) for method in args.methods}
     return Judgement(Path(variant).name, mean_recall(Path(variant)), zero_shot, individual, merges)
 
