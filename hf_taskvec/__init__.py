@@ -1,20 +1,42 @@
 """Make, share, merge and study task vectors of CLIP ViT models."""
 
-from hf_taskvec.atm import AlternatingRun, alternating_tuning_and_merging
-from hf_taskvec.base import Base, load_base
-from hf_taskvec.config import TaskVectorConfig
-from hf_taskvec.equivalence import Equivalence, verify_equivalence
-from hf_taskvec.evaluation import choose_scaling, evaluate, scaling_curve
-from hf_taskvec.gradients import gradient_stack, gradient_vector
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.joint import JointTrainer
-from hf_taskvec.merging import list_methods, merge, merge_method
-from hf_taskvec.report import Report, TaskResult
-from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
-from hf_taskvec.trainer import TaskVectorTrainer
-from hf_taskvec.vector import TaskVector
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_taskvec.atm import AlternatingRun, alternating_tuning_and_merging
+    from hf_taskvec.base import Base, load_base
+    from hf_taskvec.config import TaskVectorConfig
+    from hf_taskvec.equivalence import Equivalence, verify_equivalence
+    from hf_taskvec.evaluation import choose_scaling, evaluate, scaling_curve
+    from hf_taskvec.gradients import gradient_stack, gradient_vector
+    from hf_taskvec.info import VectorInfo
+    from hf_taskvec.joint import JointTrainer
+    from hf_taskvec.merging import list_methods, merge, merge_method
+    from hf_taskvec.report import Report, TaskResult
+    from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
+    from hf_taskvec.trainer import TaskVectorTrainer
+    from hf_taskvec.vector import TaskVector
 
 __version__ = "0.1.0"
+
+# Each name is imported when it is first used: a merge needs neither Transformers nor Datasets, which take seconds.
+_MODULES = {
+    "atm": ["AlternatingRun", "alternating_tuning_and_merging"],
+    "base": ["Base", "load_base"],
+    "config": ["TaskVectorConfig"],
+    "equivalence": ["Equivalence", "verify_equivalence"],
+    "evaluation": ["choose_scaling", "evaluate", "scaling_curve"],
+    "gradients": ["gradient_stack", "gradient_vector"],
+    "info": ["VectorInfo"],
+    "joint": ["JointTrainer"],
+    "merging": ["list_methods", "merge", "merge_method"],
+    "report": ["Report", "TaskResult"],
+    "tasks": ["SUITES", "TASKS", "Task", "get_task", "get_tasks"],
+    "trainer": ["TaskVectorTrainer"],
+    "vector": ["TaskVector"],
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "SUITES",
@@ -44,3 +66,13 @@ __all__ = [
     "scaling_curve",
     "verify_equivalence",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_taskvec' has no attribute {name!r}")
+    return getattr(import_module(f"hf_taskvec.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import hf_taskvec
 from hf_taskvec import merge_method
 from hf_taskvec.artifact import CONFIG_NAME
 from hf_taskvec.errors import CheckpointError, UnknownNameError
@@ -226,3 +229,20 @@ def test_the_recipe_lists_methods_and_can_be_quiet(tmp_path: Path, capsys: pytes
     assert "| `tsv_m` |" in capsys.readouterr().out
     run("--vectors", *saved(tmp_path), "--output_dir", str(tmp_path / "out"), "--quiet")
     assert capsys.readouterr().out == ""
+
+
+def test_merging_needs_neither_transformers_nor_datasets() -> None:
+    script = (
+        "import sys, hf_taskvec\n"
+        "from hf_taskvec.merging import merge\n"
+        "assert hf_taskvec.merge is merge\n"
+        "assert not {'transformers', 'datasets', 'peft'} & set(sys.modules), 'slow to import'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_every_public_name_has_a_home() -> None:
+    assert set(hf_taskvec._HOMES) == set(hf_taskvec.__all__)
+    assert all(getattr(hf_taskvec, name) is not None for name in hf_taskvec.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'merg'"):
+        _ = hf_taskvec.merg

@@ -1,0 +1,26 @@
+"""One merge by fusion-bench, timed: `python -m …_fusion_bench FOLDER COUNT CLASS ARGUMENTS_JSON OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from recipes.benchmarks.merging_meter import Meter
+
+meter = Meter()
+with meter.part("import"):
+    import fusion_bench.method
+    from fusion_bench import BaseModelPool
+    from transformers import CLIPVisionModel
+
+if __name__ == "__main__":
+    folder, count, name, arguments, out = sys.argv[1:]
+    with meter.part("load"):
+        sources = {"_pretrained_": "base", **{f"task-{index}": f"task-{index}" for index in range(int(count))}}
+        models = {key: CLIPVisionModel.from_pretrained(Path(folder) / source) for key, source in sources.items()}
+    with meter.part("merge"):
+        merged = getattr(fusion_bench.method, name)(**json.loads(arguments)).run(BaseModelPool(models))
+    with meter.part("save"):
+        merged.save_pretrained(out)
+    meter.report()

@@ -1,0 +1,24 @@
+"""One merge by `hf_taskvec`, timed: `python -m …_ours FOLDER COUNT METHOD SETTINGS_JSON OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from recipes.benchmarks.merging_meter import Meter
+
+meter = Meter()
+with meter.part("import"):
+    import torch
+
+    from hf_taskvec.merging import merge
+    from hf_taskvec.vector import TaskVector
+
+if __name__ == "__main__":
+    folder, count, method, settings, out = sys.argv[1:]
+    with meter.part("load"):
+        vectors = [TaskVector.from_pretrained(Path(folder) / f"vector-{index}") for index in range(int(count))]
+    with meter.part("merge and save"):
+        merge(vectors, method, output_dir=out, **json.loads(settings))
+    meter.report(threads=torch.get_num_threads())

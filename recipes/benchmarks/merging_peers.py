@@ -1,0 +1,139 @@
+"""The peers of the merging benchmark: their virtual environments, and how each calls our methods."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A package to compare with.
+
+    Attributes:
+        name: Its name in tables.
+        python: The interpreter it needs.
+        packages: What to install; fusion-bench imports more than it declares.
+        worker: The script that runs one merge.
+        calls: For each of our methods, its own name and arguments for the same mathematics.
+    """
+
+    name: str
+    python: str
+    packages: tuple[str, ...]
+    worker: str
+    calls: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+
+
+def _kit(each: dict[str, Any], everywhere: dict[str, Any] | None = None, *, base: bool = True) -> dict[str, Any]:
+    return {"each": each, "all": everywhere or {}, "base": base}
+
+
+MERGEKIT = Peer(
+    "mergekit 0.1.5", "python3.11", ("torch<2.14", "mergekit==0.1.5"), "merging_mergekit.py",
+    {
+        "average": ("linear", _kit({"weight": 1.0}, base=False)),
+        "task_arithmetic": ("task_arithmetic", _kit({"weight": 1.0})),
+        "ties": ("ties", _kit({"weight": 1.0, "density": 0.2}, {"normalize": True})),
+        "dare": ("dare_linear", _kit({"weight": 1.0, "density": 0.1})),
+        "breadcrumbs": ("breadcrumbs", _kit({"weight": 1.0, "density": 0.143, "gamma": 0.007})),
+        "della": ("della", _kit({"weight": 1.0, "density": 0.3, "epsilon": 0.07}, {"normalize": True})),
+        "sce": ("sce", _kit({}, {"select_topk": 0.1})),
+        "model_stock": ("model_stock", _kit({})),
+        "karcher": ("karcher", _kit({}, base=False)),
+    },
+)  # fmt: skip
+FUSION_BENCH = Peer(
+    "fusion-bench 0.2.33", "python3.12",
+    ("torch", "transformers<5", "fusion-bench==0.2.33", "lightning", "hydra-core", "torchvision", "peft<0.18"),
+    "merging_fusion_bench.py",
+    {
+        "average": ("SimpleAverageAlgorithm", {}),
+        "task_arithmetic": ("TaskArithmeticAlgorithm", {"scaling_factor": 1.0}),
+        "ties": (
+            "TiesMergingAlgorithm",
+            {"scaling_factor": 1.0, "threshold": 20, "remove_keys": [], "merge_func": "mean"},
+        ),
+        "dare": (
+            "DareTaskArithmetic",
+            {"scaling_factor": 1.0, "sparsity_ratio": 0.9, "only_on_linear_weights": False, "rescale": True},
+        ),
+        "iso_c": ("ISO_C_Merge", {"scaling_factor": 1.0}),
+        "iso_cts": ("ISO_CTS_Merge", {"scaling_factor": 1.0, "common_space_fraction": 0.8}),
+        "tsv_m": ("TaskSingularVectorMerging", {"alpha": 1.0}),
+        "wudi": ("WUDIMerging", {"iter_num": 3, "exclude_keys": []}),
+    },
+)  # fmt: skip
+PEERS = {"mergekit": MERGEKIT, "fusion_bench": FUSION_BENCH}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One merge in a process of its own: seconds of the whole and of its parts, and peak anonymous memory in bytes."""
+
+    seconds: float
+    parts: dict[str, float]
+    peak: int
+
+    @property
+    def merging(self) -> float:
+        """Seconds without imports and loading."""
+        return sum(value for name, value in self.parts.items() if name not in ("import", "load"))
+
+
+def environment(peer: Peer, folder: Path) -> str | None:
+    """The interpreter of the peer's virtual environment, built if need be; a reason in words goes to the screen."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        interpreter = shutil.which(peer.python)
+        if interpreter is None:
+            print(f"{peer.name} is skipped: no {peer.python} here")
+            return None
+        try:
+            subprocess.run([interpreter, "-m", "venv", folder], check=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *peer.packages], check=True)
+        except subprocess.CalledProcessError as error:
+            print(f"{peer.name} is skipped: its environment cannot be built ({error})")
+            return None
+        (folder / "ready").touch()
+    return str(python)
+
+
+def run_ours(towers: Path, count: int, method: str, settings: dict[str, Any], out: Path) -> Run:
+    """One merge by this package."""
+    return _run([sys.executable, HERE / "merging_ours.py", towers, count, method, json.dumps(settings), out], out)
+
+
+def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out: Path) -> Run:
+    """One merge by a peer."""
+    name, arguments = peer.calls[method]
+    return _run([python, HERE / peer.worker, towers, count, name, json.dumps(arguments), out], out)
+
+
+def _run(command: list[object], out: Path) -> Run:
+    shutil.rmtree(out, ignore_errors=True)
+    quiet = {
+        "PYTHONPATH": str(HERE.parents[1]),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+    }
+    start = time.perf_counter()
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env={**os.environ, **quiet}, check=False
+    )
+    seconds = time.perf_counter() - start
+    lines = [line for line in done.stdout.splitlines() if line.startswith("METER ")]
+    if done.returncode != 0 or not lines:
+        raise RuntimeError(f"{command[1]} failed: {done.stderr.strip()[-400:]}")
+    values = json.loads(lines[-1].removeprefix("METER "))
+    return Run(seconds, values["seconds"], values["peak"])
