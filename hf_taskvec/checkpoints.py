@@ -249,7 +249,7 @@ def write_checkpoint(
     """
     folder = fetch_folder(base, patterns=[*WEIGHTS, *SIDE_FILES], revision=revision, missing=PICKLED)
     weights = _open_weights(folder.path, folder.name)
-    vector.check_fits(canonical(weights.items()), allow_other_base=allow_other_base)
+    other = vector.check_fits(canonical(weights.items()), allow_other_base=allow_other_base, where=repr(folder.name))
     vector.check_finite()
     dtypes = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
     if len(dtypes) != 1:
@@ -270,4 +270,4 @@ def write_checkpoint(
                     shutil.copyfile(path, target / path.name)
         applied = {"base": folder.name, "base_revision": folder.commit, "scaling": scaling}
         info = {key: value for key, value in vector.info.to_dict().items() if key != "base_hashes"}
-        write_json(target / APPLIED_NAME, {**applied, "allow_other_base": allow_other_base, "vector": info})
+        write_json(target / APPLIED_NAME, {**applied, "other_base": bool(other), "vector": info})

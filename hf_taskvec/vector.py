@@ -221,26 +221,28 @@ class TaskVector:
         Args:
             model: A `Base`, a CLIP model or its vision model.
             scaling: The factor; 1 gives the fine-tuned model back.
-            allow_other_base: Whether to add the vector to weights other than those it was made from.
+            allow_other_base: Whether to add the vector to weights other than those it was made from; the model's
+                configuration records it.
 
         Raises:
             BaseMismatchError: If the weights are not those of the vector's base.
             IncompatibleVectorsError: If the model lacks a parameter or has another shape.
             NonFiniteError: If the vector or `scaling` is not finite.
         """
-        if not isinstance(model, nn.Module):
-            edited = self.apply_to(model.model, scaling=scaling, allow_other_base=allow_other_base)
-            return dataclasses.replace(model, model=edited)
         if not math.isfinite(scaling):
             raise NonFiniteError(f"scaling must be finite, got {scaling}")
-        self.check_fits(parameters_of(model), allow_other_base=allow_other_base)
+        module = model if isinstance(model, nn.Module) else model.model
+        where = "this model" if module is model else repr(model.name)
+        other = self.check_fits(parameters_of(module), allow_other_base=allow_other_base, where=where)
         self.check_finite()
-        result = copy.deepcopy(model)
+        result = copy.deepcopy(module)
         with torch.no_grad():
             for name, parameter in result.named_parameters():
                 if (delta := self.deltas.get(canonical_name(name))) is not None:
                     parameter.copy_(scaled_sum(parameter, delta, scaling))
-        return result
+        if other and (config := getattr(result, "config", None)):  # the model's own save_pretrained keeps it
+            config.task_vector_of_other_base = self.info.base or "unknown"
+        return result if isinstance(model, nn.Module) else dataclasses.replace(model, model=result)
 
     def save_checkpoint(
         self,
@@ -261,8 +263,14 @@ class TaskVector:
             self, base, output_dir, scaling=scaling, revision=revision, allow_other_base=allow_other_base
         )  # fmt: skip
 
-    def check_fits(self, weights: Mapping[str, Tensor], *, allow_other_base: bool = False) -> None:
-        """Raises unless `weights`, under canonical names, are those of the vector's base."""
+    def check_fits(
+        self, weights: Mapping[str, Tensor], *, allow_other_base: bool = False, where: str = "this model"
+    ) -> list[str]:
+        """Raises unless `weights`, under canonical names, are those of the vector's base.
+
+        Returns:
+            The parameters in which they differ from the base, if that is allowed.
+        """
         lines = []
         for name, delta in self.deltas.items():
             if name not in weights:
@@ -271,16 +279,16 @@ class TaskVector:
                 lines.append(f"{name!r} has shape {tuple(delta.shape)}, in the model {tuple(weights[name].shape)}")
         if lines:
             raise IncompatibleVectorsError("; ".join(lines))
-        if allow_other_base or not self.info.base_hashes:
-            return
-        hashes = tensor_hashes({name: weights[name] for name in self.deltas})
-        other = [name for name, value in hashes.items() if self.info.base_hashes.get(name) != value]
-        if other:
+        known = self.info.base_hashes
+        hashes = tensor_hashes({name: weights[name] for name in self.deltas}) if known else {}
+        other = [name for name, value in hashes.items() if known.get(name) != value]
+        if other and not allow_other_base:
             raise BaseMismatchError(
-                f"the vector {self.info.label!r} was made from {self.info.base or 'another base'}, and this model has "
+                f"the vector {self.info.label!r} was made from {self.info.base or 'another base'}, and {where} has "
                 f"other values in {len(other)} of {len(hashes)} parameters, first {', '.join(map(repr, other[:3]))}. "
                 "Load the base it was made from, or pass allow_other_base=True."
             )
+        return other
 
     def check_finite(self) -> None:
         """Raises a `NonFiniteError` that names the first parameter holding NaN or Inf."""

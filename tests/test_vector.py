@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import CLIPModel
 
+from hf_taskvec.base import Base
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.vector import TaskVector
@@ -124,11 +126,23 @@ def test_a_vector_applies_to_the_vision_model_alone(base: CLIPModel, tuned: CLIP
         torch.testing.assert_close(left, right, rtol=0, atol=1e-7)
 
 
-def test_applying_to_another_base_is_refused_unless_told_otherwise(base: CLIPModel) -> None:
+def test_applying_to_another_base_is_refused_unless_told_otherwise_and_recorded(
+    base: CLIPModel, tmp_path: Path
+) -> None:
     vector, other = tiny_vector(base), finetuned(base, seed=3)
     with pytest.raises(BaseMismatchError, match=r"other values in \d+ of \d+ parameters, first 'vision_model"):
         vector.apply_to(other)
-    vector.apply_to(other, allow_other_base=True)
+    vector.apply_to(other, allow_other_base=True).save_pretrained(tmp_path)
+    assert CLIPModel.from_pretrained(tmp_path).config.task_vector_of_other_base == "unknown"
+    assert not hasattr(other.config, "task_vector_of_other_base")
+    assert not hasattr(vector.apply_to(base, allow_other_base=True).config, "task_vector_of_other_base")
+
+
+def test_a_mismatch_names_both_bases(base: CLIPModel) -> None:
+    vector = tiny_vector(base)
+    vector = TaskVector(vector.deltas, VectorInfo(base="user/one", base_hashes=vector.info.base_hashes))
+    with pytest.raises(BaseMismatchError, match=r"made from user/one, and 'user/two' has other values"):
+        vector.apply_to(Base(finetuned(base, seed=3), None, "user/two"))  # type: ignore[arg-type]
 
 
 def test_applying_to_another_architecture_names_every_parameter(base: CLIPModel) -> None:
