@@ -25,6 +25,7 @@ from transformers import get_cosine_schedule_with_warmup as cosine_schedule
 
 from hf_taskvec.errors import CheckpointError, check_positive
 from hf_taskvec.pairs import Pairs, augment, balance, decode_pairs, image_processor, load_pairs, normalize
+from hf_taskvec.storage import read_json, write_json
 from hf_taskvec.tasks.generated import generated_pairs
 
 TEMPLATES = (
@@ -32,6 +33,8 @@ TEMPLATES = (
     "a blurry photo of {}.", "a drawing of {}.", "a sketch of {}.", "a close-up photo of {}.",
     "a photo of a {}.", "a picture of a {}.",
 )  # fmt: skip
+
+LOG_NAME = "training_log.json"
 
 
 @dataclass(frozen=True)
@@ -350,13 +353,21 @@ def pretrain(
                 saved, processor, load_pairs(source, "test", processor.image_processor)
             )
     log = {
-        "config": asdict(config),
+        "stages": [
+            *_earlier_stages(config),
+            {"config": asdict(config), "stopped_at": trainer.step, "loss": trainer.log},
+        ],
         "sources": [Path(name).name for name in sources],
         "generated_pairs": generated,
         "pairs": len(pairs),
         "captions": len(set(pairs.texts)),
         "recall_at_5": figures,
-        "loss": trainer.log,
     }
-    (Path(output_dir) / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(output_dir) / LOG_NAME, log)
     return figures
+
+
+def _earlier_stages(config: PretrainingConfig) -> list[dict[str, Any]]:
+    """The stages of the run this one goes on from."""
+    path = Path(config.init_from) / LOG_NAME
+    return read_json(path)["stages"] if config.init_from and path.is_file() else []
