@@ -16,18 +16,20 @@ from hf_taskvec.tasks import Split, Task
 
 @dataclass(frozen=True)
 class SubsetTask(Task):
-    """A task on at most so many images of each part, chosen by seed; made by `subset`.
+    """A task on at most so many images of each part, chosen at random; made by `subset`.
 
     Args:
         max_train: Most images of the training part; all if `None`.
         max_validation: Most images of the validation part.
         max_test: Most images of the test part.
+        train_seed: Which images of the training part; those of the other parts are always the same.
         train_on: The part that stands in for `train`: `validation` for methods that must not see training data.
     """
 
     max_train: int | None = None
     max_validation: int | None = None
     max_test: int | None = None
+    train_seed: int = 0
     train_on: Split = "train"
 
     def load(self, split: Split) -> Dataset:
@@ -37,12 +39,13 @@ class SubsetTask(Task):
         limit = {"train": self.max_train, "validation": self.max_validation, "test": self.max_test}[part]
         if limit is None or len(data) <= limit:
             return data
-        return data.select(np.sort(RandomState(len(data)).permutation(len(data))[:limit]))
+        seed = [len(data), self.train_seed if part == "train" else 0]
+        return data.select(np.sort(RandomState(seed).permutation(len(data))[:limit]))
 
 
 def subset(
     task: Task, *, max_train: int | None = None, max_validation: int | None = None, max_test: int | None = None,
-    train_on: Split = "train",
+    train_seed: int = 0, train_on: Split = "train",
 ) -> SubsetTask:  # fmt: skip
     """The task with at most so many images of each part; see `SubsetTask`.
 
@@ -54,4 +57,4 @@ def subset(
         if limit is not None:
             check_positive(name, limit)
     fields: dict[str, Any] = {spec.name: getattr(task, spec.name) for spec in dataclasses.fields(Task)}
-    return SubsetTask(**{**fields, **limits}, train_on=train_on)
+    return SubsetTask(**{**fields, **limits}, train_seed=train_seed, train_on=train_on)

@@ -15,7 +15,7 @@ from hf_taskvec.reproduction.settings import Reproduction
 
 def main(settings: Reproduction) -> list[Cell]:
     claim_folder(settings)
-    cells = compare(settings, settings.load_base(), settings.load_tasks())
+    cells = compare(settings, settings.load_base())
     print("\n".join([*comparison_table(settings, cells), "", *budget_tables(settings, cells)]))
     return cells
 

@@ -63,7 +63,7 @@ def claim_equivalence(results: Results) -> Claim:
         "relative error ≤ 1e-12 in float64 and ≤ 1e-5 in float32 for every task",
         _verdict([exact["holds"]]),
         f"{exact['relative_error_float64']:.1e} in float64, {exact['relative_error_float32']:.1e} in float32{joint}. "
-        f"One epoch of the other optimisers is something else: {explained}.",
+        f"One epoch of the other optimisers is something else: {explained}",
         "a theorem",
     )
 
@@ -109,13 +109,13 @@ def claim_norms(results: Results) -> Claim:
 def claim_directions(results: Results) -> Claim:
     """The first epoch sets the direction."""
     items = results.dynamics
+    courses = [item["courses"]["all"] for item in items]
+    with_last = [c["accumulated_to_final_vector"] for c in courses]
+    lead = over_seeds(items, [first - max(later) for first, *later in with_last])
     found = {
-        name: over_seeds(items, [item["courses"]["all"][course][epoch] for item in items])
-        for name, course, epoch in (
-            ("one-epoch vector with the last", "vector_to_final_vector", 0),
-            ("last vector with −∇L at the base", "vector_to_first_full_gradient", -1),
-            ("last epoch's gradient with the first's", "accumulated_to_first", -1),
-        )
+        "vector after the first epoch with the last": [c["vector_to_final_vector"][0] for c in courses],
+        "last vector with −∇L at the base": [c["vector_to_first_full_gradient"][-1] for c in courses],
+        "last epoch's gradient with the first's": [c["accumulated_to_first"][-1] for c in courses],
     }
     cells = [cell for cell in results.cells if cell.scores[0].optimizer == results.settings.dynamics_optimizer]
     converged = bootstrap_interval([_mean(list(cell.first_to_converged.values())) for cell in cells])
@@ -124,10 +124,11 @@ def claim_directions(results: Results) -> Claim:
     )
     return Claim(
         "The first epoch's gradient dominates the direction of the trajectory.",
-        "cosine of the one-epoch vector with the converged one above 0.5, and of the last vector with −∇L above 0",
-        _verdict([converged.low > 0.5, found["last vector with −∇L at the base"].low > 0]),
-        f"one-epoch with converged vector {converged}; "
-        + "; ".join(f"{name} {interval}" for name, interval in found.items())
+        "the first epoch's gradient has a larger cosine with the last vector than any later epoch's, and the one-epoch "
+        "vector a cosine of at least the authors' .42 with the converged one; both by their intervals",
+        _verdict([lead.low > 0, converged.low >= 0.42]),
+        f"first epoch's lead over the best later one {lead}; one-epoch with converged vector {converged}; "
+        + "; ".join(f"{name} {over_seeds(items, values)}" for name, values in found.items())
         + f"; between tasks {before} after one epoch, {after} converged",
         "one-epoch with converged vector about .42; with −∇L .115 early, .062 at the end; between tasks .027 and .069",
     )

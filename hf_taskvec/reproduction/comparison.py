@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,8 +51,9 @@ class Score:
         return sum(self.accuracy.values()) / len(self.accuracy)
 
     def normalized(self, individual: Mapping[str, float]) -> float:
-        """Mean over the tasks of accuracy divided by the converged individual model's."""
-        return sum(value / individual[task] for task, value in self.accuracy.items()) / len(self.accuracy)
+        """Mean over the tasks of accuracy divided by the converged individual model's; tasks where that is 0 drop out."""
+        ratios = [value / individual[task] for task, value in self.accuracy.items() if individual[task] > 0]
+        return sum(ratios) / len(ratios) if ratios else math.nan
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,24 @@ class Cell:
         return cls(**values)
 
 
-def compare(settings: Reproduction, base: Base, tasks: Sequence[Task], *, progress: bool = True) -> list[Cell]:
-    """Trains, merges and evaluates every optimiser and seed; finished cells are read."""
+def compare(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Cell]:
+    """Trains, merges and evaluates every optimiser and seed; finished cells are read.
+
+    Full-batch descent on all images does not depend on the seed and is run once.
+    """
     cells = []
-    bar = tqdm([(o, s) for s in settings.seeds for o in settings.optimizers], desc="cells", disable=not progress)
+    pairs = [
+        (optimizer, seed)
+        for seed in settings.seeds
+        for optimizer in settings.optimizers
+        if optimizer != "full_batch" or settings.max_train is not None or seed == settings.seeds[0]
+    ]
+    bar = tqdm(pairs, desc="cells", disable=not progress)
     for optimizer, seed in bar:
         bar.set_postfix_str(f"{optimizer}, seed {seed}")
         path = cell_path(settings, optimizer, seed)
         if not path.is_file():
-            write_json(path, asdict(_measure(settings, base, tasks, optimizer, seed)))
+            write_json(path, asdict(_measure(settings, base, settings.load_tasks(seed), optimizer, seed)))
             shutil.rmtree(_folder(settings, optimizer, seed))
         cells.append(Cell.load(path))
     return cells
@@ -127,11 +138,9 @@ def _measure(settings: Reproduction, base: Base, tasks: Sequence[Task], optimize
     first, last = ({name: run.vector(budget) for name, run in runs.items()} for budget in ("1", CONVERGED))
     mean = merge(list(last.values()), "average")
     save_vector(mean, converged_merge(settings, optimizer, seed))
-    courses = {name: [run.vector(budget) for budget in budgets] for name, run in runs.items()}
-    courses["task arithmetic"] = [
-        merge([course[k] for course in courses.values()], "average") for k in range(len(budgets))
-    ]
-    courses[JOINT] = [joint.vector(budget) for budget in budgets]
+    courses = {name: [run.vector(budget) for budget in budgets[:-1]] for name, run in runs.items()}
+    courses["task arithmetic"] = [merge(list(step), "average") for step in zip(*courses.values(), strict=True)]
+    courses[JOINT] = [joint.vector(budget) for budget in budgets[:-1]]
     return Cell(
         scores=scores,
         subsets=_score_subsets(settings, base, tasks, {"1": first, CONVERGED: last}, optimizer, seed),
@@ -139,7 +148,7 @@ def _measure(settings: Reproduction, base: Base, tasks: Sequence[Task], optimize
         gradient_norms={name: run.gradient_norms for name, run in runs.items()},
         first_to_converged={name: first[name].cosine(last[name]) for name in runs},
         geometry={"1": task_geometry(first).to_dict(), CONVERGED: task_geometry(last).to_dict()},
-        trajectory={"budgets": budgets, **project_trajectories(courses).to_dict()},
+        trajectory={"budgets": budgets[:-1], **project_trajectories(courses).to_dict()},
     )
 
 

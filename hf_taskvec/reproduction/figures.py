@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from hf_taskvec.plots import COLOURS, MARKERS, save_figure
 from hf_taskvec.reproduction.analysis import budgets_of, compare_budgets, over_seeds, scores
@@ -52,6 +53,8 @@ def draw_orders(data: Data) -> Figure:
         ):
             _line(axes, study["learning_rates"], study[name], index, f"{label}, order {study[order]:.2f}")
         axes.set(xscale="log", yscale="log", title=title, xlabel="learning rate η", ylabel="distance of the weights")
+        axes.set_xticks(study["learning_rates"], [f"{rate:g}" for rate in study["learning_rates"]], rotation=30)
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(frameon=False)
     return figure
 
@@ -71,6 +74,7 @@ def draw_norms(data: Data) -> Figure:
     figure, (axes,) = _panels(1)
     for index, (task, course) in enumerate(data.items()):
         _band(axes, range(1, len(course) + 1), course, index, task)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="share of the sum of gradient norms", ylim=(0, None))
     axes.legend(frameon=False, ncols=2)
     return figure
@@ -101,6 +105,7 @@ def draw_directions(data: Data) -> Figure:
     figure, (left, right) = _panels(2)
     for index, (name, course) in enumerate(data["courses"].items()):
         _band(left, range(1, len(course) + 1), course, index, COURSES[name])
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="cosine, mean over tasks", ylim=(None, 1.35))
     left.legend(frameon=False, fontsize="small", loc="upper center")
     matrix = data["between_epochs"]
@@ -237,7 +242,7 @@ def draw_differences(data: Data) -> Figure:
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("accuracy after one epoch minus converged (percentage points)")
+    axes.set_xlabel("one epoch minus converged (percentage points)")
     return figure
 
 
@@ -267,6 +272,7 @@ def draw_atm(data: Data) -> Figure:
     left.set(xlabel=f"rounds ({data['budget']} epochs per task in all)", ylabel="mean test accuracy (%)")
     left.legend(frameon=False)
     _band(right, range(len(data["post_hoc"])), data["post_hoc"], 2, "post-hoc, validation images", percent=True)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel="rounds after merging converged vectors")
     right.legend(frameon=False)
     return figure
@@ -278,7 +284,8 @@ def _panels(count: int, *, share: bool = False, height: float = 3.8) -> tuple[Fi
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], index: int, label: str) -> None:
-    axes.plot(x, y, color=COLOURS[index % 6], marker=MARKERS[index % 6], markersize=4, label=label)
+    style = "-" if index < 6 else "--"  # there are six colours
+    axes.plot(x, y, color=COLOURS[index % 6], marker=MARKERS[index % 6], linestyle=style, markersize=4, label=label)
 
 
 def _band(

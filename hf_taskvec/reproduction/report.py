@@ -115,17 +115,18 @@ def points(interval: Interval) -> str:
 
 def _head(results: Results, command: str) -> list[str]:
     settings, zero_shot = results.settings, sum(results.zero_shot.values()) / len(results.zero_shot)
-    limits = ", ".join(
+    bounds = ", ".join(
         f"at most {limit} {name}"
         for name, limit in (("training", settings.max_train), ("test", settings.max_test))
         if limit is not None
     )
+    limits = f" ({bounds} images each; each seed draws its own training images)" if bounds else ""
     return [
         "# Reproduction of “On Task Vectors and Gradients” (arXiv 2508.16082)",
         "",
         f"`{command}`",
         "",
-        f"Base {results.base}; tasks {', '.join(results.tasks)}{f' ({limits} images each)' if limits else ''}; seeds "
+        f"Base {results.base}; tasks {', '.join(results.tasks)}{limits}; seeds "
         f"{', '.join(map(str, settings.seeds))}. Zero-shot {percent(zero_shot)} %. Intervals are 95 % bootstrap "
         "intervals over seeds, which with few seeds are too narrow. Convergence is the epoch with the best validation "
         "accuracy; no scaling is tuned. Adam is AdamW without weight decay; clipping at "

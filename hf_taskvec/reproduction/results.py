@@ -61,9 +61,9 @@ def reproduce(settings: Reproduction, *, progress: bool = True) -> Results:
         zero_shot=once(settings, "zero_shot", zero_shot),
         equivalence=study_equivalence(settings, base, tasks),
         orders=study_orders(settings, base, tasks),
-        dynamics=study_dynamics(settings, base, tasks, progress=progress),
-        cells=compare(settings, base, tasks, progress=progress),
-        atm=study_atm(settings, base, tasks, progress=progress),
+        dynamics=study_dynamics(settings, base, progress=progress),
+        cells=compare(settings, base, progress=progress),
+        atm=study_atm(settings, base, progress=progress),
     )
 
 

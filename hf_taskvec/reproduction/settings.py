@@ -79,7 +79,7 @@ class Reproduction:
     )
     batch_size: int = arg("Images per step.", default=64)
     max_grad_norm: float = arg("Clipping norm, except in full-batch descent.", default=10.0)
-    max_train: int | None = arg("Most training images per task.", default=None)
+    max_train: int | None = arg("Most training images per task; each seed draws its own.", default=None)
     max_validation: int | None = arg("Most validation images per task.", default=None)
     max_test: int | None = arg("Most test images per task.", default=None)
     num_subsets: int = arg("Random task subsets per seed.", default=4)
@@ -125,12 +125,15 @@ class Reproduction:
         """The base."""
         return load_base(self.base)
 
-    def load_tasks(self) -> list[Task]:
-        """The tasks, cut to size."""
+    def load_tasks(self, seed: int = 0) -> list[Task]:
+        """The tasks, cut to size; each seed has its own training images."""
         return [
-            subset(task, max_train=self.max_train, max_validation=self.max_validation, max_test=self.max_test)
+            subset(
+                task, max_train=self.max_train, max_validation=self.max_validation, max_test=self.max_test,
+                train_seed=seed,
+            )
             for task in get_tasks(self.tasks, data_dir=self.data_dir)
-        ]
+        ]  # fmt: skip
 
     def learning_rate(self, optimizer: str) -> float:
         """An optimiser's learning rate."""

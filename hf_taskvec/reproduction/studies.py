@@ -98,10 +98,10 @@ def _orders(losses: Sequence[MeanLoss], start: torch.Tensor, *, rates: list[floa
     }
 
 
-def study_dynamics(settings: Reproduction, base: Base, tasks: Sequence[Task], *, progress: bool = True) -> list[Values]:
+def study_dynamics(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Values]:
     """Norms and cosines of the epochs' gradients, one entry per seed and task."""
     found, optimizer = [], settings.dynamics_optimizer
-    pairs = [(seed, task) for seed in settings.seeds for task in tasks]
+    pairs = [(seed, task) for seed in settings.seeds for task in settings.load_tasks(seed)]
     for seed, task in tqdm(pairs, desc="dynamics", disable=not progress):
         folder = Path(settings.output_dir) / "work" / "dynamics"
 
@@ -121,13 +121,14 @@ def study_dynamics(settings: Reproduction, base: Base, tasks: Sequence[Task], *,
     return found
 
 
-def study_atm(settings: Reproduction, base: Base, tasks: Sequence[Task], *, progress: bool = True) -> list[Values]:
+def study_atm(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Values]:
     """Accuracies of rounds at equal budget, of joint training with that budget, and of post-hoc rounds, per seed."""
     found = []
     for seed in tqdm(settings.seeds, desc="alternating tuning and merging", disable=not progress):
         work = Path(settings.output_dir) / "work" / f"atm-{seed}"
 
         def compute(seed: int = seed, work: Path = work) -> Values:
+            tasks = settings.load_tasks(seed)
             args = settings.config(settings.atm_optimizer, seed=seed, epochs=settings.atm_budget, folder=work)
             rounds = {}
             for count in settings.atm_rounds:
