@@ -20,7 +20,7 @@ if __name__ == "__main__":
     models = [{"model": str(Path(folder) / f"task-{index}"), "parameters": own["each"]} for index in range(int(count))]
     config = {"merge_method": method, "models": models, "parameters": own["all"], "dtype": "float32"}
     if own["base"]:
-        config["base_model"] = str(Path(folder) / "base")
+        config["base_model"] = str(Path(folder) / own["base"])
     with meter.part("merge and save"):
         options = MergeOptions(copy_tokenizer=False, allow_crimes=True, quiet=True)
         run_merge(MergeConfiguration.model_validate(config), out, options)

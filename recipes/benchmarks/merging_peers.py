@@ -34,14 +34,16 @@ class Peer:
     calls: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
 
 
-def _kit(each: dict[str, Any], everywhere: dict[str, Any] | None = None, *, base: bool = True) -> dict[str, Any]:
+def _kit(
+    each: dict[str, Any], everywhere: dict[str, Any] | None = None, *, base: str | None = "base"
+) -> dict[str, Any]:
     return {"each": each, "all": everywhere or {}, "base": base}
 
 
 MERGEKIT = Peer(
     "mergekit 0.1.5", "python3.11", ("torch<2.14", "mergekit==0.1.5"), "merging_mergekit.py",
     {
-        "average": ("linear", _kit({"weight": 1.0}, base=False)),
+        "average": ("linear", _kit({"weight": 1.0}, base=None)),
         "task_arithmetic": ("task_arithmetic", _kit({"weight": 1.0})),
         "ties": ("ties", _kit({"weight": 1.0, "density": 0.2}, {"normalize": True})),
         "dare": ("dare_linear", _kit({"weight": 1.0, "density": 0.1})),
@@ -49,7 +51,8 @@ MERGEKIT = Peer(
         "della": ("della", _kit({"weight": 1.0, "density": 0.3, "epsilon": 0.07}, {"normalize": True})),
         "sce": ("sce", _kit({}, {"select_topk": 0.1})),
         "model_stock": ("model_stock", _kit({})),
-        "karcher": ("karcher", _kit({}, base=False)),
+        "karcher": ("karcher", _kit({}, base=None)),
+        "slerp": ("slerp", _kit({}, {"t": 0.5}, base="task-0")),
     },
 )  # fmt: skip
 FUSION_BENCH = Peer(
