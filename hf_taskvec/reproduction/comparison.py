@@ -51,7 +51,7 @@ class Score:
         return sum(self.accuracy.values()) / len(self.accuracy)
 
     def normalized(self, individual: Mapping[str, float]) -> float:
-        """Mean over the tasks of accuracy divided by the converged individual model's; tasks where that is 0 drop out."""
+        """Mean of accuracy divided by the converged individual model's, over the tasks where that is not 0."""
         ratios = [value / individual[task] for task, value in self.accuracy.items() if individual[task] > 0]
         return sum(ratios) / len(ratios) if ratios else math.nan
 

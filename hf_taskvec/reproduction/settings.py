@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from hf_taskvec.base import Base, load_base
@@ -140,8 +141,8 @@ class Reproduction:
         return self.learning_rates[self.optimizers.index(optimizer)]
 
     def most_epochs(self, optimizer: str, tasks: Sequence[Task]) -> int:
-        """The most epochs of an optimiser's runs on one task, or on several jointly."""
-        return self.max_epochs[self.optimizers.index(optimizer)] or max(task.epochs for task in tasks)
+        """The most epochs of an optimiser's runs on one task, or on several jointly: then the tasks' median."""
+        return self.max_epochs[self.optimizers.index(optimizer)] or round(median(task.epochs for task in tasks))
 
     def config(self, optimizer: str, *, seed: int, epochs: float, folder: Path, **changes: Any) -> TaskVectorConfig:
         """The settings of one run."""

@@ -83,9 +83,9 @@ def study_orders(settings: Reproduction, base: Base, tasks: Sequence[Task]) -> V
 
 def _orders(losses: Sequence[MeanLoss], start: torch.Tensor, *, rates: list[float], bound_rate: float) -> Values:
     study = convergence_study(losses, start, learning_rates=rates, epochs=3)
-    drift = measure_drift(losses, start, learning_rate=bound_rate, epochs=3, iterations=10)
-    merged = merged_weights(losses, start, learning_rate=bound_rate, epochs=3)
-    joint = joint_path(losses, start, learning_rate=bound_rate, epochs=3)[-1]
+    drift = measure_drift(losses, start, learning_rate=bound_rate, epochs=2, iterations=10)
+    merged = merged_weights(losses, start, learning_rate=bound_rate, epochs=2)
+    joint = joint_path(losses, start, learning_rate=bound_rate, epochs=2)[-1]
     gap = sum(loss.value(merged) - loss.value(joint) for loss in losses) / len(losses)
     return {
         **dataclasses.asdict(study),
@@ -93,7 +93,7 @@ def _orders(losses: Sequence[MeanLoss], start: torch.Tensor, *, rates: list[floa
         "corrected_order": study.corrected_order,
         "drift": dataclasses.asdict(drift),
         "loss_gap": gap,
-        "predicted_loss_gap": predicted_loss_gap(losses, start, learning_rate=bound_rate, epochs=3),
+        "predicted_loss_gap": predicted_loss_gap(losses, start, learning_rate=bound_rate, epochs=2),
         "bound_rate": bound_rate,
     }
 
