@@ -12,7 +12,7 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-GRAM_SPAN = 3e4  # largest over smallest singular value for which the Gram route is taken
+GRAM_SPAN = 3e5  # largest over smallest singular value for which the Gram route is taken
 _SMALL = 32  # up to this side, an SVD costs nothing
 
 
