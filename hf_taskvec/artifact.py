@@ -44,10 +44,12 @@ def save_vector(
     *,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
+    digests: dict[str, str] | None = None,
 ) -> float:
     """Writes a vector's folder, whole or not at all, and returns the rounding error; see `save_pretrained`.
 
-    Deltas are taken one after the other, so a lazily computed vector is never in memory as a whole.
+    Deltas are taken one after the other, so a lazily computed vector is never in memory as a whole. `digests` gets the
+    SHA-256 of each weight file by its name, taken while it is written.
     """
     dtype = dtype or vector.dtype
     if dtype not in DTYPE_CODES:
@@ -71,7 +73,9 @@ def save_vector(
 
     with atomic_folder(folder, marker=CONFIG_NAME) as target:
         shapes = shapes_of(vector)
-        write_sharded(target, STEM, rounded(), shapes=shapes, dtype=dtype, max_shard_size=max_shard_size)
+        write_sharded(
+            target, STEM, rounded(), shapes=shapes, dtype=dtype, max_shard_size=max_shard_size, digests=digests
+        )
         rounding = math.sqrt(math.fsum(errors) / math.fsum(squares)) if any(squares) else 0.0
         info = dataclasses.replace(vector.info, rounding_error=rounding) if rounding else vector.info
         write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(hashes)})

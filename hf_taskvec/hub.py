@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -85,9 +85,9 @@ def push_to_hub(
         NonFiniteError: If the vector holds NaN or Inf.
     """
     with _repository_folder(repo_id) as folder:
-        write_repository(vector, folder, repo_id=repo_id, report=report)
+        digests = write_repository(vector, folder, repo_id=repo_id, report=report)
         return push_folder(
-            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token,
+            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token, digests=digests,
             commit_message=commit_message or f"Add task vector {vector.info.label}", replaces=["task_vector*"],
         )  # fmt: skip
 
@@ -188,17 +188,23 @@ def write_repository(
     repo_id: str,
     report: Report | None = None,
     epochs: Sequence[float] = (),
-) -> None:
-    """Writes the files of a vector's repository: weights, configuration, card, and the report if there is one."""
+) -> dict[str, str]:
+    """Writes the files of a vector's repository: weights, configuration, card, and the report if there is one.
+
+    Returns:
+        The SHA-256 of each weight file, taken on another core while it was written; the Hub asks for it.
+    """
+    digests: dict[str, str] = {}
     norms: dict[str, float] = {}
     for name, delta in vector.deltas.items():
         layer = layer_of(name)
         norms[layer] = norms.get(layer, 0.0) + float(torch.linalg.vector_norm(delta, dtype=torch.float32)) ** 2
     info = dataclasses.replace(vector.info, layer_norms={layer: value**0.5 for layer, value in norms.items()})
-    save_vector(TaskVector(vector.deltas, info), folder)
+    save_vector(TaskVector(vector.deltas, info), folder, digests=digests)
     write_text(Path(folder) / CARD_NAME, render_vector_card(info, report, repo_id=repo_id, epochs=epochs))
     if report is not None:
         report.save(Path(folder) / REPORT_NAME)
+    return digests
 
 
 def push_folder(
@@ -211,12 +217,14 @@ def push_folder(
     token: str | bool | None = None,
     commit_message: str,
     replaces: Sequence[str] = (),
+    digests: Mapping[str, str] | None = None,
 ) -> str:
     """Publishes a folder as it is, in one commit that nothing may come in between.
 
     Args:
         folder: The folder.
         replaces: Globs of files that go from the repository unless the folder has them.
+        digests: SHA-256 of files where it is known, by name.
         private, revision, create_pr, token, commit_message: As in `push_to_hub`.
 
     Raises:
@@ -240,7 +248,10 @@ def push_folder(
             for sibling in info.siblings or []
             if sibling.rfilename not in files and any(_matches(sibling.rfilename, pattern) for pattern in replaces)
         ]
-        operations += [CommitOperationAdd(name, path) for name, path in files.items()]
+        for name, path in files.items():
+            operations.append(addition := CommitOperationAdd(name, path))
+            if digests and name in digests:
+                addition.upload_info.sha256 = bytes.fromhex(digests[name])
         commit = api.create_commit(
             repo_id, operations, commit_message=clean(commit_message), revision=revision, create_pr=create_pr,
             parent_commit=info.sha,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -105,9 +107,32 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[Any], object]]:
+    """Yields a function that writes bytes to a new file.
+
+    With `digests`, the file's SHA-256 is taken on another core meanwhile and put there under its name.
+    """
+    with open(path, "wb") as file:
+        if digests is None:
+            yield file.write
+            return
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(1) as worker:
+
+            def write(data: Any) -> None:
+                hashing = worker.submit(digest.update, data)
+                file.write(data)
+                hashing.result()  # so that no more than one tensor waits
+
+            yield write
+    digests[path.name] = digest.hexdigest()
+
+
 def write_safetensors(
-    path: Path, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype
-) -> None:
+    path: Path, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype,
+    digests: dict[str, str] | None = None,
+) -> None:  # fmt: skip
     """Writes tensors one after the other; only one is in memory at a time.
 
     Args:
@@ -115,6 +140,7 @@ def write_safetensors(
         tensors: Every name of `shapes`, in its order, with its values.
         shapes: Shape of each tensor.
         dtype: Floating dtype of the file.
+        digests: Where to put the SHA-256 of the file, by its name.
     """
     width = torch.finfo(dtype).bits // 8
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -126,20 +152,20 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
     expected = iter(shapes)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    with writer(path, digests) as write:
+        write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors:
             if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):
                 raise ValueError(f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit the announced header")
             data = tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8)
-            file.write(data.numpy().data)
+            write(data.numpy().data)
         if (missing := next(expected, None)) is not None:
             raise ValueError(f"tensor {missing!r} was announced and not written")
 
 
 def write_sharded(
     folder: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]],
-    dtype: torch.dtype, max_shard_size: int | str = MAX_SHARD_SIZE,
+    dtype: torch.dtype, max_shard_size: int | str = MAX_SHARD_SIZE, digests: dict[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Writes `<stem>.safetensors`, or shards with `<stem>.safetensors.index.json` above `max_shard_size`."""
     empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
@@ -149,7 +175,7 @@ def write_sharded(
     stream = iter(tensors)
     for filename, names in plan.filename_to_tensors.items():
         part = {name: shapes[name] for name in names}
-        write_safetensors(folder / filename, (next(stream) for _ in part), shapes=part, dtype=dtype)
+        write_safetensors(folder / filename, (next(stream) for _ in part), shapes=part, dtype=dtype, digests=digests)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)

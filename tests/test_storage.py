@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -47,6 +48,14 @@ def test_shards_load_as_one_vector_and_a_single_file_replaces_them(tmp_path: Pat
     vector.save_pretrained(tmp_path / "v")
     assert sorted(os.listdir(tmp_path / "v")) == ["task_vector.safetensors", "task_vector_config.json"]
     assert os.listdir(tmp_path) == ["v"]  # nothing temporary is left
+
+
+@pytest.mark.parametrize("size", ["5GB", 70])
+def test_the_digests_taken_while_writing_are_those_of_the_files(tmp_path: Path, size: int | str) -> None:
+    digests: dict[str, str] = {}
+    save_vector(TaskVector(random_deltas()), tmp_path / "v", max_shard_size=size, digests=digests)
+    files = {path.name: path for path in (tmp_path / "v").glob("*.safetensors")}
+    assert digests == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 def test_the_safetensors_library_reads_the_file(tmp_path: Path) -> None:
