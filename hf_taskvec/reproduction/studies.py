@@ -83,7 +83,7 @@ def study_orders(settings: Reproduction, base: Base, tasks: Sequence[Task]) -> V
 
 def _orders(losses: Sequence[MeanLoss], start: torch.Tensor, *, rates: list[float], bound_rate: float) -> Values:
     study = convergence_study(losses, start, learning_rates=rates, epochs=3)
-    drift = measure_drift(losses, start, learning_rate=bound_rate, epochs=2, iterations=10)
+    drift = measure_drift(losses, start, learning_rate=bound_rate, epochs=2, iterations=6)
     merged = merged_weights(losses, start, learning_rate=bound_rate, epochs=2)
     joint = joint_path(losses, start, learning_rate=bound_rate, epochs=2)[-1]
     gap = sum(loss.value(merged) - loss.value(joint) for loss in losses) / len(losses)
