@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$&!])")
 
 
 def printable(text: str) -> str:
-    """The text without control characters and invisible direction marks."""
-    return "".join(char for char in text if not unicodedata.category(char).startswith("C"))
+    """The text without control characters and invisible direction marks; every odd space is a plain one."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "" for char in text)
 
 
 def clean(value: object) -> str:
