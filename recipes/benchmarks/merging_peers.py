@@ -22,8 +22,7 @@ class Peer:
     Attributes:
         name: Its name in tables.
         python: The interpreter it needs.
-        packages: What to install. fusion-bench imports more than it declares; with Transformers 5, mergekit looks for
-            other names than the towers' files have and drops every tensor without a word.
+        packages: What to install; fusion-bench imports more than it declares.
         worker: The script that runs one merge.
         calls: For each of our methods, its own name and arguments for the same mathematics.
     """
@@ -42,7 +41,7 @@ def _kit(
 
 
 MERGEKIT = Peer(
-    "mergekit 0.1.5", "python3.11", ("torch<2.14", "transformers<5", "mergekit==0.1.5"), "merging_mergekit.py",
+    "mergekit 0.1.5", "python3.11", ("torch<2.14", "mergekit==0.1.5"), "merging_mergekit.py",
     {
         "average": ("linear", _kit({"weight": 1.0}, base=None)),
         "task_arithmetic": ("task_arithmetic", _kit({"weight": 1.0})),

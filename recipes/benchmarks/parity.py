@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hf_taskvec import TaskVector, merge
 from hf_taskvec.checkpoints import open_checkpoint
+from hf_taskvec.errors import CheckpointError
 from hf_taskvec.lora import read_adapter
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.recipe import arg, parse_recipe
@@ -118,7 +119,7 @@ def main(args: ParityArguments) -> None:
             continue
         try:
             found = compare(PEERS[name], python, method, settings, folder / "tiny", args.count)
-        except RuntimeError as error:
+        except (RuntimeError, CheckpointError) as error:
             found = f"failed | {' '.join(str(error).split())[-200:]}"
         print(f"| {PEERS[name].name} | {method} | {settings or ''} | {found} | {reason} |", flush=True)
 
