@@ -167,7 +167,7 @@ def test_results_of_other_settings_are_left_alone(tmp_path: Path) -> None:
         claim_folder(small(tmp_path, seeds=[0]))
 
 
-@pytest.mark.slow  # half a minute when the machine is idle
+@pytest.mark.slow  # about a minute of processor time
 def test_the_whole_reproduction_writes_its_report_and_repeats_no_finished_work(tmp_path: Path) -> None:
     saved_base(tmp_path)
     settings = small(tmp_path)
