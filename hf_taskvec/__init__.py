@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from hf_taskvec.equivalence import Equivalence, verify_equivalence
     from hf_taskvec.evaluation import choose_scaling, evaluate, scaling_curve
     from hf_taskvec.gradients import gradient_stack, gradient_vector
+    from hf_taskvec.hub import (
+        create_collection,
+        list_epochs,
+        list_vectors,
+        push_model_to_hub,
+        push_series_to_hub,
+        push_to_hub,
+    )
     from hf_taskvec.info import VectorInfo
     from hf_taskvec.joint import JointTrainer
     from hf_taskvec.merging import list_methods, merge, merge_method
@@ -28,6 +36,14 @@ _MODULES = {
     "equivalence": ["Equivalence", "verify_equivalence"],
     "evaluation": ["choose_scaling", "evaluate", "scaling_curve"],
     "gradients": ["gradient_stack", "gradient_vector"],
+    "hub": [
+        "create_collection",
+        "list_epochs",
+        "list_vectors",
+        "push_model_to_hub",
+        "push_series_to_hub",
+        "push_to_hub",
+    ],
     "info": ["VectorInfo"],
     "joint": ["JointTrainer"],
     "merging": ["list_methods", "merge", "merge_method"],
@@ -54,15 +70,21 @@ __all__ = [
     "VectorInfo",
     "alternating_tuning_and_merging",
     "choose_scaling",
+    "create_collection",
     "evaluate",
     "get_task",
     "get_tasks",
     "gradient_stack",
     "gradient_vector",
+    "list_epochs",
     "list_methods",
+    "list_vectors",
     "load_base",
     "merge",
     "merge_method",
+    "push_model_to_hub",
+    "push_series_to_hub",
+    "push_to_hub",
     "scaling_curve",
     "verify_equivalence",
 ]
