@@ -24,7 +24,7 @@ LIMITS = [
     "Its captions of photographs are class names in a few sentence patterns, so six of the real tasks' class names "
     "(mnist, fashion-mnist, cifar10, eurosat, gtsrb, quickdraw5) and apple leaves were seen in pretraining, on other "
     "images than those of the tasks: zero-shot means no image of the task here, not no image like it.",
-    "Merging vectors of the eight real tasks gains little over zero-shot on it; the README of hf_taskvec has the table.",
+    "Merging vectors of the eight real tasks gains little over zero-shot on it; see the README of hf_taskvec.",
     "Training a tokenizer was not yet deterministic when these weights were made, so that running the command again "
     "gives another tokenizer and slightly different figures.",
     "The images keep their own terms, listed above; some sources state none and ask for citation.",
