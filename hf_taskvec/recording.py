@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from hf_taskvec.artifact import save_vector
 from hf_taskvec.info import VectorInfo
@@ -89,6 +90,7 @@ class Recorder(TrainerCallback):
 
     def __init__(self, trainer: TaskVectorTrainer) -> None:
         self.trainer = trainer
+        self.pushed_step: int | None = None
         self.steps: dict[int, str] = {}  # optimiser step -> name of its vector
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -128,6 +130,17 @@ class Recorder(TrainerCallback):
                     gradient, Path(str(args.output_dir)) / GRADIENT_VECTORS / epoch_name(round(state.epoch or 0))
                 )
             trainer.log(trainer.gradients.end_epoch(trainer.task_vector()))
+        if args.hub_strategy != HubStrategy.END:
+            self._push(args, state)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Publishes the final vector if asked."""
+        self._push(args, state)
+
+    def _push(self, args: Any, state: TrainerState) -> None:
+        if args.push_to_hub and state.global_step != self.pushed_step:
+            self.trainer.push_to_hub(f"Epoch {state.epoch:g}")
+            self.pushed_step = state.global_step
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Adds the gradients' course to the checkpoint."""

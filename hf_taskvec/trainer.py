@@ -20,6 +20,7 @@ from hf_taskvec.base import Base
 from hf_taskvec.classifier import ImageClassifier
 from hf_taskvec.config import TaskVectorConfig
 from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.hub import push_series_to_hub, push_to_hub
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.metrics import Accuracy
 from hf_taskvec.names import parameters_of
@@ -165,6 +166,30 @@ class TaskVectorTrainer(Trainer):
         """Where recorded vectors lie."""
         return Path(str(self.args.output_dir)) / VECTORS
 
+    def push_to_hub(
+        self, commit_message: str | None = None, *, token: str | None = None, revision: str | None = None
+    ) -> str | None:
+        """Publishes the vector, or the series of vectors if several epochs were recorded; see `hf_taskvec.hub`.
+
+        With `push_to_hub=True` in the settings this happens at the end of the run and, unless `hub_strategy` is "end",
+        after each epoch. Checkpoints stay on this machine: they hold pickled optimiser state.
+
+        Returns:
+            The URL of the commit; `None` on all processes but the first.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        args, vectors = self.args, self.task_vectors()
+        options = {
+            "token": token or args.hub_token, "revision": revision or args.hub_revision,
+            "private": args.hub_private_repo, "commit_message": commit_message,
+        }  # fmt: skip
+        if len(vectors) > 1:
+            return push_series_to_hub(vectors, str(self.hub_model_id), **options)
+        return push_to_hub(self.task_vector(), str(self.hub_model_id), **options)
+
     # -- hooks of Trainer ---------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -183,6 +208,9 @@ class TaskVectorTrainer(Trainer):
         seed = args.data_seed if args.data_seed is not None else args.seed
         self.sampler = ShuffledSampler(len(self.train_dataset), seed=seed, multiple=multiple)
         return self.sampler
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: the recorder pushes vectors."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

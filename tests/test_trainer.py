@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from torch.nn import functional
 
 from hf_taskvec import Task, TaskVector, TaskVectorConfig, TaskVectorTrainer, evaluate, load_base
@@ -19,6 +20,7 @@ from hf_taskvec.pixels import IGNORED, PADDING, load_pixels
 from hf_taskvec.trainer import ShuffledSampler
 from tests.bases import same_base, save_colour_dataset, save_tiny_base
 from tests.helpers import equal_vectors
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,6 +147,35 @@ def test_validation_accuracy_is_logged_if_asked(base: Base, task: Task, tmp_path
     assert accuracies[-1] == pytest.approx(
         evaluate(trainer.task_vector().apply_to(base), [task], split="validation").accuracy
     )
+
+
+# Trainer suppresses the Hub's progress bars while it trains, and warns if the tests' environment has done so already.
+pushes = pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+
+
+@pushes
+def test_vectors_are_pushed_after_each_epoch_if_asked(base: Base, task: Task, tmp_path: Path, hub: HubServer) -> None:
+    hosted = {"push_to_hub": True, "hub_model_id": "user/colours", "hub_token": "write-user"}
+    trainer = TaskVectorTrainer(base, settings(tmp_path, **hosted, save_strategy="epoch"), task=task)
+    trainer.train()
+    pushed = TaskVector.from_pretrained("user/colours", subfolder="epoch-1", cache_dir=tmp_path / "cache")
+    assert equal_vectors(pushed, trainer.task_vectors()[0])
+    assert equal_vectors(
+        TaskVector.from_pretrained("user/colours", cache_dir=tmp_path / "cache"), trainer.task_vector()
+    )
+    titles = [commit.title for commit in HfApi().list_repo_commits("user/colours")]
+    assert titles[:2] == ["Epoch 2", "Epoch 1"]
+    files = HfApi().list_repo_files("user/colours")
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+
+
+@pushes
+def test_the_vector_is_pushed_once_at_the_end_if_asked(base: Base, task: Task, tmp_path: Path, hub: HubServer) -> None:
+    hosted = {"push_to_hub": True, "hub_model_id": "user/colours", "hub_token": "write-user", "hub_strategy": "end"}
+    TaskVectorTrainer(base, settings(tmp_path, **hosted, record_epochs=False), task=task).train()
+    titles = [commit.title for commit in HfApi().list_repo_commits("user/colours")]
+    assert titles[0] == "Epoch 2"
+    assert "Epoch 1" not in titles
 
 
 def run_script(folders: tuple[Path, Path], output_dir: Path, *arguments: str, processes: int = 1) -> int:
