@@ -192,9 +192,7 @@ class PairTrainer:
         forms = torch.randint(len(TEMPLATES), unique.shape, generator=generator)
         forms[torch.rand(unique.shape, generator=generator) >= config.template_probability] = 0
         texts = [TEMPLATES[form].format(self.captions[row]) for form, row in zip(forms, unique, strict=True)]
-        tokens = self.processor.tokenizer(
-            texts, padding=True, truncation=True, max_length=config.max_length, return_tensors="pt"
-        )
+        tokens = self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         device = self.accelerator.device
         output = self.model(
             **tokens.to(device), pixel_values=normalize(pixels, self.processor.image_processor).to(device)
@@ -344,6 +342,9 @@ def pretrain(
     if not trainer.accelerator.is_main_process:
         return {}
     trainer.averaged_model().half().save_pretrained(output_dir)
+    backend = processor.tokenizer.backend_tokenizer  # what the last call set would be saved and warn every user
+    backend.no_truncation()
+    backend.no_padding()
     processor.save_pretrained(output_dir)
     saved = CLIPModel.from_pretrained(output_dir, dtype=torch.float32)
     figures = {}
