@@ -8,24 +8,25 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from hf_taskvec.base import Base
 
-TEXTS = ["a photo of a handwritten digit zero", "a picture of red green blue stripes, circle, square, triangle"]
-
 
 def save_tiny_base(folder: Path) -> Path:
     """Writes a random CLIP of width 32 with its processor."""
-    tokenizer = CLIPTokenizer().train_new_from_iterator(TEXTS, vocab_size=300)
-    tokenizer.model_max_length = 24
+    letters = sorted(ByteLevel.alphabet())
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    vocab = {word: index for index, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=48)
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": 32, "patch_size": 8, "projection_dim": 16,
     }  # fmt: skip
     text = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_dim": 16,
+        "vocab_size": len(tokenizer), "max_position_embeddings": 48, "projection_dim": 16,
         "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
