@@ -17,6 +17,7 @@ from torch.nn import functional
 from hf_taskvec.base import Base
 from hf_taskvec.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.names import canonical, parameters_of
+from hf_taskvec.pooling import pooled
 from hf_taskvec.storage import write_bytes
 from hf_taskvec.tasks import Task
 
@@ -82,7 +83,7 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, base: Base, task: Task, *, include_projection: bool = False) -> None:
         super().__init__()
-        self.vision_model = copy.deepcopy(base.model.vision_model).requires_grad_(True)
+        self.vision_model = pooled(copy.deepcopy(base.model.vision_model)).requires_grad_(True)
         self.visual_projection = copy.deepcopy(base.model.visual_projection).requires_grad_(include_projection)
         self.normalize = Normalize(base)
         head = zero_shot_head(base, task.class_names, task.templates)
@@ -100,5 +101,5 @@ class ImageClassifier(nn.Module):
 
 def classify(model: Any, head: Tensor, pixels: Tensor) -> Tensor:
     """Logits (N, C) of normalised images (N, 3, H, W) by a model's tower and projection and a head (C, F)."""
-    features = model.visual_projection(model.vision_model(pixels).pooler_output)
+    features = model.visual_projection(pooled(model.vision_model)(pixels).pooler_output)
     return functional.normalize(features, dim=-1) @ head.T

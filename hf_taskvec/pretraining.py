@@ -25,6 +25,7 @@ from transformers import get_cosine_schedule_with_warmup as cosine_schedule
 
 from hf_taskvec.errors import CheckpointError, check_positive
 from hf_taskvec.pairs import Pairs, augment, balance, decode_pairs, image_processor, load_pairs, normalize
+from hf_taskvec.pooling import pooled
 from hf_taskvec.storage import read_json, write_json
 from hf_taskvec.tasks.generated import generated_pairs
 
@@ -48,6 +49,7 @@ class PretrainingConfig:
         augmentation: Strength of the image augmentation, 0 for none.
         stop_step: Step after which to stop before the schedule's end; 0 runs it out.
         init_from: Folder of a pretrained CLIP to go on from, instead of random weights and a new tokenizer.
+        patch_dropout: Share of each image's patches left out of a training step, as in FLIP (2212.00794).
         template_probability: Chance that a caption is put into a random prompt template.
     """
 
@@ -70,6 +72,7 @@ class PretrainingConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
     augmentation: float = 1.0
+    patch_dropout: float = 0.0
     template_probability: float = 0.5
     max_pairs_per_text: int = 0
     max_logit_scale: float = 50.0
@@ -151,9 +154,13 @@ class PairTrainer:
         others = [value for value in model.parameters() if value.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        model.vision_model = pooled(model.vision_model)
+        if config.patch_dropout:
+            model.vision_model.embeddings.register_forward_hook(self._drop_patches)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.scheduler = cosine_schedule(optimizer, config.warmup_steps, config.steps)
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.generator = torch.Generator()
         self.step = 0
         self.loss = 0.0
         self.log: list[dict[str, float]] = []
@@ -182,7 +189,7 @@ class PairTrainer:
 
     def _loss(self, rows: Tensor) -> Tensor:
         config = self.config
-        generator = torch.Generator().manual_seed(
+        generator = self.generator.manual_seed(
             (config.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
         )
         pixels = self.pairs.pixels[rows].float() / 255
@@ -199,6 +206,14 @@ class PairTrainer:
         )
         scale = self.module.logit_scale.exp()
         return contrastive_loss(output.image_embeds, output.text_embeds, caption.to(device), scale)
+
+    def _drop_patches(self, _module: Any, _inputs: Any, states: Tensor) -> Tensor:
+        """The class token and a random part of the patches of each image, (N, 1 + K, W)."""
+        patches = states.shape[1] - 1
+        kept = max(1, round(patches * (1 - self.config.patch_dropout)))
+        order = torch.rand(len(states), patches, generator=self.generator).argsort(dim=1)[:, :kept] + 1
+        rows = order[..., None].expand(-1, -1, states.shape[2]).to(states.device)
+        return torch.cat([states[:, :1], states.gather(1, rows)], dim=1)
 
     def train(self, *, stop_at: int = 0) -> None:
         """Trains up to the last step (or `stop_at`, if not 0), saving the state every `save_steps`."""

@@ -80,12 +80,14 @@ def test_loss_on_unique_captions_equals_repeated_captions_as_positives() -> None
     torch.testing.assert_close(loss, (to_text + to_image) / 2)
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole = toy_trainer(tmp_path / "whole")
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_resumed_run_equals_the_uninterrupted_one(dropped: float, tmp_path: Path) -> None:
+    config = PretrainingConfig(**{**TINY.__dict__, "patch_dropout": dropped})
+    whole = toy_trainer(tmp_path / "whole", config)
     whole.train()
-    killed = toy_trainer(tmp_path / "killed")
+    killed = toy_trainer(tmp_path / "killed", config)
     killed.train(stop_at=4)
-    resumed = toy_trainer(tmp_path / "killed")
+    resumed = toy_trainer(tmp_path / "killed", config)
     assert resumed.resume()
     assert resumed.step == 4
     resumed.train()
@@ -93,6 +95,18 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(value, resumed.module.state_dict()[name]), name
         assert torch.equal(whole.average[name], resumed.average[name]), name
     assert resumed.log == whole.log
+
+
+def test_patch_dropout_keeps_the_class_token_and_whole_patches(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, PretrainingConfig(**{**TINY.__dict__, "patch_dropout": 0.5}))
+    tokens = torch.arange(2 * 5, dtype=torch.float32).view(2, 5, 1).expand(-1, -1, 7)
+    kept = trainer._drop_patches(None, None, tokens)
+    assert kept.shape == (2, 3, 7)
+    assert kept[:, 0, 0].tolist() == [0, 5]
+    for row, image in zip(kept, tokens, strict=True):
+        values = row[:, 0].tolist()
+        assert len(set(values)) == 3
+        assert set(values) <= set(image[:, 0].tolist())
 
 
 def test_resuming_refuses_other_settings(tmp_path: Path) -> None:
