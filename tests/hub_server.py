@@ -1,10 +1,10 @@
 """A small Hub over real HTTP, for tests and for trying push and pull offline.
 
-    python -m tests.hub_server --port 8000
-    export HF_ENDPOINT=http://127.0.0.1:8000 HF_TOKEN=write-user HF_HUB_DISABLE_XET=1
+    python -m tests.hub_server
 
-It speaks the endpoints that `huggingface_hub` and `datasets` use: create, commit, large files, resolve with ranges,
-trees, infos, refs, lists, collections, tokens, private and gated repositories. Everything is lost when it stops.
+It prints the line that points another shell at it. It speaks the endpoints that `huggingface_hub` and `datasets` use:
+create, commit, large files, resolve with ranges, trees, infos, refs, lists, collections, tokens, private and gated
+repositories. Everything is lost when it stops.
 """
 
 from __future__ import annotations
@@ -242,14 +242,14 @@ class HubServer(ThreadingHTTPServer):
 def main() -> None:
     """Serves until interrupted, optionally with the dataset folders of `--datasets` as `user/<name>`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=0, help="a free one if left out")
     parser.add_argument("--datasets", type=Path, nargs="*", default=[], help="dataset folders to host")
     args = parser.parse_args()
     with HubServer(args.port) as server:
         for folder in args.datasets:
             server.store.add_folder("dataset", f"user/{folder.name}", folder)
-        print(f"The Hub of user is at {server.url}; it forgets everything when it stops. In another shell:")
-        print(f"export HF_ENDPOINT={server.url} HF_TOKEN=write-user HF_HUB_DISABLE_XET=1")
+        print(f"The Hub of user is at {server.url}; it forgets everything when it stops. In another shell:", flush=True)
+        print(f"export HF_ENDPOINT={server.url} HF_TOKEN=write-user HF_HUB_DISABLE_XET=1", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +32,54 @@ def test_every_recipe_it_names_exists() -> None:
         assert (ROOT / recipe).is_file(), recipe
 
 
-@pytest.mark.slow
-def test_its_first_python_example_runs_as_written(tmp_path: Path) -> None:
-    example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
-    (tmp_path / "example.py").write_text(example)
+FENCE = r"```{}\n(.*?)```"
+FIRST, HUB = (re.findall(FENCE.format("python"), part, flags=re.DOTALL)[0] for part in README.split("## The Hub"))
+FROM_THE_FIRST = """
+import dataclasses
+from hf_taskvec import Report, TaskVector, load_base
+from hf_taskvec.report import TaskResult
+model = load_base().model
+vector = TaskVector.from_models(model, model)
+merged = TaskVector(vector.deltas, dataclasses.replace(vector.info, base="hf-taskvec/tiny-clip", task="digits"))
+report = Report("merged", "test", (TaskResult("digits", 0.5, 100),), scaling=0.3)
+"""
+
+
+@pytest.fixture
+def offline_trial() -> Iterator[str]:
+    """Starts the Hub as the README says; gives the line that it prints for the other shell."""
+    section = README.split("## The Hub")[1].split("\n## ")[0]
+    (command,) = re.findall(FENCE.format("bash"), section, flags=re.DOTALL)
+    words = [sys.executable, *command.split()[1:]]
+    assert command.split()[0] == "python"
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("The Hub of user is at http://127.0.0.1:")
+        yield server.stdout.readline().strip()
+        server.terminate()
+
+
+def run_in_a_shell(lines: str, example: str, folder: Path) -> str:
+    """What a Python example prints in a fresh process, in a shell that ran `lines` before."""
+    (folder / "example.py").write_text(example)
+    environment = {name: value for name, value in os.environ.items() if name not in ("HF_ENDPOINT", "HF_TOKEN")}
     done = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ["bash", "-c", f"{lines}\nexec {shlex.quote(sys.executable)} example.py"], cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "home")},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "| **mean** |" in done.stdout
+    return done.stdout
+
+
+def test_its_hub_lines_run_as_written(offline_trial: str, tmp_path: Path) -> None:
+    assert offline_trial.startswith("export HF_ENDPOINT=")
+    printed = run_in_a_shell(offline_trial, FROM_THE_FIRST + HUB, tmp_path)
+    assert "PublishedVector(repo_id='user/digits-and-shapes', base='hf-taskvec/tiny-clip'" in printed
+
+
+@pytest.mark.slow
+def test_its_first_example_and_the_hub_lines_after_it_run_as_written(offline_trial: str, tmp_path: Path) -> None:
+    printed = run_in_a_shell(offline_trial, FIRST + HUB, tmp_path)
+    assert "| **mean** |" in printed
+    assert "tasks=('digits', 'shapes')" in printed
