@@ -15,7 +15,6 @@ from torch import Tensor
 from hf_taskvec.checkpoints import fetch_folder
 from hf_taskvec.errors import CheckpointError, NonFiniteError
 from hf_taskvec.fingerprint import fingerprint, tensor_hash
-from hf_taskvec.hub_client import check_download
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.storage import (
     DTYPE_CODES,
@@ -158,14 +157,16 @@ def fetch_vector(source: str | os.PathLike[str], **hub: Any) -> TaskVector:
         source, patterns=FILES, missing=f"has no {CONFIG_NAME}, so it holds no task vector",
         checked_later=f"{STEM}*.safetensors", **hub,
     )  # fmt: skip
-    weights = {path: announced for path, announced in folder.fresh.items() if path.suffix == ".safetensors"}
     try:
-        verified = read_config(folder.path)[1] is not None
-        vector = load_vector(folder.path, verify=bool(weights))
+        announced = read_config(folder.path)[1] is not None
+        vector = load_vector(folder.path, verify=bool(folder.unchecked))
     except CheckpointError:
-        for path, announced in weights.items():
-            check_download(path, announced)  # damaged on the way rather than at its source: fetch it again
+        for weights in folder.unchecked:
+            weights.check()  # damaged on the way rather than at its source: fetch it again
         raise
-    for path, announced in ({} if verified else weights).items():
-        check_download(path, announced)
+    for weights in folder.unchecked:
+        if announced:
+            weights.note_checked()
+        else:
+            weights.check()
     return vector

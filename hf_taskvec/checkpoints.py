@@ -6,15 +6,14 @@ import glob
 import logging
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,7 +24,7 @@ from huggingface_hub.errors import (
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.hub_client import check_download, hub_errors, with_retries
+from hf_taskvec.hub_client import Download, hub_errors, with_retries
 from hf_taskvec.names import canonical, canonical_name
 from hf_taskvec.storage import (
     atomic_folder,
@@ -45,7 +44,6 @@ WEIGHTS = ["model*.safetensors", "model*.safetensors.index.json"]
 SIDE_FILES = ["*.json", "*.txt", "*.model"]
 APPLIED_NAME = "task_vector_applied.json"
 MAX_SIDE_BYTES = 64 << 20
-CLOCK_SLACK = 20_000_000  # nanoseconds by which a file system's clock may lag
 PICKLED = (
     "has no model.safetensors. Pickled weights (pytorch_model.bin) are refused, since loading them can run code: "
     "load them where you trust them and save_pretrained() them again."
@@ -61,13 +59,13 @@ class Folder:
         path: Their folder.
         name: The name to quote.
         commit: The Hub commit, if there is one.
-        fresh: The files that came into the cache just now, with the hash that the Hub announced for each, if known.
+        unchecked: Files from the Hub whose content the caller is to check.
     """
 
     path: Path
     name: str
     commit: str | None
-    fresh: Mapping[Path, str | None] = field(default_factory=dict)
+    unchecked: tuple[Download, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def fetch_folder(
 ) -> Folder:
     """A local folder as it is, or the matching files of a Hub repository, downloaded or from the cache.
 
-    Sizes are checked before the download and hashes after it. If the Hub is out of reach, the cache serves.
+    Sizes are checked before the download and hashes after it, once. If the Hub is out of reach, the cache serves.
 
     Args:
         source: Folder or Hub id.
@@ -116,24 +114,26 @@ def fetch_folder(
             raise CheckpointError(f"{source} has no folder {subfolder!r}")
         check_inside(path, Path(source))
         return Folder(path, Path(source).resolve().name, None)
-    repo, started = os.fspath(source), time.time_ns()
+    repo = os.fspath(source)
     where = repo if revision is None else f"{repo} at revision {revision!r}"
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
     cache = None if cache_dir is None else Path(cache_dir)
     hashes: dict[str, str] = {}
     trouble: Exception | None = None
+    snapshot: str | Path | None = None
     with hub_errors(where, "reading"):
         if not local_files_only:
             try:
-                files = with_retries(lambda: _remote_files(repo, revision=revision, token=token))
+                commit, files = with_retries(lambda: _remote_files(repo, revision=revision, token=token))
                 hashes = _matching(files, wanted, where=where, missing=missing)
                 wanted = [glob.escape(name) for name in hashes]
+                snapshot = None if force_download else _cached_snapshot(repo, hashes, commit, revision, cache)
             except (GatedRepoError, RevisionNotFoundError):
                 raise
             except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
                 trouble = error
         try:
-            snapshot = with_retries(
+            snapshot = snapshot or with_retries(
                 lambda: snapshot_download(
                     repo, revision=revision, allow_patterns=wanted, token=token, cache_dir=cache,
                     local_files_only=local_files_only or trouble is not None, force_download=force_download,
@@ -147,13 +147,17 @@ def fetch_folder(
     path = Path(snapshot) / subfolder
     if not path.is_dir():
         raise CheckpointError(f"{where} has no folder {subfolder!r}" if subfolder else f"{where} {missing}")
-    # A link that was made now may lead to an older file, so it counts as fresh too.
-    new = [file for file in path.iterdir() if file.lstat().st_ctime_ns >= started - CLOCK_SLACK and file.is_file()]
-    fresh = {file: hashes.get(file.relative_to(snapshot).as_posix()) for file in new}
-    for file, announced in fresh.items():
-        if not fnmatch(file.name, checked_later):
-            check_download(file, announced)
-    return Folder(path, repo, Path(snapshot).name, fresh)
+    later = []
+    for file in sorted(file for file in path.iterdir() if file.is_file() and _fits(file.name, patterns)):
+        name = file.relative_to(snapshot).as_posix()
+        download = Download.at(file, Path(snapshot), hashes.get(name))
+        if download.is_checked:
+            continue
+        if fnmatch(file.name, checked_later):
+            later.append(download)
+        else:
+            download.check()
+    return Folder(path, repo, Path(snapshot).name, tuple(later))
 
 
 @dataclass(frozen=True)
@@ -164,24 +168,37 @@ class RemoteFile:
     hash: str
 
 
-def _remote_files(repo: str, *, revision: str | None, token: str | bool | None) -> dict[str, RemoteFile]:
-    """The files of a repository on the Hub."""
+def _remote_files(repo: str, *, revision: str | None, token: str | bool | None) -> tuple[str, dict[str, RemoteFile]]:
+    """The commit of a repository on the Hub, and its files."""
     info = HfApi(token=token).model_info(
         repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
-    return {
+    return info.sha or "", {
         file.rfilename: RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
         for file in info.siblings or []
     }
 
 
+def _cached_snapshot(
+    repo: str, names: Iterable[str], commit: str, revision: str | None, cache: Path | None
+) -> Path | None:
+    """The folder of a commit if the cache has all the files and knows that the revision is this commit."""
+    folder = None
+    for name in names:
+        path = try_to_load_from_cache(repo, name, cache_dir=cache, revision=revision)
+        folder = Path(path).parents[name.count("/")] if isinstance(path, str) else None
+        if folder is None or folder.name != commit:
+            return None
+    return folder
+
+
+def _fits(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in globs)
+
+
 def _matching(files: Mapping[str, RemoteFile], globs: Sequence[str], *, where: str, missing: str) -> dict[str, str]:
     """The hashes of the files that match, each file of a sane size and in the folder of its glob."""
-    names = [
-        name
-        for name in files
-        if any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in globs)
-    ]
+    names = [name for name in files if _fits(name, globs)]
     if not names:
         raise CheckpointError(f"{where} {missing}")
     for name in names:

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
+from hf_taskvec.storage import write_text
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -134,33 +136,61 @@ def seconds_to_wait(error: BaseException, attempt: int) -> float | None:
     return backoff if passing or isinstance(error, FileMetadataError) else None
 
 
-def check_download(path: Path, announced: str | None = None) -> None:
-    """Compares a downloaded file with its hash on the Hub.
+@dataclass(frozen=True)
+class Download:
+    """A file in the Hub's cache whose content nobody has compared with its hash yet.
 
-    Args:
-        path: The file in the cache.
-        announced: Its SHA-256 or git hash; by default the one that names it in the cache.
+    A note beside the cache's `snapshots` says which files were compared. A file without one, because the process that
+    fetched it was killed or was another program, is checked by the next that opens it.
 
-    Raises:
-        HubError: If they differ; the file is removed from the cache, so that the next call fetches it again.
+    Attributes:
+        path: The file, in the snapshot of a commit.
+        note: Where to note that it was checked.
+        stamp: Size, time and number of the file's content, for the note.
+        announced: Its SHA-256 or git hash, if the Hub told it just now; else the one that names it in the cache counts.
     """
-    blob = path.resolve()
-    announced = announced or blob.name
-    if len(announced) == 64:
-        digest = hashlib.sha256()
-    elif len(announced) == 40:
-        digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
-    else:
-        return  # a cache without links keeps no hash
-    with open(blob, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != announced:
-        discard_download(path)
 
+    path: Path
+    note: Path
+    stamp: str
+    announced: str | None = None
 
-def discard_download(path: Path) -> None:
-    """Removes a damaged file from the cache and raises a `HubError`."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-    raise HubError(f"{path.name} was damaged on the way; it was removed from the cache: run it again")
+    @classmethod
+    def at(cls, path: Path, snapshot: Path, announced: str | None = None) -> Download:
+        """The file at `path` in a snapshot's folder."""
+        status = path.stat()
+        note = snapshot.parent.parent / "checked" / snapshot.name / path.relative_to(snapshot)
+        return cls(path, note, f"{status.st_size} {status.st_mtime_ns} {status.st_ino}", announced)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether this very content was checked before."""
+        return self.note.is_file() and self.note.read_text(encoding="utf-8") == self.stamp
+
+    def note_checked(self) -> None:
+        """Notes that the content is right; where the cache cannot be written, it is checked each time."""
+        with suppress(OSError):
+            write_text(self.note, self.stamp)
+
+    def check(self) -> None:
+        """Compares the file with its hash and notes it.
+
+        Raises:
+            HubError: If they differ; the file is removed from the cache, so that the next call fetches it again.
+        """
+        blob = self.path.resolve()
+        expected = self.announced or blob.name
+        if len(expected) == 64:
+            digest = hashlib.sha256()
+        elif len(expected) == 40:
+            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        else:
+            return  # a cache without links keeps no hash
+        with open(blob, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != expected:
+            blob.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            raise HubError(f"{self.path.name} was damaged on the way; it was removed from the cache: run it again")
+        self.note_checked()

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from transformers import CLIPModel
 
 from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
@@ -185,6 +185,37 @@ def test_a_file_damaged_on_the_way_is_thrown_away(
     with pytest.raises(HubError, match="damaged on the way"):
         pull(tmp_path)
     assert equal_vectors(pull(tmp_path), vector)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_damaged_file_that_was_never_checked_is_found_by_the_next_who_opens_it(
+    published: HubServer, tmp_path: Path, vector: TaskVector, offline: bool
+) -> None:  # whoever fetched it checks nothing, or was killed between the download and the check
+    published.faults.append(Fault("GET /cdn", corrupt=True))
+    snapshot_download(REPO, cache_dir=tmp_path / "cache")
+    with pytest.raises(HubError, match="damaged on the way"):
+        pull(tmp_path, local_files_only=offline)
+    assert equal_vectors(pull(tmp_path), vector)
+    (blob,) = (path for path in (tmp_path / "cache").rglob("blobs/*") if path.stat().st_size > 100_000)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.unlink()
+    blob.write_bytes(content)  # another file than the one that was checked
+    with pytest.raises(HubError, match="damaged on the way"):
+        pull(tmp_path, local_files_only=offline)
+
+
+def test_a_cache_that_cannot_be_written_is_read_and_checked_each_time(
+    published: HubServer, tmp_path: Path, vector: TaskVector
+) -> None:
+    snapshot = Path(snapshot_download(REPO, cache_dir=tmp_path / "cache"))
+    (snapshot.parent.parent / "checked").write_text("in the way of the notes")
+    for _ in range(2):
+        assert equal_vectors(pull(tmp_path, local_files_only=True), vector)
+    blob = (snapshot / "task_vector.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    with pytest.raises(HubError, match="damaged on the way"):
+        pull(tmp_path, local_files_only=True)
 
 
 def test_a_checkpoint_damaged_on_the_way_is_thrown_away(
