@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hf_taskvec.checkpoints import fetch_folder
 from hf_taskvec.errors import CheckpointError, NonFiniteError
 from hf_taskvec.fingerprint import fingerprint, tensor_hash
 from hf_taskvec.info import VectorInfo
+from hf_taskvec.names import layer_of
 from hf_taskvec.storage import (
     DTYPE_CODES,
     MAX_SHARD_SIZE,
@@ -44,11 +46,15 @@ def save_vector(
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
     digests: dict[str, str] | None = None,
+    layer_norms: bool = False,
 ) -> float:
     """Writes a vector's folder, whole or not at all, and returns the rounding error; see `save_pretrained`.
 
-    Deltas are taken one after the other, so a lazily computed vector is never in memory as a whole. `digests` gets the
-    SHA-256 of each weight file by its name, taken while it is written.
+    Deltas are taken once, one after the other, so a lazily computed vector is never in memory as a whole.
+
+    Args:
+        digests: Gets the SHA-256 of each weight file by its name, taken while it is written.
+        layer_norms: Whether to put the norm of each layer into the configuration.
     """
     dtype = dtype or vector.dtype
     if dtype not in DTYPE_CODES:
@@ -56,6 +62,7 @@ def save_vector(
     check_output_folder(folder, marker=CONFIG_NAME)
     errors, squares = [], []
     hashes: dict[str, str] = {}
+    norms: dict[str, float] = defaultdict(float)
 
     def rounded() -> Iterator[tuple[str, Tensor]]:
         for name in vector.deltas:
@@ -68,6 +75,8 @@ def save_vector(
                 errors.append(float((stored.double() - delta.double()).square().sum()))
                 squares.append(float(delta.double().square().sum()))
             hashes[name] = tensor_hash(stored)
+            if layer_norms:
+                norms[layer_of(name)] += float(torch.linalg.vector_norm(stored, dtype=torch.float32)) ** 2
             yield name, stored
 
     with atomic_folder(folder, marker=CONFIG_NAME) as target:
@@ -77,6 +86,8 @@ def save_vector(
         )
         rounding = math.sqrt(math.fsum(errors) / math.fsum(squares)) if any(squares) else 0.0
         info = dataclasses.replace(vector.info, rounding_error=rounding) if rounding else vector.info
+        if layer_norms:
+            info = dataclasses.replace(info, layer_norms={layer: norm**0.5 for layer, norm in norms.items()})
         write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(hashes)})
     return rounding
 

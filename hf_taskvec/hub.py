@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import tempfile
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.hf_api import RepoFolder
 from huggingface_hub.utils import validate_repo_id
 
-from hf_taskvec.artifact import save_vector
+from hf_taskvec.artifact import read_info, save_vector
 from hf_taskvec.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_model_card, render_vector_card
 from hf_taskvec.cards.metadata import LIBRARY, task_tag
@@ -25,7 +23,6 @@ from hf_taskvec.cards.text import clean
 from hf_taskvec.checkpoints import write_checkpoint
 from hf_taskvec.errors import CheckpointError, HubError
 from hf_taskvec.hub_client import hub_errors, with_retries
-from hf_taskvec.names import layer_of
 from hf_taskvec.report import Report
 from hf_taskvec.storage import write_text
 from hf_taskvec.vector import TaskVector
@@ -195,13 +192,9 @@ def write_repository(
         The SHA-256 of each weight file, taken on another core while it was written; the Hub asks for it.
     """
     digests: dict[str, str] = {}
-    norms: dict[str, float] = {}
-    for name, delta in vector.deltas.items():
-        layer = layer_of(name)
-        norms[layer] = norms.get(layer, 0.0) + float(torch.linalg.vector_norm(delta, dtype=torch.float32)) ** 2
-    info = dataclasses.replace(vector.info, layer_norms={layer: value**0.5 for layer, value in norms.items()})
-    save_vector(TaskVector(vector.deltas, info), folder, digests=digests)
-    write_text(Path(folder) / CARD_NAME, render_vector_card(info, report, repo_id=repo_id, epochs=epochs))
+    save_vector(vector, folder, digests=digests, layer_norms=True)
+    card = render_vector_card(read_info(Path(folder)), report, repo_id=repo_id, epochs=epochs)
+    write_text(Path(folder) / CARD_NAME, card)
     if report is not None:
         report.save(Path(folder) / REPORT_NAME)
     return digests

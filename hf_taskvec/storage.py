@@ -9,7 +9,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -119,13 +119,16 @@ def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[Any
             return
         digest = hashlib.sha256()
         with ThreadPoolExecutor(1) as worker:
+            hashing: Future[None] = worker.submit(digest.update, b"")
 
             def write(data: Any) -> None:
+                nonlocal hashing
+                hashing.result()  # so that no more than one tensor waits
                 hashing = worker.submit(digest.update, data)
                 file.write(data)
-                hashing.result()  # so that no more than one tensor waits
 
             yield write
+            hashing.result()
     digests[path.name] = digest.hexdigest()
 
 

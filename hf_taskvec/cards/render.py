@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,6 +87,13 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
 
 
 def _render(template: str, **values: Any) -> str:
+    card = _environment().get_template(template).render(**values)
+    return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
+
+
+@functools.cache
+def _environment() -> Environment:
+    """The templates, compiled once."""
     environment = Environment(
         loader=PackageLoader("hf_taskvec.cards"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
@@ -94,6 +102,5 @@ def _render(template: str, **values: Any) -> str:
         "md": text.markdown, "code": text.code, "py": text.literal, "fence": text.fence, "bars": text.bars,
         "percent": percent,
     }  # fmt: skip
-    known = {"registered": TASKS, "methods": METHODS, "embedded": EMBEDDED}
-    card = environment.get_template(template).render(**values, **known)
-    return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
+    environment.globals |= {"registered": TASKS, "methods": METHODS, "embedded": EMBEDDED}
+    return environment
