@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from huggingface_hub import HfApi, hf_hub_download  # noqa: E402
 from transformers import CLIPVisionConfig, CLIPVisionModel  # noqa: E402
 
 from hf_taskvec.fingerprint import tensor_hashes  # noqa: E402
-from hf_taskvec.hub import push_to_hub  # noqa: E402
+from hf_taskvec.hub import push_to_hub, write_repository  # noqa: E402
 from hf_taskvec.names import canonical  # noqa: E402
 from hf_taskvec.recipe import arg, parse_recipe  # noqa: E402
 from hf_taskvec.vector import TaskVector  # noqa: E402
@@ -69,25 +70,27 @@ def random_vector(seed: int) -> TaskVector:
 
 
 def measure_transfers(args: BenchmarkArguments, folder: Path) -> dict[str, list[float]]:
-    """Seconds of push and pull, ours and the bare client's, in turn."""
-    times: dict[str, list[float]] = {"upload_folder": [], "push_to_hub": [], "hf_hub_download": [], "pull + open": []}
+    """Seconds of push and pull, ours and the bare client's, in turn; both publish the same files of the same sizes."""
+    times: dict[str, list[float]] = defaultdict(list)
     api = HfApi()
     for run in range(args.runs + 1):  # the first round warms up
-        repos = {name: f"user/{name}-{run}" for name in ("bare", "ours")}
-        api.create_repo(repos["bare"])
-        random_vector(2 * run).save_pretrained(folder / "bare")
-        vector = random_vector(2 * run + 1)
-        times["upload_folder"].append(
-            timed(lambda: api.upload_folder(repo_id=repos["bare"], folder_path=folder / "bare"))  # noqa: B023
-        )
-        times["push_to_hub"].append(timed(lambda: push_to_hub(vector, repos["ours"])))  # noqa: B023
+        bare, ours = f"user/bare-{run}", f"user/ours-{run}"
+        vector, other = random_vector(2 * run), random_vector(2 * run + 1)  # the server keeps equal files once
         caches = folder / "cache-bare", folder / "cache-ours"
-        times["hf_hub_download"].append(
-            timed(lambda: hf_hub_download(repos["bare"], "task_vector.safetensors", cache_dir=caches[0]))  # noqa: B023
-        )
-        times["pull + open"].append(
-            timed(lambda: TaskVector.from_pretrained(repos["ours"], cache_dir=caches[1]))  # noqa: B023
-        )
+
+        def upload(repo: str = bare) -> None:
+            api.create_repo(repo)
+            api.upload_folder(repo_id=repo, folder_path=folder / "bare")
+
+        calls: dict[str, Callable[[], object]] = {
+            "write the files": lambda: write_repository(other, folder / "bare", repo_id=bare),  # noqa: B023
+            "upload_folder": upload,
+            "push_to_hub": lambda: push_to_hub(vector, ours),  # noqa: B023
+            "hf_hub_download": lambda: hf_hub_download(bare, "task_vector.safetensors", cache_dir=caches[0]),  # noqa: B023
+            "pull + open": lambda: TaskVector.from_pretrained(ours, cache_dir=caches[1]),  # noqa: B023
+        }
+        for name, call in calls.items():
+            times[name].append(timed(call))
         for path in (folder / "bare", *caches):
             if run < args.runs or path != caches[1]:
                 shutil.rmtree(path)
@@ -101,6 +104,7 @@ def main(args: BenchmarkArguments) -> dict[str, float]:
         for ours, bare in (("push_to_hub", "upload_folder"), ("pull + open", "hf_hub_download")):
             ratio = medians[ours] / medians[bare]
             print(f"{ours} {medians[ours]:.2f} s, {bare} alone {medians[bare]:.2f} s: {ratio:.2f}x")
+        print(f"writing the files that upload_folder finds on the disk: {medians['write the files']:.2f} s")
         repo, cache, before = f"user/ours-{args.runs}", folder / "cache-ours", anonymous_bytes()
         for label, local in (("cached, asking the Hub", False), ("cached, local_files_only", True)):
             runs = [
