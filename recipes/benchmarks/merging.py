@@ -1,15 +1,20 @@
 """Seconds and memory of merging synthetic vision towers: ours, mergekit and fusion-bench in the same run.
 
-python recipes/benchmarks/merging.py
-python recipes/benchmarks/merging.py --methods ties --counts 2 5 10 20 --peers none
-python recipes/benchmarks/merging.py --methods ties --size l14 --counts 20 --peers none --runs 1
+python recipes/benchmarks/merging.py --folder /scratch/merging
+python recipes/benchmarks/merging.py --folder /scratch/merging --tables peers --peer_runs 1 \
+    --methods task_arithmetic ties dare iso_c
+python recipes/benchmarks/merging.py --folder /scratch/merging --tables large --large_methods ties --large_counts 20
+
+The four tables: `peers`, our methods beside those of the peers that have them; `growth`, our time over the number of
+vectors; `large`, the same on the larger tower; `lora`, merged adapters beside peft. Each merge is a process of its own,
+and every run is kept in `runs.jsonl` in the folder, so a benchmark that is stopped goes on where it was, and one that
+asked for fewer runs can be completed; delete that file on another machine. The folder takes 14 GB for B/32, 25 GB for
+20 vectors of L/14 and 8 GB for the peers' environments.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,78 +26,44 @@ from hf_taskvec.recipe import arg, parse_recipe
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from recipes.benchmarks.merging_data import make_towers
-from recipes.benchmarks.merging_peers import PEERS, Run, environment, run_ours, run_peer
+from recipes.benchmarks.merging_tables import Bench, growth_table, lora_table, peers_table
 
 METHODS = [
     "average", "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus_ta", "magmax", "pcb", "della", "sce",
     "karcher", "model_stock", "iso_c", "iso_cts", "tsv_m", "wudi",
 ]  # fmt: skip
-SETTINGS: dict[str, dict[str, object]] = {"wudi": {"steps": 3}}  # per step: the whole would take a peer hours
+GROWTH = ["task_arithmetic", "ties", "dare", "pcb", "iso_c"]
 
 
 @dataclass
 class BenchmarkArguments:
     folder: str = arg("Where towers, environments and results go.", default="out/benchmark-merging")
-    methods: list[str] = arg("Methods to time.", default=METHODS)
-    size: str = arg("tiny, b32 or l14.", default="b32")
-    counts: list[int] = arg("Numbers of vectors to merge.", default=[8])
+    tables: list[str] = arg("Tables to print.", default=["peers", "growth", "large", "lora"])
+    methods: list[str] = arg("Methods of the table `peers`.", default=METHODS)
     peers: list[str] = arg("Peers to run: mergekit, fusion_bench or none.", default=["mergekit", "fusion_bench"])
-    runs: int = arg("Runs of each; the median counts.", default=3)
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second that a copy of 1 GB moves, reads and writes together, by all threads."""
-    source, target = torch.ones(1 << 27), torch.empty(1 << 27)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - start)
-    return 2 * source.nbytes / min(seconds)
-
-
-def median(run: Callable[[], Run], runs: int) -> Run:
-    """The run with the median time of the whole process."""
-    return sorted((run() for _ in range(runs)), key=lambda one: one.seconds)[runs // 2]
-
-
-def line(label: Sequence[object], run: Run, ours: Run | None, moved: float, bandwidth: float) -> str:
-    parts = ", ".join(f"{name} {value:.2f}" for name, value in run.parts.items())
-    ratio = "" if ours is None else f"{run.merging / ours.merging:.1f}x merge, {run.seconds / ours.seconds:.1f}x whole"
-    distance = f"{run.merging * bandwidth / moved:.1f}x the copy" if ours is None else ""
-    cells = [*label, f"{run.seconds:.2f}", parts, f"{run.peak / 1e9:.2f}", ratio, distance]
-    return f"| {' | '.join(map(str, cells))} |"
+    count: int = arg("Number of vectors in the table `peers`.", default=8)
+    size: str = arg("Tower of `peers`, `growth` and `lora`: tiny, b32 or l14.", default="b32")
+    growth_methods: list[str] = arg("Methods of the table `growth`.", default=GROWTH)
+    counts: list[int] = arg("Numbers of vectors in the table `growth`.", default=[2, 5, 10, 20])
+    large: str = arg("Tower of the table `large`.", default="l14")
+    large_methods: list[str] = arg("Methods of the table `large`.", default=["task_arithmetic", "ties"])
+    large_counts: list[int] = arg("Numbers of vectors in the table `large`.", default=[2, 5, 10, 20])
+    runs: int = arg("Runs of ours; the median counts.", default=3)
+    peer_runs: int = arg("Runs of each peer; the median counts.", default=3)
 
 
 def main(args: BenchmarkArguments) -> None:
-    folder = Path(args.folder)
-    towers, out = folder / args.size, folder / "merged"
-    peers = [PEERS[name] for name in args.peers if name != "none"]
-    found = {peer.name: (peer, environment(peer, folder / peer.worker.removesuffix(".py"))) for peer in peers}
-    make_towers(towers, size=args.size, count=max(args.counts), checkpoints=bool(peers))
-    bandwidth = copy_bandwidth()
-    print(f"{torch.get_num_threads()} threads, copy bandwidth {bandwidth / 1e9:.1f} GB/s, median of {args.runs} runs\n")
-    print("| method | T | by | process s | parts s | peak GB | slower than ours | against the bandwidth |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    for method in args.methods:
-        for count in args.counts:
-            settings = SETTINGS.get(method, {})
-            ours = median(partial(run_ours, towers, count, method, settings, out), args.runs)
-            size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-            moved = (count + 1) * size  # every vector read once, the result written once
-            print(line([method, count, "ours"], ours, None, moved, bandwidth), flush=True)
-            for name, (peer, python) in found.items():
-                if python is None or method not in peer.calls:
-                    continue
-                try:
-                    theirs = median(partial(run_peer, peer, python, towers, count, method, out), args.runs)
-                except RuntimeError as error:
-                    print(
-                        f"| {method} | {count} | {name} | skipped: {' '.join(str(error).split())[-160:]} |", flush=True
-                    )
-                    continue
-                print(line([method, count, name], theirs, ours, moved, bandwidth), flush=True)
+    bench = Bench.at(Path(args.folder), args.runs, args.peer_runs)
+    print(f"{torch.get_num_threads()} threads, copy bandwidth {bench.bandwidth / 1e9:.1f} GB/s, ", end="")
+    print(f"medians of {args.runs} runs, {args.peer_runs} of each peer", flush=True)
+    tables = {
+        "peers": partial(peers_table, bench, args.size, args.count, args.methods, args.peers),
+        "growth": partial(growth_table, bench, args.size, args.counts, args.growth_methods),
+        "large": partial(growth_table, bench, args.large, args.large_counts, args.large_methods),
+        "lora": partial(lora_table, bench, args.size),
+    }
+    for name in args.tables:
+        tables[name]()
 
 
 if __name__ == "__main__":

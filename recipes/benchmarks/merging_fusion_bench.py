@@ -14,7 +14,7 @@ with meter.part("import"):
     from fusion_bench import BaseModelPool
     from transformers import CLIPVisionModel
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) > 1:
     folder, count, name, arguments, out = sys.argv[1:]
     with meter.part("load"):
         sources = {"_pretrained_": "base", **{f"task-{index}": f"task-{index}" for index in range(int(count))}}

@@ -14,7 +14,7 @@ with meter.part("import"):
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) > 1:
     folder, count, method, parameters, out = sys.argv[1:]
     own = json.loads(parameters)
     models = [{"model": str(Path(folder) / f"task-{index}"), "parameters": own["each"]} for index in range(int(count))]

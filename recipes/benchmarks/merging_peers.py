@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.benchmarks.merging_runs import Run
+
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,11 @@ class Peer:
 
     Attributes:
         name: Its name in tables.
-        python: The interpreter it needs.
+        python: The version of Python it needs.
         packages: What to install; fusion-bench imports more than it declares.
-        worker: The script that runs one merge.
+        worker: The script that runs one merge; without arguments it only imports the package.
         calls: For each of our methods, its own name and arguments for the same mathematics.
+        towers: Where its checkpoints lie in the folder of the towers.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Peer:
     packages: tuple[str, ...]
     worker: str
     calls: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    towers: str = "."
 
 
 def _kit(
@@ -41,22 +46,23 @@ def _kit(
 
 
 MERGEKIT = Peer(
-    "mergekit 0.1.5", "python3.11", ("torch<2.14", "mergekit==0.1.5"), "merging_mergekit.py",
+    "mergekit 0.1.5", "3.11", ("torch<2.14", "mergekit==0.1.5"), "merging_mergekit.py",
     {
         "average": ("linear", _kit({"weight": 1.0}, base=None)),
         "task_arithmetic": ("task_arithmetic", _kit({"weight": 1.0})),
         "ties": ("ties", _kit({"weight": 1.0, "density": 0.2}, {"normalize": True})),
         "dare": ("dare_linear", _kit({"weight": 1.0, "density": 0.1})),
         "breadcrumbs": ("breadcrumbs", _kit({"weight": 1.0, "density": 0.143, "gamma": 0.007})),
-        "della": ("della", _kit({"weight": 1.0, "density": 0.3, "epsilon": 0.07}, {"normalize": True})),
+        "della": ("della", _kit({"weight": 1.0, "density": 0.7, "epsilon": 0.07}, {"normalize": True})),
         "sce": ("sce", _kit({}, {"select_topk": 0.1})),
         "model_stock": ("model_stock", _kit({})),
         "karcher": ("karcher", _kit({}, base=None)),
         "slerp": ("slerp", _kit({}, {"t": 0.5}, base="task-0")),
     },
+    "flat",
 )  # fmt: skip
 FUSION_BENCH = Peer(
-    "fusion-bench 0.2.33", "python3.12",
+    "fusion-bench 0.2.33", "3.12",
     ("torch", "transformers<5", "fusion-bench==0.2.33", "lightning", "hydra-core", "torchvision", "peft<0.18"),
     "merging_fusion_bench.py",
     {
@@ -79,31 +85,19 @@ FUSION_BENCH = Peer(
 PEERS = {"mergekit": MERGEKIT, "fusion_bench": FUSION_BENCH}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One merge in a process of its own: seconds of the whole and of its parts, and peak anonymous memory in bytes."""
-
-    seconds: float
-    parts: dict[str, float]
-    peak: int
-
-    @property
-    def merging(self) -> float:
-        """Seconds without imports and loading."""
-        return sum(value for name, value in self.parts.items() if name not in ("import", "load"))
-
-
 def environment(peer: Peer, folder: Path) -> str | None:
     """The interpreter of the peer's virtual environment, built if need be; a reason in words goes to the screen."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        interpreter = shutil.which(peer.python)
+        interpreter = shutil.which(f"python{peer.python}")
         if interpreter is None:
-            print(f"{peer.name} is skipped: no {peer.python} here")
+            print(f"{peer.name} is skipped: no python{peer.python} here")
             return None
+        chosen = {**os.environ, "PYENV_VERSION": peer.python}  # without it, pyenv's shims find one version only
         try:
-            subprocess.run([interpreter, "-m", "venv", folder], check=True)
+            subprocess.run([interpreter, "-m", "venv", folder], check=True, env=chosen)
             subprocess.run([python, "-m", "pip", "install", "--quiet", *peer.packages], check=True)
+            subprocess.run([python, HERE / peer.worker], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         except subprocess.CalledProcessError as error:
             print(f"{peer.name} is skipped: its environment cannot be built ({error})")
             return None
@@ -116,24 +110,38 @@ def run_ours(towers: Path, count: int, method: str, settings: dict[str, Any], ou
     return _run([sys.executable, HERE / "merging_ours.py", towers, count, method, json.dumps(settings), out], out)
 
 
-def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out: Path) -> Run:
-    """One merge by a peer."""
+def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out: Path, **settings: object) -> Run:
+    """One merge by a peer.
+
+    Raises:
+        RuntimeError: If it fails, or writes less than a whole model.
+    """
     name, arguments = peer.calls[method]
-    return _run([python, HERE / peer.worker, towers, count, name, json.dumps(arguments), out], out)
+    words = [python, HERE / peer.worker, towers / peer.towers, count, name, json.dumps({**arguments, **settings}), out]
+    run = _run(words, out)
+    whole, written = (_size(folder) for folder in (towers / "task-0", out))
+    if written < 0.99 * whole:
+        raise RuntimeError(f"{peer.name} wrote {written} bytes of weights where a model has {whole}")
+    return run
+
+
+def run_lora(folder: Path, size: str, count: int, by: str) -> Run:
+    """The sum of adapters, by "ours" or by "peft"."""
+    return _run([sys.executable, HERE / "merging_lora.py", folder, size, count, by], folder / "merged")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _run(command: list[object], out: Path) -> Run:
     shutil.rmtree(out, ignore_errors=True)
-    quiet = {
-        "PYTHONPATH": str(HERE.parents[1]),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1",
-    }
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     start = time.perf_counter()
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, env={**os.environ, **quiet}, check=False
-    )
+        [str(word) for word in command], capture_output=True, text=True, check=False,
+        env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     lines = [line for line in done.stdout.splitlines() if line.startswith("METER ")]
     if done.returncode != 0 or not lines:

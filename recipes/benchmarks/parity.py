@@ -26,7 +26,7 @@ from hf_taskvec.recipe import arg, parse_recipe
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from recipes.benchmarks.merging_data import make_towers
+from recipes.benchmarks.merging_data import make_checkpoints
 from recipes.benchmarks.merging_peers import PEERS, Peer, environment, run_peer
 
 # Our settings for the peer's mathematics, and why a difference is left where one is.
@@ -110,7 +110,7 @@ def compare_peft() -> str:
 
 def main(args: ParityArguments) -> None:
     folder = Path(args.folder)
-    make_towers(folder / "tiny", size="tiny", count=args.count, checkpoints=True)
+    make_checkpoints(folder / "tiny", size="tiny", count=args.count)
     pythons = {name: environment(PEERS[name], folder / PEERS[name].worker.removesuffix(".py")) for name in args.peers}
     print("| peer | method | our settings | largest difference | difference in norm | why |\n|---|---|---|---|---|---|")
     print(f"| peft | LoRA sum, svd | | {compare_peft()} | |", flush=True)

@@ -1,0 +1,80 @@
+"""What the merging benchmark has measured so far, and lines of its tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Run:
+    """One merge in a process of its own: seconds of the whole and of its parts, and peak anonymous memory in bytes."""
+
+    seconds: float
+    parts: dict[str, float]
+    peak: int
+
+    @property
+    def merging(self) -> float:
+        """Seconds without imports and loading: some merge while they write, so that saving belongs to it."""
+        return sum(value for name, value in self.parts.items() if name not in ("import", "load"))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Every run ever measured into one file: a benchmark that was stopped goes on from there.
+
+    Attributes:
+        path: JSON lines.
+    """
+
+    path: Path
+
+    def median(self, key: Sequence[object], run: Callable[[], Run], count: int) -> Run:
+        """The run with the median time among those of `key`, after as many more as `count` asks for."""
+        found = [Run(**line["run"]) for line in self._lines() if line["key"] == list(key)]
+        while len(found) < count:
+            found.append(run())
+            with self.path.open("a") as file:
+                file.write(json.dumps({"key": list(key), "run": dataclasses.asdict(found[-1])}) + "\n")
+        return sorted(found, key=lambda one: one.seconds)[len(found) // 2]
+
+    def _lines(self) -> list[dict]:
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+def per_step(low: Run, high: Run, steps: int) -> Run:
+    """What one of the `steps` costs by which two runs differ."""
+    step = (high.merging - low.merging) / steps
+    return Run(step, {"step": step}, high.peak)
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second that a copy of 1 GB moves, reads and writes together, by all threads."""
+    source, target = torch.ones(1 << 27), torch.empty(1 << 27)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(seconds)
+
+
+def line(*cells: object) -> None:
+    """Prints one line of a Markdown table."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def header(*cells: str) -> None:
+    """Prints the head of a Markdown table."""
+    print()
+    line(*cells)
+    line(*["---"] * len(cells))
