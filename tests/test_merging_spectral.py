@@ -152,9 +152,18 @@ def test_parameters_that_are_no_matrices_are_averaged() -> None:
         for _ in range(3)
     ]
     expected = merge(inputs, "average")
-    for method in ("tsv_m", "iso_c", "iso_cts", "cart", "wudi"):
+    for method in ("tsv_m", "iso_c", "iso_cts", "cart"):
         for name, delta in merge(inputs, method).deltas.items():
             torch.testing.assert_close(delta, expected.deltas[name])
+
+
+def test_wudi_leaves_all_but_linear_layers_at_the_base() -> None:
+    names = {"embeddings.position_embedding.weight": (5, 4), "layer_norm.bias": (4,), "patch.weight": (2, 3, 2, 2)}
+    inputs = [TaskVector({"fc1.weight": deltas_of(1, (6, 4), seed=seed)[0]}) for seed in (1, 2)]
+    inputs = [TaskVector({**vector.deltas, **{n: torch.ones(s) for n, s in names.items()}}) for vector in inputs]
+    merged = merge(inputs, "wudi", steps=2)
+    assert not any(merged.deltas[name].any() for name in names)
+    assert merged.deltas["fc1.weight"].all()
 
 
 # -- wudi -------------------------------------------------------------------------------------------------------------

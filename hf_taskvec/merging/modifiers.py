@@ -35,8 +35,9 @@ def lines(
         of: The method whose result is scaled.
         of_settings: Its settings.
         shallow: Factor of the first layer and of everything outside the layers, the paper's alpha. By default the L1
-            norm of the vectors' sum over that of the result, divided by T, as in the paper.
-        growth: What the last layer's factor is more, the paper's beta, which it tunes.
+            norm of the vectors' sum over that of the result, divided by T, as in the authors' code.
+        growth: What the last layer's factor is more, the paper's beta, which replaces the scaling: the authors choose
+            it on validation data from .1 to 1 (1.5 with TIES) and have no default; .5 is the middle.
     """
     merged = _inner(of, of_settings, vectors)
     if shallow is None:

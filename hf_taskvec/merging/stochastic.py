@@ -55,16 +55,19 @@ def dare_ties(vectors: Sequence[TaskVector], *, density: float = 0.1, seed: int 
 
 
 @merge_method("della", paper="2406.11617")
-def della(vectors: Sequence[TaskVector], *, density: float = 0.3, epsilon: float = 0.14, seed: int = 0) -> TaskVector:
+def della(vectors: Sequence[TaskVector], *, density: float = 0.7, epsilon: float = 0.14, seed: int = 0) -> TaskVector:
     """Drops entries at random, small ones more often, rescales, and averages those that agree with the elected sign.
 
     Ranks count within a row, the weights of one output; a parameter of one dimension is one row. The entry with rank r
-    of n from the top is kept with chance `density + epsilon / 2 - epsilon * r / n`.
+    of n from the top (r = 0, 1, …) is kept with chance `density + epsilon / 2 - epsilon * r / n`; the authors' code
+    spreads the same window over n - 1 steps. An entry whose kept deltas sum to exactly 0 stays 0, where that code takes
+    the positive ones. The defaults are those of the command in the authors' README (drop rate .3, window size .14),
+    which applies a scaling of 1.1; the paper tunes all three.
 
     Args:
         vectors: Vectors of one base.
-        density: Mean chance of an entry to be kept; the paper tunes it.
-        epsilon: Difference of that chance between the largest and the smallest entry; the paper tunes it.
+        density: Mean chance of an entry to be kept: one minus the paper's drop rate.
+        epsilon: Difference of that chance between the largest and the smallest entry, the paper's window size.
         seed: Source of chance, as in `dare`.
 
     Raises:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import UnknownNameError, check_positive
+from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method
-from hf_taskvec.merging.spectral import map_matrices
 from hf_taskvec.vector import TaskVector
 
 Solver = Literal["adam", "exact"]
@@ -30,11 +30,15 @@ def wudi(
     The gradient is 2 (M S - C) with S the sum of D_iᵀ D_i / |D_i|² and C that of D_i D_iᵀ D_i / |D_i|². Both are
     computed once, so that a step costs one matrix product whatever the number of vectors.
 
+    As in the authors' code, only linear layers are merged: embeddings, norms and biases stay at the base. That code
+    treats the stacked weights of queries, keys and values as one matrix; here, as in Transformers, they are three.
+
     Args:
         vectors: Vectors of one base.
-        solver: "adam" descends from the sum of the vectors, as the paper does: it stops early, and its results are the
-            published ones, so it is the default. "exact" returns the minimum that descent would reach in the end,
-            C S⁺; it is hundreds of times faster, but also fits directions in which the vectors hold only noise.
+        solver: "adam" descends from the sum of the vectors, as the paper does. It is far from the minimum when it
+            stops (`recipes/benchmarks/wudi_solvers.py`), but its results are the published ones, so it is the default.
+            "exact" returns the minimum that descent would reach in the end, C S⁺; it is hundreds of times faster, its
+            result is shorter, and deltas twice as large give one twice as large, which fixed steps do not.
         steps: Steps of Adam.
         learning_rate: Its learning rate.
         cutoff: Directions in which S has less than this fraction of its largest eigenvalue are left out by "exact".
@@ -49,14 +53,20 @@ def wudi(
     check_positive("learning_rate", learning_rate)
     check_positive("cutoff", cutoff)
 
+    wide = wide_dtype(vectors)
+
+    def compute(name: str) -> Tensor:
+        deltas = stacked(vectors, name, wide)
+        if deltas.ndim != 3 or name.endswith("embedding.weight") or not deltas.any():
+            return torch.zeros_like(deltas[0])
+        return merge_matrices(deltas).to(wide)
+
     def merge_matrices(deltas: Tensor) -> Tensor:
-        if not deltas.any():
-            return deltas[0]
         if solver == "exact":
             return solve(*normal_equations(deltas.double()), cutoff=cutoff)
         return descend(deltas.sum(dim=0), *normal_equations(deltas), steps=steps, learning_rate=learning_rate)
 
-    return map_matrices(merge_matrices, vectors)
+    return map_parameters(compute, vectors)
 
 
 def normal_equations(deltas: Tensor) -> tuple[Tensor, Tensor]:
