@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_taskvec.base import Base
+from hf_taskvec.errors import UnknownNameError
 from hf_taskvec.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.names import canonical, parameters_of
 from hf_taskvec.pooling import pooled
@@ -92,6 +94,19 @@ class ImageClassifier(nn.Module):
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Logits (N, C) of uint8 images (N, 3, H, W)."""
         return {"logits": classify(self, self.head, self.normalize(pixel_values))}
+
+    def freeze_except(self, patterns: Sequence[str]) -> None:
+        """Freezes the parameters whose canonical name fits none of the patterns, in which `*` stands for anything.
+
+        Raises:
+            UnknownNameError: If a pattern fits no trainable parameter.
+        """
+        trained = canonical((name, value) for name, value in self.named_parameters() if value.requires_grad)
+        for pattern in patterns:
+            if not fnmatch.filter(trained, pattern):
+                raise UnknownNameError("trainable parameter", pattern, trained)
+        for name, parameter in trained.items():
+            parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
     def weights(self) -> dict[str, Tensor]:
         """The trainable parameters, detached, under canonical names."""

@@ -36,6 +36,13 @@ class TaskVectorConfig(TrainingArguments):
     include_projection: bool = field(
         default=False, metadata={"help": "Train visual_projection too and make it part of the vector."}
     )
+    trainable_parameters: list[str] = field(
+        default_factory=lambda: ["*"],
+        metadata={
+            "help": "Patterns of the parameters to train, such as '*.mlp.*.weight'; the vector covers these alone. "
+            "Fewer parameters can mean less interference between tasks (arXiv 2407.07089)."
+        },
+    )
     full_batch: bool = field(
         default=False,
         metadata={
@@ -70,6 +77,8 @@ class TaskVectorConfig(TrainingArguments):
         for step in self.record_steps:
             if step < 1:
                 raise ValueError(f"record_steps must be positive, got {step}")
+        if not self.trainable_parameters:
+            raise ValueError("trainable_parameters is empty, so nothing would be trained; ['*'] trains all of them")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay False: batches come ready-made")
         if self.full_batch:

@@ -89,8 +89,10 @@ class TaskVectorTrainer(Trainer):
             validation = self.load_images("validation") if wanted else None
         if args.full_batch:
             prepare_full_batch(args, len(train), base)
+        model = self.build_classifier(args.include_projection)
+        model.freeze_except(args.trainable_parameters)
         super().__init__(
-            model=self.build_classifier(args.include_projection),
+            model=model,
             args=args,
             train_dataset=train,
             eval_dataset=validation,
@@ -156,7 +158,7 @@ class TaskVectorTrainer(Trainer):
             settings={
                 "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
                 "warmup_steps": args.warmup_steps, "max_grad_norm": args.max_grad_norm,
-                "num_train_epochs": args.num_train_epochs,
+                "num_train_epochs": args.num_train_epochs, "trainable_parameters": args.trainable_parameters,
             },
             versions=library_versions(),
         )  # fmt: skip

@@ -16,6 +16,7 @@ from hf_taskvec import Task, TaskVector, TaskVectorConfig, TaskVectorTrainer, ev
 from hf_taskvec.base import Base
 from hf_taskvec.classifier import ImageClassifier
 from hf_taskvec.errors import DataError, UnknownNameError
+from hf_taskvec.names import parameters_of
 from hf_taskvec.pixels import IGNORED, PADDING, load_pixels
 from hf_taskvec.trainer import ShuffledSampler
 from tests.bases import same_base, save_colour_dataset, save_tiny_base
@@ -68,6 +69,29 @@ def test_the_projection_is_trained_only_if_asked(base: Base, task: Task, tmp_pat
     vector = trainer.task_vector()
     assert vector.deltas["visual_projection.weight"].any()
     assert vector.info.include_projection
+
+
+def test_only_the_named_parameters_are_trained_and_make_the_vector(base: Base, task: Task, tmp_path: Path) -> None:
+    args = settings(tmp_path, trainable_parameters=["*.mlp.*.weight"], num_train_epochs=1)
+    trainer = TaskVectorTrainer(base, args, task=task)
+    trainer.train()
+    vector, expected = trainer.task_vector(), parameters_of(base.model)
+    chosen = {f"vision_model.encoder.layers.{layer}.mlp.{part}.weight" for layer in (0, 1) for part in ("fc1", "fc2")}
+    assert set(vector.deltas) == chosen
+    assert all(delta.any() for delta in vector.deltas.values())
+    moved = {name for name, value in parameters_of(trainer.model).items() if not torch.equal(value, expected[name])}
+    assert moved == chosen
+    assert vector.info.settings["trainable_parameters"] == ["*.mlp.*.weight"]
+    edited = vector.apply_to(base)
+    for name, value in parameters_of(trainer.model).items():
+        torch.testing.assert_close(parameters_of(edited.model)[name], value, atol=1e-6, rtol=0, msg=name)
+
+
+def test_an_unknown_parameter_to_train_is_refused(base: Base, task: Task, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"trainable parameter '\*\.mpl\.\*'"):
+        TaskVectorTrainer(base, settings(tmp_path, trainable_parameters=["*.mpl.*"]), task=task)
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        settings(tmp_path, trainable_parameters=[])
 
 
 def test_training_learns_the_task_and_the_vector_carries_it(base: Base, task: Task, tmp_path: Path) -> None:

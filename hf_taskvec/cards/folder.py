@@ -14,6 +14,7 @@ from hf_taskvec.storage import read_json
 
 CARD_NAME = "README.md"
 REPORT_NAME = "report.json"
+PICTURE_NAME = "scaling.png"
 BASE_CONFIG_NAME = "config.json"
 
 
@@ -26,7 +27,8 @@ def render_folder_card(folder: Path, *, repo_id: str) -> str:
     report = Report.load(folder / REPORT_NAME) if (folder / REPORT_NAME).is_file() else None
     if (folder / CONFIG_NAME).is_file():
         epochs = sorted(float(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*"))
-        return render_vector_card(read_info(folder), report, repo_id=repo_id, epochs=epochs)
+        picture = PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None
+        return render_vector_card(read_info(folder), report, repo_id=repo_id, epochs=epochs, picture=picture)
     if (folder / APPLIED_NAME).is_file():
         applied = read_json(folder / APPLIED_NAME)
         info = VectorInfo.from_dict(applied["vector"])

@@ -19,8 +19,9 @@ from hf_taskvec.tasks import TASKS
 
 
 def render_vector_card(
-    info: VectorInfo, report: Report | None = None, *, repo_id: str, epochs: Sequence[float] = ()
-) -> str:
+    info: VectorInfo, report: Report | None = None, *, repo_id: str, epochs: Sequence[float] = (),
+    picture: str | None = None,
+) -> str:  # fmt: skip
     """The card of a task vector.
 
     Args:
@@ -28,11 +29,21 @@ def render_vector_card(
         report: How the base with this vector does.
         repo_id: Where the card stands.
         epochs: The epochs that the repository also holds, one folder each.
+        picture: File beside the card that shows accuracies against the scaling.
     """
     return _render(
         "vector.md.j2", metadata=vector_metadata(info, report, repo_id=repo_id), info=info, report=report,
         repo_id=repo_id, epochs=[f"{epoch:g}" for epoch in epochs], facts=facts_of(info), tasks=task_names(info),
+        picture=picture, can_evaluate=_is_registered(info),
     )  # fmt: skip
+
+
+def _is_registered(info: VectorInfo) -> bool:
+    """Whether `get_tasks` gives the very data of all of the vector's tasks."""
+    if info.parents:
+        return all(map(_is_registered, info.parents))
+    task = TASKS.get(info.task or "")
+    return task is not None and task.dataset == info.dataset
 
 
 def render_model_card(info: VectorInfo, report: Report | None = None, *, repo_id: str, scaling: float) -> str:
@@ -66,7 +77,6 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
         "covers": "vision tower and visual projection" if info.include_projection else "vision tower",
         "task": info.task,
         "method": info.method,
-        "merged from": ", ".join(parent.label for parent in info.parents),
         "dataset": " ".join(filter(None, (info.dataset, info.dataset_config))),
         "dataset revision": info.dataset_revision,
         "images per epoch": info.num_images,
@@ -102,5 +112,5 @@ def _environment() -> Environment:
         "md": text.markdown, "code": text.code, "py": text.literal, "fence": text.fence, "bars": text.bars,
         "percent": percent,
     }  # fmt: skip
-    environment.globals |= {"registered": TASKS, "methods": METHODS, "embedded": EMBEDDED}
+    environment.globals |= {"methods": METHODS, "embedded": EMBEDDED}
     return environment
