@@ -76,6 +76,8 @@ FUSION_BENCH = Peer(
             "DareTaskArithmetic",
             {"scaling_factor": 1.0, "sparsity_ratio": 0.9, "only_on_linear_weights": False, "rescale": True},
         ),
+        "magmax": ("MagMaxAlgorithm", {"scaling_factor": 1.0}),
+        "slerp": ("SlerpMergeAlgorithm", {"t": 0.5}),
         "iso_c": ("ISO_C_Merge", {"scaling_factor": 1.0}),
         "iso_cts": ("ISO_CTS_Merge", {"scaling_factor": 1.0, "common_space_fraction": 0.8}),
         "tsv_m": ("TaskSingularVectorMerging", {"alpha": 1.0}),

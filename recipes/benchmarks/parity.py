@@ -1,6 +1,9 @@
 """Whether our merges and the peers' own packages agree, method by method, on small synthetic towers.
 
 python recipes/benchmarks/parity.py
+
+A difference is the largest one over the largest entry, and that of the norms over the norm. Where chance decides, it
+is the share of entries that are not zero and the slope on the sum of the vectors, ours and theirs.
 """
 
 from __future__ import annotations
@@ -8,9 +11,9 @@ from __future__ import annotations
 import copy
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -28,27 +31,8 @@ if __name__ == "__main__":
 
 from recipes.benchmarks.merging_data import make_checkpoints
 from recipes.benchmarks.merging_peers import PEERS, Peer, environment, run_peer
-
-# Our settings for the peer's mathematics, and why a difference is left where one is.
-CASES: list[tuple[str, str, dict[str, Any], str]] = [
-    ("mergekit", "average", {}, ""),
-    ("mergekit", "task_arithmetic", {}, ""),
-    ("mergekit", "ties", {"scope": "parameter"}, "mergekit keeps int(density n) entries, we round"),
-    ("mergekit", "dare", {}, "other random numbers: shares kept and means are compared"),
-    ("mergekit", "breadcrumbs", {}, "mergekit zeroes parameters in which its share rounds to nothing"),
-    ("mergekit", "sce", {}, "mergekit divides by the weights that are left at each entry, the paper does not"),
-    ("mergekit", "slerp", {}, ""),
-    ("mergekit", "model_stock", {}, "mergekit leaves negative cosines in"),
-    ("mergekit", "karcher", {}, "mergekit averages whole weights, not what was added to the base"),
-    ("fusion_bench", "average", {}, ""),
-    ("fusion_bench", "task_arithmetic", {}, ""),
-    ("fusion_bench", "ties", {}, "fusion-bench keeps one entry more"),
-    ("fusion_bench", "dare", {}, "other random numbers: shares kept and means are compared"),
-    ("fusion_bench", "iso_c", {}, "decomposed in float32 there"),
-    ("fusion_bench", "iso_cts", {}, "decomposed in float32 there"),
-    ("fusion_bench", "tsv_m", {}, "decomposed in float32 there"),
-    ("fusion_bench", "wudi", {"steps": 3}, "Adam divides by tiny gradients: rounding shows"),
-]
+from recipes.benchmarks.merging_runs import header, line
+from recipes.benchmarks.parity_cases import CASES, Case
 
 
 @dataclass
@@ -60,32 +44,54 @@ class ParityArguments:
     count: int = arg("Number of vectors.", default=4)
 
 
-def difference(ours: TaskVector, theirs: dict[str, Tensor]) -> str:
+def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     """The largest difference over the largest entry, and the relative difference in norm."""
-    flat = [torch.cat([deltas[name].flatten().double() for name in ours]) for deltas in (ours.deltas, theirs)]
+    if not ours:
+        return "no such parameter"
+    flat = [torch.cat([deltas[name].flatten().double() for name in ours]) for deltas in (ours, theirs)]
     error = flat[0] - flat[1]
-    return f"{float(error.abs().max() / flat[1].abs().max()):.1e} | {float(error.norm() / flat[1].norm()):.1e}"
+    return f"{float(error.abs().max() / flat[1].abs().max()):.1e}, {float(error.norm() / flat[1].norm()):.1e}"
 
 
-def statistics(ours: TaskVector, theirs: dict[str, Tensor]) -> str:
-    """Shares of entries that are not zero, and norms."""
-    flat = [torch.cat([deltas[name].flatten().double() for name in ours]) for deltas in (ours.deltas, theirs)]
-    shares = " and ".join(f"{float((one.abs() > 1e-7).double().mean()):.4f}" for one in flat)
-    return f"not zero: {shares} | norms: {' and '.join(f'{float(one.norm()):.4f}' for one in flat)}"
+def statistics(merged: Mapping[str, Tensor], total: Mapping[str, Tensor]) -> str:
+    """The share of entries that are not zero, and the slope on the sum of the vectors: 1 if that is the expectation."""
+    one, whole = (torch.cat([deltas[name].flatten().double() for name in merged]) for deltas in (merged, total))
+    return f"{float((one.abs() > 1e-8).double().mean()):.4f}, {float(one @ whole / whole.square().sum()):.4f}"
 
 
-def compare(peer: Peer, python: str, method: str, settings: dict[str, Any], towers: Path, count: int) -> str:
-    count = 2 if method == "slerp" else count
-    weights = [open_checkpoint(towers / f"task-{index}").tensors for index in range(count)]
+def compare(case: Case, peer: Peer, python: str, towers: Path, count: int) -> list[str]:
+    """Cells of the table: how far we are from the peer, and how far where or when the reason does not count."""
+    count = 2 if case.method == "slerp" else count
     base = open_checkpoint(towers / "base").tensors
+    weights = [open_checkpoint(towers / f"task-{index}").tensors for index in range(count)]
     with tempfile.TemporaryDirectory() as out:
-        run_peer(peer, python, towers, count, method, Path(out) / "merged")
-        merged = open_checkpoint(Path(out) / "merged").tensors
-        if method == "slerp":  # on whole weights
-            return difference(merge([TaskVector(one) for one in weights], method, **settings), merged)
-        ours = merge([TaskVector.from_weights(base, one) for one in weights], method, **settings)
-        theirs = {name: merged[name].double() - base[name].double() for name in ours}
-        return statistics(ours, theirs) if method == "dare" else difference(ours, theirs)
+        run_peer(peer, python, towers, count, case.method, Path(out) / "merged")
+        merged = {name: tensor.double() for name, tensor in open_checkpoint(Path(out) / "merged").tensors.items()}
+    if case.weights:
+        vectors, theirs = [TaskVector(one) for one in weights], merged
+    else:
+        vectors = [TaskVector.from_weights(base, one) for one in weights]
+        theirs = {name: merged[name] - base[name].double() for name in vectors[0]}
+    ours = merge(vectors, case.method, **case.settings).deltas
+    if case.chance:
+        total = merge(vectors, "task_arithmetic").deltas
+        return [f"{statistics(ours, total)} and {statistics(theirs, total)}", ""]
+    return [difference(ours, theirs), explained(case, vectors, ours, theirs)]
+
+
+def explained(case: Case, vectors: list[TaskVector], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """What is left of a difference, given its reason."""
+    deltas = {name: torch.stack([vector.deltas[name] for vector in vectors]) for name in ours}
+    if case.restated is not None:
+        restated = case.restated
+        return difference({name: restated(stack) for name, stack in deltas.items()}, theirs)
+    if case.kept is not None:
+        size = sum(delta.numel() for delta in ours.values())
+        return difference(merge(vectors, case.method, density=case.kept(size)).deltas, theirs)
+    if case.untouched is not None:
+        spared = {name: ours[name] for name, stack in deltas.items() if case.untouched(name, stack)}
+        return f"{difference(spared, theirs)} ({len(spared)} of {len(ours)} parameters)"
+    return ""
 
 
 def compare_peft() -> str:
@@ -105,23 +111,25 @@ def compare_peft() -> str:
         ours = merge_adapters([read_adapter(folder), read_adapter(Path(folder) / "other")], weights=[0.7, -0.4])
         vector = ours.to_vector()
         modules = {name: adapted.base_model.model.get_submodule(name.removesuffix(".weight")) for name in vector}
-        return difference(vector, {name: module.get_delta_weight("both").detach() for name, module in modules.items()})
+        theirs = {name: module.get_delta_weight("both").detach() for name, module in modules.items()}
+        return difference(vector.deltas, theirs)
 
 
 def main(args: ParityArguments) -> None:
     folder = Path(args.folder)
     make_checkpoints(folder / "tiny", size="tiny", count=args.count)
     pythons = {name: environment(PEERS[name], folder / PEERS[name].worker.removesuffix(".py")) for name in args.peers}
-    print("| peer | method | our settings | largest difference | difference in norm | why |\n|---|---|---|---|---|---|")
-    print(f"| peft | LoRA sum, svd | | {compare_peft()} | |", flush=True)
-    for name, method, settings, reason in CASES:
-        if (python := pythons.get(name)) is None:
+    header("peer", "method", "our settings", "difference", "left if the reason does not count", "reason")
+    line("peft", "sum of two LoRA adapters, svd", "", compare_peft(), "", "")
+    for case in CASES:
+        if (python := pythons.get(case.peer)) is None:
             continue
         try:
-            found = compare(PEERS[name], python, method, settings, folder / "tiny", args.count)
+            cells = compare(case, PEERS[case.peer], python, folder / "tiny", args.count)
         except (RuntimeError, CheckpointError) as error:
-            found = f"failed | {' '.join(str(error).split())[-200:]}"
-        print(f"| {PEERS[name].name} | {method} | {settings or ''} | {found} | {reason} |", flush=True)
+            cells = [f"failed: {' '.join(str(error).split())[-200:]}", ""]
+        settings = ", ".join(f"{key}={value!r}" for key, value in case.settings.items())
+        line(PEERS[case.peer].name, case.method, settings, *cells, case.reason)
 
 
 if __name__ == "__main__":
