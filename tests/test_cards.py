@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 from transformers import CLIPModel
 
-from hf_taskvec.artifact import read_info, save_vector
+from hf_taskvec import evaluate, get_tasks, load_base, merge
+from hf_taskvec.artifact import CONFIG_NAME, read_info, save_vector
+from hf_taskvec.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.cards import (
     CARD_NAME,
+    PICTURE_NAME,
     REPORT_NAME,
     render_base_card,
     render_folder_card,
@@ -21,9 +27,10 @@ from hf_taskvec.cards import (
     render_vector_card,
 )
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.hub import write_repository
+from hf_taskvec.hub import push_model_to_hub, push_series_to_hub, push_to_hub, write_repository
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.report import Report, TaskResult
+from hf_taskvec.tasks import TASKS
 from hf_taskvec.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import HubServer
@@ -181,11 +188,82 @@ def without_code(body: str) -> str:
     return "\n".join(lines)
 
 
-def test_the_code_in_a_card_runs(tmp_path: Path, base: CLIPModel) -> None:
-    info = replace(VectorInfo(task="odd \"name' \\ \n `"), base="user/base")
-    card = render_vector_card(replace(info, base='us"er/base'), REPORT, repo_id="user/x")
+def test_the_code_in_a_card_is_sound_whatever_the_names() -> None:
+    info = VectorInfo(task="odd \"name' \\ \n `", base='us"er/base')
+    card = render_vector_card(info, REPORT, repo_id="user/x")
     for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         compile(block, "card", "exec")
+
+
+def run_code(card: str) -> dict[str, Any]:
+    """Runs all Python in a card, blocks and calls in the text; gives the names that it defined."""
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert blocks
+    for code in [*blocks, *re.findall(r"`(TaskVector\.[^`]*)`", card)]:
+        exec(code, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TaskVector:
+    """A vector of the embedded base."""
+    model = load_base().model
+    vector = TaskVector.from_models(model, model)
+    deltas = {name: delta + 1e-4 for name, delta in vector.deltas.items()}
+    return TaskVector(deltas, replace(vector.info, base=EMBEDDED, kind="fine-tuned"))
+
+
+def of_task(vector: TaskVector, task: str, **changes: Any) -> TaskVector:
+    return TaskVector(vector.deltas, replace(vector.info, task=task, dataset=f"builtin:{task}", **changes))
+
+
+@pytest.mark.parametrize("kind", ["fine-tuned", "gradient", "merged"])
+def test_the_code_in_a_vectors_card_runs(
+    hub: HubServer, tiny: TaskVector, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vector = of_task(tiny, "digits", kind=kind)
+    if kind == "merged":
+        vector = merge([of_task(tiny, "digits"), of_task(tiny, "shapes")], "average")
+    report = Report("vector", "test", (TaskResult("digits", 0.5, 400),), scaling=0.5)
+    push_to_hub(vector, "user/x", report=report, token="write-user")
+    names = run_code(ModelCard.load("user/x").content)
+    assert equal_vectors(names["vector"], vector)
+    expected = vector.apply_to(names["base"], scaling=0.5).model.vision_model.post_layernorm.bias
+    assert torch.equal(names["model"].model.vision_model.post_layernorm.bias, expected)
+    printed = capsys.readouterr().out
+    assert [f"| {task} |" in printed for task in ("digits", "shapes")] == [True, kind == "merged"]
+
+
+def test_the_code_in_a_series_card_runs(hub: HubServer, tiny: TaskVector) -> None:
+    series = [of_task(tiny, "unregistered", epochs=epochs) for epochs in (1.0, 2.0)]
+    push_series_to_hub(series, "user/x", token="write-user")
+    card = ModelCard.load("user/x").content
+    assert 'subfolder="epoch-1"' in card
+    assert run_code(card)["vector"].info.epochs == 2.0
+
+
+def test_the_code_in_a_models_card_runs(hub: HubServer, tiny: TaskVector) -> None:
+    push_model_to_hub(tiny, "user/x", scaling=0.5, token="write-user")
+    names = run_code(ModelCard.load("user/x").content)
+    expected = tiny.apply_to(load_base(), scaling=0.5).model.state_dict()
+    for name, value in names["model"].state_dict().items():
+        torch.testing.assert_close(value.to(torch.float16), expected[name].to(torch.float16), rtol=0, atol=0)
+    assert names["processor"].tokenizer("a cat")["input_ids"]
+
+
+def test_results_on_other_data_than_the_registered_come_without_a_line_that_loads_those() -> None:
+    registered = replace(INFO, dataset=TASKS["mnist"].dataset)
+    assert "get_tasks" in render_vector_card(registered, REPORT, repo_id="user/x")
+    assert "get_tasks" not in render_vector_card(replace(INFO, dataset="my-mnist"), REPORT, repo_id="user/x")
+
+
+def test_a_card_says_where_its_vector_loses() -> None:
+    worse = replace(RESULT, accuracy=0.25)
+    assert "loses accuracy against the base on `mnist`." in render_vector_card(
+        INFO, replace(REPORT, results=(worse,)), repo_id="user/x"
+    )
+    assert "loses accuracy" not in render_vector_card(INFO, REPORT, repo_id="user/x")
 
 
 def test_a_repository_holds_what_its_card_says(tmp_path: Path, base: CLIPModel) -> None:
@@ -208,6 +286,18 @@ def test_a_published_card_is_what_its_configuration_and_report_give(folder: Path
     assert (folder / REPORT_NAME).is_file()
 
 
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+def test_the_code_in_a_published_card_runs(hub: HubServer, tmp_path: Path, folder: Path, tiny: TaskVector) -> None:
+    repo_id = f"hf-taskvec/{folder.name}"
+    if (folder / CONFIG_NAME).is_file():
+        vector = TaskVector(tiny.deltas, read_info(folder))  # other weights, but the base that it was published for
+        vector.save_pretrained(tmp_path / "v")
+        hub.store.add_folder("model", repo_id, tmp_path / "v")
+    else:
+        hub.store.add_folder("model", repo_id, TINY_CLIP)
+    run_code((folder / CARD_NAME).read_text(encoding="utf-8"))
+
+
 def test_the_recipes_publish_exactly_the_card(hub: HubServer, tmp_path: Path, base: CLIPModel) -> None:
     from recipes.make_card import CardArguments
     from recipes.make_card import main as make_card
@@ -216,13 +306,14 @@ def test_the_recipes_publish_exactly_the_card(hub: HubServer, tmp_path: Path, ba
 
     hub.api.tokens["write-hf"] = Token("hf-taskvec")
     vector = tiny_vector(base)
-    vector.save_pretrained(tmp_path / "weights" / "tiny-mnist")
+    vector.save_pretrained(tmp_path / "tiny-mnist")
     REPORT.save(tmp_path / "report.json")
     cards = tmp_path / "cards"
-    made = make_card(
+    (made,) = make_card(
         CardArguments(
-            str(tmp_path / "weights" / "tiny-mnist"), "tiny-mnist", report=str(tmp_path / "report.json"),
+            [str(tmp_path / "tiny-mnist")], report=str(tmp_path / "report.json"), name="tiny-mnist",
             license="apache-2.0", command="python recipes/finetune.py", output_dir=str(cards),
+            weights_dir=str(tmp_path / "weights"),
         )
     )  # fmt: skip
     assert sorted(path.name for path in made.iterdir()) == [CARD_NAME, REPORT_NAME, "task_vector_config.json"]
@@ -240,3 +331,29 @@ def test_the_recipes_publish_exactly_the_card(hub: HubServer, tmp_path: Path, ba
     (made / CARD_NAME).write_text("Trust me.")
     with pytest.raises(ValueError, match="is not what its configuration and report give"):
         publish(arguments)
+
+
+@pytest.mark.slow
+def test_a_card_is_made_from_vectors_alone(tmp_path: Path, tiny: TaskVector) -> None:
+    from recipes.make_card import CardArguments, name_of
+    from recipes.make_card import main as make_card
+
+    assert name_of(merge([tiny, tiny], "average")) == "tiny-clip-average"
+    vectors = {"gradient": of_task(tiny, "digits", kind="gradient"), "mine": of_task(tiny, "digits")}
+    for name, vector in vectors.items():
+        vector.save_pretrained(tmp_path / name)
+    sources = [str(tmp_path / name) for name in vectors]
+    arguments = CardArguments(sources, output_dir=str(tmp_path / "cards"), weights_dir=str(tmp_path / "weights"))
+    made = make_card(arguments)
+    assert [path.name for path in made] == ["tiny-clip-digits-gradient", "tiny-clip-digits"]
+    for folder, vector in zip(made, vectors.values(), strict=True):
+        report, card = Report.load(folder / REPORT_NAME), (folder / CARD_NAME).read_text()
+        assert card == render_folder_card(folder, repo_id=f"hf-taskvec/{folder.name}")
+        assert f"![Validation accuracy minus the base's, by task, against the scaling]({PICTURE_NAME})" in card
+        assert (folder / PICTURE_NAME).is_file()
+        assert equal_vectors(TaskVector.from_pretrained(tmp_path / "weights" / folder.name), vector)
+        by_hand = evaluate(vector.apply_to(load_base(), scaling=report.scaling or 0), get_tasks(["digits"]))
+        assert report.results[0].accuracy == by_hand.results[0].accuracy
+        assert report.results[0].zero_shot is not None
+        assert report.results[0].individual is not None
+    assert Report.load(made[1] / REPORT_NAME).scaling == 1.0

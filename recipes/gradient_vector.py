@@ -1,0 +1,39 @@
+"""Saves the gradient vector of a task: exact full-batch gradient descent, −η∇L for each epoch.
+
+python recipes/gradient_vector.py --task digits --learning_rate 0.05 --output_dir out/digits-gradient
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+
+from hf_taskvec import TaskVector, get_task, gradient_vector, load_base
+from hf_taskvec.recipe import arg, parse_recipe
+
+
+@dataclass
+class GradientArguments:
+    task: str = arg("A registered task, or a folder's name in data_dir.")
+    learning_rate: float = arg("The step size η.")
+    epochs: int = arg("Full-batch steps.", default=1)
+    base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
+    output_dir: str = arg("Where to save the vector.", default="out/gradient")
+
+
+def main(args: GradientArguments, command: str | None = None) -> TaskVector:
+    base, task, start = load_base(args.base), get_task(args.task, data_dir=args.data_dir), time.perf_counter()
+    vector = gradient_vector(base, task, learning_rate=args.learning_rate, epochs=args.epochs, progress=True)
+    info = dataclasses.replace(vector.info, command=command, seconds=round(time.perf_counter() - start, 1))
+    TaskVector(vector.deltas, info).save_pretrained(args.output_dir)
+    print(f"The vector is in {args.output_dir}")
+    return TaskVector.from_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    (arguments,) = parse_recipe(GradientArguments)
+    main(arguments, shlex.join(["python", *sys.argv]))
