@@ -69,7 +69,7 @@ def translated(error: Exception, where: str, doing: str) -> Exception:
     if isinstance(error, RevisionNotFoundError):
         return CheckpointError(f"{where} does not exist: the repository has no such revision")
     if isinstance(error, RemoteEntryNotFoundError):
-        return CheckpointError(f"{where} lacks a file: {error}")
+        return CheckpointError(f"{where} lacks a file: {plain(error)}")
     if isinstance(error, HfHubHTTPError):
         return HubError(f"{doing} {where} failed: {reason(error)}")
     if isinstance(error.__cause__, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
@@ -82,13 +82,18 @@ def translated(error: Exception, where: str, doing: str) -> Exception:
         )
     if isinstance(error, httpx2.HTTPError):
         return HubError(f"{doing} {where} failed: the connection was lost or too slow ({error!r}); run it again")
-    return HubError(f"{doing} {where} failed: {error}")
+    return HubError(f"{doing} {where} failed: {plain(error)}")
+
+
+def plain(text: object) -> str:
+    """What a server said, on one line of sane length and without control characters."""
+    return "".join(char if char.isprintable() else " " for char in str(text)[:1000])
 
 
 def reason(error: HfHubHTTPError) -> str:
     """What an HTTP error means, and the remedy."""
     status = error.response.status_code
-    said = error.server_message or f"status {status}"
+    said = plain(error.server_message or f"status {status}")
     if status == 401:
         return f"{said}: the token is invalid or has expired; log in again (hf auth login)"
     if status == 403:
@@ -97,10 +102,10 @@ def reason(error: HfHubHTTPError) -> str:
         return f"{said}: another push came first and nothing of this one was kept; look at the repository, push again"
     if status == 429:
         wait = error.response.headers.get("Retry-After")
-        return f"the Hub limits the rate of requests (429); try again {f'in {wait} s' if wait else 'later'}"
+        return f"the Hub limits the rate of requests (429); try again {f'in {plain(wait)} s' if wait else 'later'}"
     if status >= 500:
         return f"the Hub has trouble ({status}: {said}); try again later"
-    return str(said)
+    return said
 
 
 def with_retries(

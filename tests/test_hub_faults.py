@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from transformers import CLIPModel
 
 from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
 from hf_taskvec.hub import list_vectors, push_to_hub
+from hf_taskvec.hub_client import translated
 from hf_taskvec.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import Fault, HubServer
@@ -95,15 +98,19 @@ def test_a_connection_cut_in_mid_download_is_resumed(published: HubServer, tmp_p
     assert count(published, "GET /cdn") == 2
 
 
-def test_a_connection_cut_in_mid_upload_is_tried_again(hub: HubServer, tmp_path: Path, vector: TaskVector) -> None:
-    hub.faults.append(Fault("PUT /lfs", cut=100_000))
+@pytest.mark.parametrize("fault", [Fault("PUT /lfs", cut=100_000), Fault("PUT /lfs", status=502)], ids=["cut", "502"])
+def test_an_upload_that_breaks_off_is_tried_again(
+    hub: HubServer, tmp_path: Path, vector: TaskVector, fault: Fault
+) -> None:
+    hub.faults.append(replace(fault))
     push(vector)
     assert count(hub, "PUT /lfs") == 2
     assert equal_vectors(pull(tmp_path), vector)
 
 
-def test_a_slow_answer_is_asked_for_again(published: HubServer, tmp_path: Path, vector: TaskVector) -> None:
-    published.faults.append(Fault("GET /api/models", delay=3))
+@pytest.mark.parametrize("match", ["GET /api/models", "GET /cdn"])
+def test_a_slow_answer_is_asked_for_again(published: HubServer, tmp_path: Path, vector: TaskVector, match: str) -> None:
+    published.faults.append(Fault(match, delay=3))
     assert equal_vectors(pull(tmp_path), vector)
 
 
@@ -304,6 +311,21 @@ def test_a_branch_moved_between_calls_mixes_nothing(
     assert equal_vectors(pull(tmp_path), other)
 
 
+def test_a_branch_forced_elsewhere_between_calls_mixes_nothing(
+    published: HubServer, tmp_path: Path, vector: TaskVector, other: TaskVector
+) -> None:
+    def force() -> None:  # the commit that was asked for is gone
+        repo = published.store.get("model", REPO)
+        old = repo.head.id
+        push(other)
+        del repo.commits[old]
+
+    published.faults.append(Fault("HEAD .*config.json", call=lambda: in_thread(force)))
+    with pytest.raises(CheckpointError, match="no such revision"):
+        pull(tmp_path)
+    assert equal_vectors(pull(tmp_path), other)
+
+
 def in_thread(call: Callable[[], object]) -> None:
     thread = threading.Thread(target=call)
     thread.start()
@@ -344,6 +366,12 @@ def test_a_full_disk_stops_a_pull_and_leaves_the_cache_usable(
     assert equal_vectors(pull(tmp_path), vector)
 
 
+def test_a_full_disk_stops_a_push_before_it_reaches_the_hub(hub: HubServer, vector: TaskVector) -> None:
+    with disk_of(100_000), pytest.raises(OSError, match="File too large"):
+        push(vector)
+    assert hub.log == []
+
+
 def test_a_full_disk_stops_a_save_and_leaves_the_old_vector(
     tmp_path: Path, vector: TaskVector, other: TaskVector
 ) -> None:
@@ -373,6 +401,17 @@ def test_a_kill_in_mid_download_leaves_the_cache_usable(
     with pytest.raises(NotCachedError):
         pull(tmp_path, local_files_only=True)
     assert equal_vectors(pull(tmp_path), vector)
+
+
+def test_what_a_server_says_cannot_drive_the_terminal() -> None:
+    request = httpx2.Request("GET", "http://hub/x")
+    for status in (400, 401, 403, 404, 412, 429, 500):
+        response = httpx2.Response(status, request=request, headers={"Retry-After": "\x1b[2J"})
+        for kind in (HfHubHTTPError, RemoteEntryNotFoundError):
+            error = kind("\x1b[31mred\r\n", response=response, server_message="\x1b]0;owned\x07" + "x" * 10_000)
+            message = str(translated(error, REPO, "reading"))
+            assert message.isprintable()
+            assert len(message) < 2000
 
 
 def test_a_token_is_in_no_log_and_in_no_error(
