@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
     from hf_taskvec.trainer import TaskVectorTrainer
     from hf_taskvec.vector import TaskVector
+    from hf_taskvec.weights import choose_weights
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ _MODULES = {
     "tasks": ["SUITES", "TASKS", "Task", "get_task", "get_tasks"],
     "trainer": ["TaskVectorTrainer"],
     "vector": ["TaskVector"],
+    "weights": ["choose_weights"],
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -70,6 +72,7 @@ __all__ = [
     "VectorInfo",
     "alternating_tuning_and_merging",
     "choose_scaling",
+    "choose_weights",
     "create_collection",
     "evaluate",
     "get_task",

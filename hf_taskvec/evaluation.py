@@ -20,7 +20,7 @@ from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tensors import scaled_sum
 from hf_taskvec.vector import TaskVector
 
-SCALINGS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SCALINGS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
 
 def predict(model: Base, task: Task, split: Split = "test", *, batch_size: int = 256) -> tuple[Tensor, Tensor]:
@@ -96,11 +96,11 @@ def scaling_curve(
     if not scalings:
         raise ValueError("scalings must hold at least one value")
     edited = vector.apply_to(base, scaling=scalings[0])
-    originals = _touched(base, vector)
+    originals = touched(base, vector)
     reports = {}
     for scaling in tqdm(scalings, desc="trying scalings", disable=not progress, leave=False):
         with torch.no_grad():
-            for name, parameter in _touched(edited, vector).items():
+            for name, parameter in touched(edited, vector).items():
                 parameter.copy_(scaled_sum(originals[name], vector.deltas[name], scaling))
         reports[scaling] = evaluate(
             edited, tasks, split=split, batch_size=batch_size, label=vector.info.label, scaling=scaling
@@ -134,6 +134,7 @@ def evaluate_individually(
     return {task.name: evaluate(vectors[task.name].apply_to(base), [task], split=split).accuracy for task in tasks}
 
 
-def _touched(model: Base, vector: TaskVector) -> dict[str, Tensor]:
+def touched(model: Base, vector: TaskVector) -> dict[str, Tensor]:
+    """The parameters of a model that a vector changes, under canonical names."""
     named = model.model.named_parameters()
     return {canonical_name(name): parameter for name, parameter in named if canonical_name(name) in vector.deltas}

@@ -11,8 +11,18 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hf_taskvec import Report, TaskVectorConfig, evaluate, get_tasks, load_base, merge, scaling_curve
+from hf_taskvec import (
+    Report,
+    TaskVectorConfig,
+    choose_weights,
+    evaluate,
+    get_tasks,
+    load_base,
+    merge,
+    scaling_curve,
+)
 from hf_taskvec.evaluation import best_scaling, evaluate_individually
 from hf_taskvec.plots import plot_merge, save_figure
 from hf_taskvec.recipe import arg, parse_recipe
@@ -28,6 +38,7 @@ class QuickstartArguments:
     tasks: list[str] = arg("Tasks or suites.", default=["mini"])
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     methods: list[str] = arg("Merge methods.", default=["task_arithmetic"])
+    choose_weights: bool = arg("Also merge with one weight per vector, chosen on validation data.", default=False)
     seeds: list[int] = arg("Seeds of the fine-tuning runs.", default=[0])
 
 
@@ -44,14 +55,19 @@ def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[
             print(f"seed {seed}: fine-tuning on {task.name}")
             vectors[task.name] = train_vector(base, task, config, output_dir=folder / task.name, seed=seed)
         individual = evaluate_individually(base, vectors, tasks)
-        for method in args.methods:
-            merged = merge(list(vectors.values()), method, output_dir=folder / f"merged-{method}")
+        settings: dict[str, dict[str, Any]] = {method: {} for method in args.methods}
+        if args.choose_weights:
+            weights = choose_weights(base, list(vectors.values()), tasks, progress=True)
+            settings["task_arithmetic, weights"] = {"weights": weights}
+        for method, options in settings.items():
+            target = folder / f"merged-{method.replace(', ', '-')}"
+            merged = merge(list(vectors.values()), method.split(",")[0], output_dir=target, **options)
             curves[method] = scaling_curve(base, merged, tasks, progress=True)
             scaling = best_scaling(curves[method])
             model = merged.apply_to(base, scaling=scaling)
             report = evaluate(model, tasks, label=f"{method} ({scaling:g})", scaling=scaling, progress=True)
             report = report.with_references(zero_shot=zero_shot, individual=individual)
-            report.save(folder / f"report-{method}.json")
+            report.save(folder / f"report-{target.name.removeprefix('merged-')}.json")
             reports[method].append(report)
     best = max(reports, key=lambda method: sum(report.accuracy for report in reports[method]))
     reports[best][-1].save(output_dir / "report.json")

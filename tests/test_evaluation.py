@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_taskvec import Report, Task, TaskResult, TaskVector, choose_scaling, evaluate, load_base, scaling_curve
+from hf_taskvec import (
+    Report,
+    Task,
+    TaskResult,
+    TaskVector,
+    TaskVectorConfig,
+    TaskVectorTrainer,
+    choose_scaling,
+    choose_weights,
+    evaluate,
+    load_base,
+    merge,
+    scaling_curve,
+)
 from hf_taskvec.base import Base
 from hf_taskvec.classifier import zero_shot_head
 from hf_taskvec.errors import CheckpointError, NotCachedError
@@ -126,6 +139,28 @@ def test_the_curve_is_what_applying_at_each_scaling_gives(base: Base, task: Task
         assert report.results == again.results
     assert same_base(base, before)
     assert choose_scaling(base, vector, [task], scalings=(0.5, 2.0, 1.0)) == best_scaling(curve)
+
+
+def test_weights_of_a_useful_and_a_harmful_vector(base: Base, task: Task, tmp_path: Path) -> None:
+    args = TaskVectorConfig(
+        output_dir=str(tmp_path), num_train_epochs=4, learning_rate=3e-3, per_device_train_batch_size=16,
+        disable_tqdm=True, save_strategy="no", logging_strategy="no",
+    )  # fmt: skip
+    trainer = TaskVectorTrainer(base, args, task=task)
+    trainer.train()
+    useful, before = trainer.task_vector(), load_base_with_same_weights(base)
+    harmful = TaskVector({name: -delta for name, delta in useful.deltas.items()}, useful.info)
+    weights = choose_weights(base, [useful, harmful], [task], start=0.5, steps=(0.5, 0.5))
+    assert weights[0] > weights[1] >= 0
+    assert same_base(base, before)
+
+    def accuracy(chosen: list[float]) -> float:
+        merged = merge([useful, harmful], "task_arithmetic", weights=chosen)
+        return evaluate(merged.apply_to(base), [task], split="validation").accuracy
+
+    assert accuracy(weights) > accuracy([0.5, 0.5])
+    with pytest.raises(ValueError, match="steps must be positive"):
+        choose_weights(base, [useful, harmful], [task], steps=(0.0,))
 
 
 def load_base_with_same_weights(base: Base) -> Base:

@@ -1,0 +1,80 @@
+"""The choice of one weight per vector of a sum, on validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from tqdm.auto import tqdm
+
+from hf_taskvec.base import Base
+from hf_taskvec.errors import check_positive
+from hf_taskvec.evaluation import choose_scaling, evaluate, touched
+from hf_taskvec.merging import merge
+from hf_taskvec.tasks import Task
+from hf_taskvec.tensors import scaled_sum
+from hf_taskvec.vector import TaskVector
+
+
+def choose_weights(
+    base: Base,
+    vectors: Sequence[TaskVector],
+    tasks: Iterable[Task],
+    *,
+    start: float | None = None,
+    steps: Sequence[float] = (0.1, 0.05),
+    batch_size: int = 256,
+    progress: bool = False,
+) -> list[float]:
+    """One weight per vector of their sum: coordinate ascent on the mean accuracy of the tasks' validation parts.
+
+    A vector that harms other tasks more than it helps its own gets less weight than the others, which one scaling for
+    all cannot do. AdaMerging (arXiv 2310.02575) learns such task-wise coefficients without labels.
+    Pass the result to `merge(vectors, "task_arithmetic", weights=…)`, whose scaling is then 1.
+
+    Args:
+        base: The model the vectors are added to.
+        vectors: Vectors of that base.
+        tasks: The tasks whose accuracies are averaged.
+        start: Every vector's first weight; by default the best scaling of the plain sum.
+        steps: In each round, every weight in turn goes up by the round's step, or else down, if that is better.
+        batch_size: Images per forward pass.
+        progress: Whether to show a bar.
+    """
+    vectors, tasks = list(vectors), list(tasks)
+    for step in steps:
+        check_positive("steps", step)
+    total = merge(vectors, "task_arithmetic")
+    if start is None:
+        start = choose_scaling(base, total, tasks, batch_size=batch_size, progress=progress)
+    search = _Search(base, total, vectors, tasks, batch_size=batch_size)
+    weights, best = [start] * len(vectors), search.accuracy([start] * len(vectors))
+    rounds = [(step, index) for step in steps for index in range(len(vectors))]
+    for step, index in tqdm(rounds, desc="choosing weights", disable=not progress, leave=False):
+        for change in (step, -step):
+            tried = [*weights]
+            tried[index] = round(max(0.0, tried[index] + change), 6)
+            if tried != weights and (accuracy := search.accuracy(tried)) > best:
+                weights, best = tried, accuracy
+                break
+    return weights
+
+
+class _Search:
+    """A copy of the base that is edited in place for every choice of weights."""
+
+    def __init__(
+        self, base: Base, total: TaskVector, vectors: Sequence[TaskVector], tasks: Sequence[Task], *, batch_size: int
+    ) -> None:
+        self.vectors, self.tasks, self.batch_size = vectors, tasks, batch_size
+        self.model = total.apply_to(base, scaling=0.0)
+        self.originals = touched(base, total)
+
+    def accuracy(self, weights: Sequence[float]) -> float:
+        """The mean validation accuracy of the base plus the weighted sum."""
+        with torch.no_grad():
+            for name, parameter in touched(self.model, self.vectors[0]).items():
+                weighted = zip(self.vectors, weights, strict=True)
+                delta = sum(vector.deltas[name].to(parameter.device) * weight for vector, weight in weighted)
+                parameter.copy_(scaled_sum(self.originals[name], torch.as_tensor(delta), 1.0))
+        return evaluate(self.model, self.tasks, split="validation", batch_size=self.batch_size).accuracy
