@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from transformers import CLIPModel
 
 from hf_taskvec.artifact import load_vector, save_vector
 from hf_taskvec.errors import CheckpointError, NonFiniteError
+from hf_taskvec.hub_client import translated
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.vector import TaskVector
 from tests.helpers import equal_vectors, random_deltas, tiny_vector
@@ -320,3 +323,14 @@ def test_nothing_in_a_checkpoint_folder_is_executed(tmp_path: Path, checkpoints:
     assert not (tmp_path / "pwned").exists()
     assert not (tmp_path / "out" / "evil.py").exists()
     assert torch.isfinite(torch.tensor(vector.norm()))
+
+
+def test_what_a_server_says_cannot_drive_the_terminal() -> None:
+    request = httpx2.Request("GET", "http://hub/x")
+    for status in (400, 401, 403, 404, 412, 429, 500):
+        response = httpx2.Response(status, request=request, headers={"Retry-After": "\x1b[2J"})
+        for kind in (HfHubHTTPError, RemoteEntryNotFoundError):
+            error = kind("\x1b[31mred\r\n", response=response, server_message="\x1b]0;owned\x07" + "x" * 10_000)
+            message = str(translated(error, "user/x", "reading"))
+            assert message.isprintable()
+            assert len(message) < 2000

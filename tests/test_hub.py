@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,31 @@ def test_revision_subfolder_and_caching_mean_what_transformers_means(
     assert hub.log[asked:] == ["GET /api/models/user/vector"]  # one request tells that the cache is up to date
     pull(tmp_path, force_download=True)
     assert sum(line.startswith("GET /cdn/") for line in hub.log[asked:]) == 1
+
+
+OFFLINE = """
+import sys
+from hf_taskvec.errors import NotCachedError
+from hf_taskvec.vector import TaskVector
+print(TaskVector.from_pretrained("user/vector", cache_dir=sys.argv[1]).norm())
+try:
+    TaskVector.from_pretrained("user/unknown", cache_dir=sys.argv[1])
+except NotCachedError as error:
+    print(error)
+"""
+
+
+def test_offline_mode_reads_the_cache_and_says_what_to_fetch(hub: HubServer, tmp_path: Path, base: CLIPModel) -> None:
+    push(vector_of(base))
+    pull(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE, tmp_path / "cache"], capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    norm, message = run.stdout.splitlines()
+    assert float(norm) == vector_of(base).norm()
+    assert "fetch it while online: hf download user/unknown" in message
 
 
 def test_a_new_commit_is_seen_by_the_next_pull(hub: HubServer, tmp_path: Path, base: CLIPModel) -> None:
