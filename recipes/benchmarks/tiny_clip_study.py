@@ -1,21 +1,25 @@
-"""Judges pretrained CLIP variants as bases for task arithmetic, on validation parts only.
+"""Judges pretrained CLIP variants, and ways to fine-tune them, as bases for task arithmetic: on validation parts only.
 
-python recipes/benchmarks/tiny_clip_study.py --variants out/a out/b --data_dir <folder> --learning_rate 5e-4 \\
-    --per_device_train_batch_size 64 --output_dir out/study
+Each variant's figures are kept in a file of their own, so that calls with other settings add rows to one table:
+
+python recipes/benchmarks/tiny_clip_study.py --config recipes/configs/quickstart.yaml --data_dir <folder> \\
+    --variants out/a out/b --settings "MLP weights, 3e-4, 2 epochs" --num_train_epochs 2 --output_dir out/study
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, get_tasks, load_base, merge, scaling_curve
 from hf_taskvec.base import Base
 from hf_taskvec.evaluation import best_scaling, evaluate_individually
 from hf_taskvec.recipe import arg, parse_recipe
+from hf_taskvec.storage import write_json
 from hf_taskvec.training import train_vector
 
 TASKS = ["mnist", "fashion-mnist", "cifar10", "eurosat", "gtsrb", "flowers5", "quickdraw5", "plantvillage-apple"]
@@ -24,11 +28,33 @@ TASKS = ["mnist", "fashion-mnist", "cifar10", "eurosat", "gtsrb", "flowers5", "q
 @dataclass
 class StudyArguments:
     variants: list[str] = arg("Folders or Hub ids of the CLIP models to compare.")
+    settings: str = arg("How the fine-tuning settings are called in the table.", default="")
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     tasks: list[str] = arg("Tasks to judge them on.", default=TASKS)
-    methods: list[str] = arg("Merge methods.", default=["task_arithmetic", "tsv_m", "iso_c"])
-    scalings: list[float] = arg("Scalings tried for each merge.", default=[0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0])
+    methods: list[str] = arg("Merge methods.", default=["task_arithmetic", "tsv_m"])
+    scalings: list[float] = arg("Scalings tried for each merge.", default=[0.1, 0.2, 0.3, 0.4, 0.6, 1.0, 1.5])
     table: str = arg("Markdown file the table is written to.", default="recipes/results/tiny_clip_study.md")
+
+
+def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> dict[str, Any]:
+    """Validation accuracies of one variant, means over the tasks; kept in a file and read from there by a second call."""
+    name = "embedded" if variant == "embedded" else Path(variant).name
+    folder = Path(str(config.output_dir)) / f"{name} {args.settings}".strip().replace(" ", "-")
+    if (folder / "judgement.json").is_file():
+        return json.loads((folder / "judgement.json").read_text(encoding="utf-8"))
+    base = load_base(None if variant == "embedded" else variant)
+    tasks = get_tasks(args.tasks, data_dir=args.data_dir)
+    vectors = {task.name: train_vector(base, task, config, output_dir=folder / task.name) for task in tasks}
+    judgement = {
+        "variant": name,
+        "settings": args.settings,
+        "recall": mean_recall(Path(variant)),
+        "zero_shot": evaluate(base, tasks, split="validation").accuracy,
+        "individual": fmean(evaluate_individually(base, vectors, tasks, split="validation").values()),
+        "merges": {method: asdict(best_merge(base, vectors, tasks, method, args.scalings)) for method in args.methods},
+    }
+    write_json(folder / "judgement.json", judgement)
+    return judgement
 
 
 @dataclass(frozen=True)
@@ -38,28 +64,6 @@ class Merge:
     scaling: float
     accuracy: float
     per_task: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Validation accuracies of one variant, means over the tasks."""
-
-    variant: str
-    recall: float | None
-    zero_shot: float
-    individual: float
-    merges: dict[str, Merge]
-
-
-def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> Judgement:
-    """Fine-tunes one variant on every task and merges the vectors by every method."""
-    base, tasks = load_base(variant), get_tasks(args.tasks, data_dir=args.data_dir)
-    folder = Path(str(config.output_dir)) / Path(variant).name
-    vectors = {task.name: train_vector(base, task, config, output_dir=folder / task.name) for task in tasks}
-    zero_shot = evaluate(base, tasks, split="validation").accuracy
-    individual = fmean(evaluate_individually(base, vectors, tasks, split="validation").values())
-    merges = {method: best_merge(base, vectors, tasks, method, args.scalings) for method in args.methods}
-    return Judgement(Path(variant).name, mean_recall(Path(variant)), zero_shot, individual, merges)
 
 
 def best_merge(
@@ -74,21 +78,21 @@ def best_merge(
 def mean_recall(folder: Path) -> float | None:
     """The mean retrieval figure in a variant's training log, if it has one."""
     log = folder / "training_log.json"
-    if not log.is_file():
-        return None
-    figures = json.loads(log.read_text(encoding="utf-8"))["recall_at_5"].values()
-    return sum(figures) / len(figures)
+    return fmean(json.loads(log.read_text(encoding="utf-8"))["recall_at_5"].values()) if log.is_file() else None
 
 
-def table(judgements: Sequence[Judgement]) -> str:
+def table(judgements: Sequence[Mapping[str, Any]]) -> str:
     """The comparison in Markdown, in percent; gains are points above zero-shot."""
-    methods = list(judgements[0].merges)
-    titles = ["variant", "recall at 5", "zero-shot", "individual", *methods]
+    methods = list(judgements[0]["merges"])
+    titles = ["variant", "fine-tuning", "recall at 5", "zero-shot", "individual", *methods]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for one in judgements:
-        recall = "-" if one.recall is None else f"{100 * one.recall:.1f}"
-        cells = [one.variant, recall, f"{100 * one.zero_shot:.1f}", against(one.individual, one.zero_shot)]
-        cells += [f"{against(best.accuracy, one.zero_shot)} at {best.scaling:g}" for best in one.merges.values()]
+    for one in sorted(judgements, key=lambda one: (one["zero_shot"], one["individual"])):
+        recall = "–" if one["recall"] is None else f"{100 * one['recall']:.1f}"
+        cells = [one["variant"], one["settings"], recall, f"{100 * one['zero_shot']:.1f}"]
+        cells.append(against(one["individual"], one["zero_shot"]))
+        for method in methods:
+            best = one["merges"][method]
+            cells.append(f"{against(best['accuracy'], one['zero_shot'])} at {best['scaling']:g}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -98,8 +102,11 @@ def against(accuracy: float, zero_shot: float) -> str:
     return f"{100 * accuracy:.1f} ({100 * (accuracy - zero_shot):+.1f})"
 
 
-def main(args: StudyArguments, config: TaskVectorConfig) -> list[Judgement]:
-    judgements = [judge(variant, args, config) for variant in args.variants]
+def main(args: StudyArguments, config: TaskVectorConfig) -> list[Mapping[str, Any]]:
+    for variant in args.variants:
+        judge(variant, args, config)
+    files = sorted(Path(str(config.output_dir)).glob("*/judgement.json"))
+    judgements = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     Path(args.table).parent.mkdir(parents=True, exist_ok=True)
     Path(args.table).write_text(table(judgements), encoding="utf-8")
     print(table(judgements))
