@@ -37,7 +37,7 @@ class StudyArguments:
 
 
 def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> dict[str, Any]:
-    """Validation accuracies of one variant, means over the tasks; kept in a file and read from there by a second call."""
+    """Validation accuracies of one variant, means over the tasks; kept in a file that a second call reads."""
     name = "embedded" if variant == "embedded" else Path(variant).name
     folder = Path(str(config.output_dir)) / f"{name} {args.settings}".strip().replace(" ", "-")
     if (folder / "judgement.json").is_file():
