@@ -17,7 +17,9 @@ with meter.part("import"):
 if __name__ == "__main__" and len(sys.argv) > 1:
     folder, count, name, arguments, out = sys.argv[1:]
     with meter.part("load"):
-        sources = {"_pretrained_": "base", **{f"task-{index}": f"task-{index}" for index in range(int(count))}}
+        sources = {f"task-{index}": f"task-{index}" for index in range(int(count))}
+        if name != "SlerpMergeAlgorithm":  # which wants exactly two models
+            sources["_pretrained_"] = "base"
         models = {key: CLIPVisionModel.from_pretrained(Path(folder) / source) for key, source in sources.items()}
     with meter.part("merge"):
         merged = getattr(fusion_bench.method, name)(**json.loads(arguments)).run(BaseModelPool(models))

@@ -25,7 +25,7 @@ class Peer:
     Attributes:
         name: Its name in tables.
         python: The version of Python it needs.
-        packages: What to install; fusion-bench imports more than it declares.
+        packages: What to install; fusion-bench imports more than it declares, and older versions than it allows.
         worker: The script that runs one merge; without arguments it only imports the package.
         calls: For each of our methods, its own name and arguments for the same mathematics.
         towers: Where its checkpoints lie in the folder of the towers.
@@ -63,7 +63,7 @@ MERGEKIT = Peer(
 )  # fmt: skip
 FUSION_BENCH = Peer(
     "fusion-bench 0.2.33", "3.12",
-    ("torch", "transformers<5", "fusion-bench==0.2.33", "lightning", "hydra-core", "torchvision", "peft<0.18"),
+    ("torch", "transformers<5", "fusion-bench==0.2.33", "torchvision", "peft<0.18", "pyarrow<21"),
     "merging_fusion_bench.py",
     {
         "average": ("SimpleAverageAlgorithm", {}),

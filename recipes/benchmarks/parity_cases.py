@@ -79,6 +79,14 @@ def mergekit_sce(deltas: Tensor) -> Tensor:
     return (deltas * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1e-6)
 
 
+def fusion_bench_magmax(deltas: Tensor) -> Tensor:
+    """fusion-bench takes the last of the largest entries."""
+    merged = deltas[0]
+    for delta in deltas[1:]:
+        merged = torch.where(delta.abs() >= merged.abs(), delta, merged)
+    return merged
+
+
 CHANCE = "other random numbers"
 CASES = [
     Case("mergekit", "average"),
@@ -100,10 +108,11 @@ CASES = [
     Case("mergekit", "karcher", reason="mergekit stops at steps below 1e-5", weights=True),
     Case("fusion_bench", "average"),
     Case("fusion_bench", "task_arithmetic"),
-    Case("fusion_bench", "ties", reason="fusion-bench keeps one entry more than it rounds down to",
+    Case("fusion_bench", "ties", reason="fusion-bench rounds down and keeps one entry more: here as many as we",
          kept=lambda size: (int(0.2 * size) + 1) / size),
     Case("fusion_bench", "dare", reason=CHANCE, chance=True),
-    Case("fusion_bench", "magmax"),
+    Case("fusion_bench", "magmax", reason="of entries of one magnitude it takes the later vector's, we the positive",
+         restated=fusion_bench_magmax),
     Case("fusion_bench", "slerp", reason="above a cosine of .9995 fusion-bench takes the chord",
          untouched=lambda name, deltas: bool((_cosines(deltas) < 0.9995).all()), weights=True),
     Case("fusion_bench", "iso_c", reason="float32 there, float64 here"),
