@@ -124,8 +124,9 @@ def measure_dynamics(
             model = vectors[epoch - 1].apply_to(base) if epoch else base
             projection = vectors[0].info.include_projection
             descent = gradient_vector(
-                model, task, learning_rate=1.0, include_projection=projection, batch_size=batch_size, progress=progress
-            )
+                model, task, learning_rate=1.0, include_projection=projection,
+                trainable_parameters=list(vectors[0].deltas), batch_size=batch_size, progress=progress,
+            )  # fmt: skip
             save_vector(-descent, path)
         full.append(load_vector(path))
     norms = tuple(float(vector.info.settings["mean_gradient_norm"]) for vector in accumulated)

@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -168,10 +169,13 @@ def in_dtype(base: Base, dtype: torch.dtype) -> Base:
 
 
 def _compare(base: Base, wide: Base, task: Task, trained: TaskVector, args: TaskVectorConfig) -> TaskEquivalence:
-    rate, projection = args.learning_rate, args.include_projection
-    gradient = gradient_vector(wide, task, learning_rate=rate, include_projection=projection)
+    descend = partial(
+        gradient_vector, task=task, learning_rate=args.learning_rate, include_projection=args.include_projection,
+        trainable_parameters=args.trainable_parameters,
+    )  # fmt: skip
+    gradient = descend(wide)
     narrow = in_dtype(base, torch.float32)
-    direct = gradient_vector(narrow, task, learning_rate=rate, include_projection=projection)
+    direct = descend(narrow)
     subtracted = _train(TaskVectorTrainer(narrow, copy.copy(args), task=task))
     norms = gradient.norms()
     return TaskEquivalence(

@@ -39,6 +39,7 @@ def gradient_vector(
     epochs: int = 1,
     weights: Sequence[float] | None = None,
     include_projection: bool = False,
+    trainable_parameters: Sequence[str] = ("*",),
     batch_size: int = 256,
     progress: bool = False,
 ) -> TaskVector:
@@ -56,6 +57,7 @@ def gradient_vector(
             with weights 1/T these are k epochs of joint training on the mean loss.
         weights: One factor per task; 1 each if left out.
         include_projection: Whether the vector covers `visual_projection`.
+        trainable_parameters: Patterns of the parameters the vector covers, as in `TaskVectorConfig`.
         batch_size: Images per pass and process; it changes time and memory only.
         progress: Whether to show a progress bar.
 
@@ -74,6 +76,7 @@ def gradient_vector(
     )
     data = [load_pixels(each, "train", base.processor.image_processor) for each in tasks]
     classifier = ImageClassifier(base, tasks[0], include_projection=include_projection).eval()
+    classifier.freeze_except(trainable_parameters)
     if epochs == 1:  # no weight moves, so none is copied
         _share_weights(classifier, base)
     classifier.to(accelerator.device)
@@ -101,6 +104,7 @@ def gradient_stack(
     learning_rate: float = 1.0,
     output_dir: str | os.PathLike[str],
     include_projection: bool = False,
+    trainable_parameters: Sequence[str] = ("*",),
     batch_size: int = 256,
     progress: bool = False,
 ) -> dict[str, TaskVector]:
@@ -113,8 +117,8 @@ def gradient_stack(
         folder = Path(output_dir) / task.name
         if not folder.exists():
             vector = gradient_vector(
-                base, task, learning_rate=learning_rate, include_projection=include_projection, batch_size=batch_size,
-                progress=progress,
+                base, task, learning_rate=learning_rate, include_projection=include_projection,
+                trainable_parameters=trainable_parameters, batch_size=batch_size, progress=progress,
             )  # fmt: skip
             save_vector(vector, folder)
         stack[task.name] = load_vector(folder)

@@ -129,6 +129,19 @@ def test_verify_equivalence_holds_for_full_batch_gradient_descent() -> None:
     assert max(error for name, error in by_parameter if not name.endswith("k_proj.bias")) <= 1e-12
 
 
+def test_equivalence_holds_on_the_parameters_that_are_trained(tmp_path: Path) -> None:
+    args = full_batch(tmp_path, trainable_parameters=["*.mlp.*"])
+    result = verify_equivalence(toy_base(), toy_task(), args=args)
+    assert result.holds, result.to_markdown()
+    assert all(".mlp." in name for name in result.tasks[0].by_parameter)
+    base, task = wide_base(), toy_task()
+    whole = gradient_vector(base, task, learning_rate=0.1)
+    part = gradient_vector(base, task, learning_rate=0.1, trainable_parameters=["*.mlp.*"])
+    assert set(part.deltas) == {name for name in whole.deltas if ".mlp." in name}
+    for name, delta in part.deltas.items():
+        torch.testing.assert_close(delta, whole.deltas[name], rtol=1e-11, atol=1e-15)
+
+
 def test_verify_equivalence_names_what_the_settings_violate(tmp_path: Path) -> None:
     args = full_batch(tmp_path, optim="adamw_torch", weight_decay=0.01, max_grad_norm=0.5)
     found = verify_equivalence(toy_base(), toy_task(), args=args)
