@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -171,9 +172,9 @@ def write_sharded(
     dtype: torch.dtype, max_shard_size: int | str = MAX_SHARD_SIZE, digests: dict[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Writes `<stem>.safetensors`, or shards with `<stem>.safetensors.index.json` above `max_shard_size`."""
-    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
-    plan = split_torch_state_dict_into_shards(
-        empty, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    plan = split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
+        sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
     )
     stream = iter(tensors)
     for filename, names in plan.filename_to_tensors.items():

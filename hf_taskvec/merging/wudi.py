@@ -37,8 +37,8 @@ def wudi(
         vectors: Vectors of one base.
         solver: "adam" descends from the sum of the vectors, as the paper does. It is far from the minimum when it
             stops (`recipes/benchmarks/wudi_solvers.py`), but its results are the published ones, so it is the default.
-            "exact" returns the minimum that descent would reach in the end, C S⁺; it is hundreds of times faster, its
-            result is shorter, and deltas twice as large give one twice as large, which fixed steps do not.
+            "exact" returns the minimum that descent would reach in the end, C S⁺; it is many times faster, its result
+            is shorter, and deltas twice as large give one twice as large, which fixed steps do not.
         steps: Steps of Adam.
         learning_rate: Its learning rate.
         cutoff: Directions in which S has less than this fraction of its largest eigenvalue are left out by "exact".
