@@ -22,7 +22,7 @@ def choose_weights(
     tasks: Iterable[Task],
     *,
     start: float | None = None,
-    steps: Sequence[float] = (0.1, 0.05),
+    steps: Sequence[float] = (0.2, 0.1),
     batch_size: int = 256,
     progress: bool = False,
 ) -> list[float]:
@@ -37,7 +37,7 @@ def choose_weights(
         vectors: Vectors of that base.
         tasks: The tasks whose accuracies are averaged.
         start: Every vector's first weight; by default the best scaling of the plain sum.
-        steps: In each round, every weight in turn goes up by the round's step, or else down, if that is better.
+        steps: In each round, every weight in turn goes up by the round's step, or else down, as long as that is better.
         batch_size: Images per forward pass.
         progress: Whether to show a bar.
     """
@@ -51,12 +51,8 @@ def choose_weights(
     weights, best = [start] * len(vectors), search.accuracy([start] * len(vectors))
     rounds = [(step, index) for step in steps for index in range(len(vectors))]
     for step, index in tqdm(rounds, desc="choosing weights", disable=not progress, leave=False):
-        for change in (step, -step):
-            tried = [*weights]
-            tried[index] = round(max(0.0, tried[index] + change), 6)
-            if tried != weights and (accuracy := search.accuracy(tried)) > best:
-                weights, best = tried, accuracy
-                break
+        up, best = search.climb(weights, best, index=index, change=step)
+        weights, best = (up, best) if up != weights else search.climb(weights, best, index=index, change=-step)
     return weights
 
 
@@ -69,6 +65,15 @@ class _Search:
         self.vectors, self.tasks, self.batch_size = vectors, tasks, batch_size
         self.model = total.apply_to(base, scaling=0.0)
         self.originals = touched(base, total)
+
+    def climb(self, weights: list[float], best: float, *, index: int, change: float) -> tuple[list[float], float]:
+        """Changes one weight, not below 0, as long as the accuracy grows; the weights and their accuracy."""
+        while True:
+            tried = [*weights]
+            tried[index] = round(max(0.0, tried[index] + change), 6)
+            if tried == weights or (accuracy := self.accuracy(tried)) <= best:
+                return weights, best
+            weights, best = tried, accuracy
 
     def accuracy(self, weights: Sequence[float]) -> float:
         """The mean validation accuracy of the base plus the weighted sum."""

@@ -80,6 +80,7 @@ class Reproduction:
     )
     batch_size: int = arg("Images per step.", default=64)
     max_grad_norm: float = arg("Clipping norm, except in full-batch descent.", default=10.0)
+    trainable_parameters: list[str] = arg("Patterns of the parameters to train.", default=["*"])
     max_train: int | None = arg("Most training images per task; each seed draws its own.", default=None)
     max_validation: int | None = arg("Most validation images per task.", default=None)
     max_test: int | None = arg("Most test images per task.", default=None)
@@ -147,6 +148,7 @@ class Reproduction:
     def config(self, optimizer: str, *, seed: int, epochs: float, folder: Path, **changes: Any) -> TaskVectorConfig:
         """The settings of one run."""
         return TaskVectorConfig(
+            trainable_parameters=self.trainable_parameters,
             output_dir=str(folder), num_train_epochs=epochs, learning_rate=self.learning_rate(optimizer), seed=seed,
             per_device_train_batch_size=self.batch_size, disable_tqdm=True, save_strategy="no", logging_strategy="no",
             **{"max_grad_norm": 0.0 if optimizer == "full_batch" else self.max_grad_norm, **OPTIMIZERS[optimizer]},
