@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, load_dataset
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessorPil
 
 from hf_taskvec.errors import DataError, UnknownNameError
 
@@ -25,12 +25,12 @@ class Pairs:
         return len(self.texts)
 
 
-def image_processor(size: int) -> CLIPImageProcessor:
+def image_processor(size: int) -> CLIPImageProcessorPil:
     """CLIP's image processor for images of `size` pixels."""
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
-def decode_pairs(dataset: Dataset, processor: CLIPImageProcessor) -> Pairs:
+def decode_pairs(dataset: Dataset, processor: CLIPImageProcessorPil) -> Pairs:
     """Decodes and resizes every image once.
 
     Raises:
@@ -53,7 +53,7 @@ def decode_pairs(dataset: Dataset, processor: CLIPImageProcessor) -> Pairs:
     return Pairs(torch.cat(pixels), list(dataset["text"]))
 
 
-def load_pairs(source: str, split: str, processor: CLIPImageProcessor) -> Pairs:
+def load_pairs(source: str, split: str, processor: CLIPImageProcessorPil) -> Pairs:
     """Loads one split of a Hub dataset or folder of pairs.
 
     Raises:
@@ -80,7 +80,7 @@ def balance(pairs: Pairs, max_pairs_per_text: int, *, seed: int) -> Pairs:
     return Pairs(pairs.pixels[kept], [pairs.texts[row] for row in kept])
 
 
-def normalize(pixels: Tensor, processor: CLIPImageProcessor) -> Tensor:
+def normalize(pixels: Tensor, processor: CLIPImageProcessorPil) -> Tensor:
     """Images in [0, 1] as the model wants them."""
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
     return (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
