@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -103,6 +104,8 @@ class TaskVectorTrainer(Trainer):
             optimizers=optimizers,
         )
         self.resumed_from: Path | None = None
+        self._started: float | None = None
+        self._ended: float | None = None
         self.gradients = GradientTracker()
         self.add_callback(Recorder(self))
 
@@ -160,7 +163,7 @@ class TaskVectorTrainer(Trainer):
                 "warmup_steps": args.warmup_steps, "max_grad_norm": args.max_grad_norm,
                 "num_train_epochs": args.num_train_epochs, "trainable_parameters": args.trainable_parameters,
             },
-            versions=library_versions(),
+            versions=library_versions(), seconds=self.seconds,
         )  # fmt: skip
 
     @property
@@ -202,7 +205,17 @@ class TaskVectorTrainer(Trainer):
             if checkpoint is None:
                 raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint")
         self.resumed_from = None if checkpoint is None else Path(checkpoint)
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._started, self._ended = time.perf_counter(), None
+        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._ended = time.perf_counter()
+        return result
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the last call of `train` took, or has taken so far; `None` before the first."""
+        if self._started is None:
+            return None
+        return round((self._ended or time.perf_counter()) - self._started, 1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledSampler:
         args = self.args

@@ -129,6 +129,7 @@ def test_the_vector_says_how_it_was_made(base: Base, task: Task, tmp_path: Path)
     trainer.train()
     info = trainer.task_vector().info
     assert (info.kind, info.task, info.base, info.seed, info.batch_size) == ("fine-tuned", "colours", "base", 3, 16)
+    assert info.seconds == trainer.seconds > 0
     assert (info.learning_rate, info.num_images, info.optimizer) == (1e-3, 81, "adamw_torch_fused")
     assert info.versions["torch"].startswith(torch.__version__.split("+")[0])
     assert (info.dataset, info.dataset_revision) == ("colours", task.dataset_revision())
