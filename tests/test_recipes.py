@@ -12,8 +12,9 @@ import pytest
 
 from hf_taskvec import Report, TaskVector, TaskVectorConfig
 from hf_taskvec.errors import OutputExistsError, UnknownNameError
+from hf_taskvec.evaluation import SCALINGS
 from hf_taskvec.recipe import arg, parse_recipe
-from recipes import evaluate, finetune, quickstart
+from recipes import compare_methods, evaluate, finetune, quickstart
 from tests.bases import save_colour_dataset, save_tiny_base
 
 ROOT = Path(__file__).parents[1]
@@ -84,10 +85,11 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     )  # fmt: skip
     arguments = quickstart.QuickstartArguments(
         base=str(base), tasks=["first", "second"], data_dir=str(tmp_path / "data"), seeds=[0, 1],
-        methods=["task_arithmetic", "average"],
+        methods=["task_arithmetic", "average"], choose_weights=True,
     )  # fmt: skip
     reports = quickstart.main(arguments, config)
-    assert [len(runs) for runs in reports.values()] == [2, 2]
+    assert [len(runs) for runs in reports.values()] == [2, 2, 2]
+    assert list(reports) == ["task_arithmetic", "average", "task_arithmetic, weights"]
     report = Report.load(tmp_path / "out" / "report.json")
     assert report.individual is not None
     assert report.zero_shot is not None
@@ -97,6 +99,16 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     assert [parent.task for parent in merged.info.parents] == ["first", "second"]
     assert all(parent.seed == 1 for parent in merged.info.parents)
     assert "| **mean** |" in capsys.readouterr().out
+    comparison = compare_methods.ComparisonArguments(
+        folder=str(tmp_path / "out"), tasks=["first", "second"], base=str(base), data_dir=str(tmp_path / "data"),
+        methods=["average", "tsv_m"], results_dir=str(tmp_path / "kept"), table=str(tmp_path / "table.md"),
+        scalings=list(SCALINGS),
+    )  # fmt: skip
+    table = compare_methods.main(comparison)
+    assert compare_methods.main(comparison) == table == (tmp_path / "table.md").read_text()  # kept, not measured again
+    mean = sum(run.accuracy for run in reports["average"]) / 2
+    assert f"| `average` | {100 * mean:.1f} " in table
+    assert table.count("| `") == 2
 
 
 def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None:
