@@ -24,7 +24,8 @@ LIMITS = [
     "Its captions of photographs are class names in a few sentence patterns, so six of the real tasks' class names "
     "(mnist, fashion-mnist, cifar10, eurosat, gtsrb, quickdraw5) and apple leaves were seen in pretraining, on other "
     "images than those of the tasks: zero-shot means no image of the task here, not no image like it.",
-    "Merging vectors of the eight real tasks gains little over zero-shot on it; see the README of hf_taskvec.",
+    "How merges of the eight real tasks' vectors fare on it, and which other settings were tried, is in the README and "
+    "in recipes/results/tiny_clip_study.md of hf_taskvec.",
     "The weights come from a driver script around the same trainer, before the training of tokenizers was "
     "deterministic: the commands above repeat its settings and stages, not its exact weights.",
     "The images keep their own terms, listed above; some sources state none and ask for citation.",

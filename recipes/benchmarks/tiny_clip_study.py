@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, get_tasks, load_base, merge, scaling_curve
-from hf_taskvec.base import Base
+from hf_taskvec.base import TINY_CLIP, Base
 from hf_taskvec.evaluation import best_scaling, evaluate_individually
 from hf_taskvec.recipe import arg, parse_recipe
 from hf_taskvec.storage import write_json
@@ -27,7 +27,7 @@ TASKS = ["mnist", "fashion-mnist", "cifar10", "eurosat", "gtsrb", "flowers5", "q
 
 @dataclass
 class StudyArguments:
-    variants: list[str] = arg("Folders or Hub ids of the CLIP models to compare.")
+    variants: list[str] = arg("Folders or Hub ids of the CLIP models to compare; `embedded` is the one shipped.")
     settings: str = arg("How the fine-tuning settings are called in the table.", default="")
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     tasks: list[str] = arg("Tasks to judge them on.", default=TASKS)
@@ -48,7 +48,7 @@ def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> dict[
     judgement = {
         "variant": name,
         "settings": args.settings,
-        "recall": mean_recall(Path(variant)),
+        "recall": mean_recall(TINY_CLIP if variant == "embedded" else Path(variant)),
         "zero_shot": evaluate(base, tasks, split="validation").accuracy,
         "individual": fmean(evaluate_individually(base, vectors, tasks, split="validation").values()),
         "merges": {method: asdict(best_merge(base, vectors, tasks, method, args.scalings)) for method in args.methods},
