@@ -33,7 +33,7 @@ class StudyArguments:
     tasks: list[str] = arg("Tasks to judge them on.", default=TASKS)
     methods: list[str] = arg("Merge methods.", default=["task_arithmetic", "tsv_m"])
     scalings: list[float] = arg("Scalings tried for each merge.", default=[0.1, 0.2, 0.3, 0.4, 0.6, 1.0, 1.5])
-    table: str = arg("Markdown file the table is written to.", default="recipes/results/tiny_clip_study.md")
+    table: str = arg("Markdown file the table is written to.", default="out/study/table.md")
 
 
 def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> dict[str, Any]:
