@@ -42,7 +42,7 @@ def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, 
         right.plot(scalings, values, color=COLOURS[index % 6], marker=MARKERS[index % 6], markersize=4, label=method)
     right.axhline(100 * zero_shot, color="black", linestyle=":", label="zero-shot")
     right.set(xlabel="scaling", ylabel="mean validation accuracy (%)")
-    right.legend(frameon=False)
+    right.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))  # clear of the curves
     return figure
 
 
@@ -59,4 +59,4 @@ def _plot_tasks(axes: Axes, report: Report) -> None:
         axes.bar(places, heights, 0.27, color=COLOURS[index], hatch=hatch, edgecolor="white", label=label)
     axes.set_xticks(list(positions), [result.task for result in report.results], rotation=30, ha="right")
     axes.set(ylabel=f"{report.split} accuracy (%)", ylim=(0, 115))
-    axes.legend(frameon=False, ncols=3, loc="upper left")
+    axes.legend(frameon=False, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
