@@ -290,7 +290,9 @@ def test_a_published_card_is_what_its_configuration_and_report_give(folder: Path
 def test_the_code_in_a_published_card_runs(hub: HubServer, tmp_path: Path, folder: Path, tiny: TaskVector) -> None:
     repo_id = f"hf-taskvec/{folder.name}"
     if (folder / CONFIG_NAME).is_file():
-        vector = TaskVector(tiny.deltas, read_info(folder))  # other weights, but the base that it was published for
+        info = read_info(folder)
+        deltas = {name: tiny.deltas[name] for name in info.base_hashes}
+        vector = TaskVector(deltas, info)  # other weights, but the base that it was published for
         vector.save_pretrained(tmp_path / "v")
         hub.store.add_folder("model", repo_id, tmp_path / "v")
     else:
