@@ -220,7 +220,7 @@ def open_checkpoint(
     """Opens the safetensors weights of a checkpoint, memory-mapped.
 
     Raises:
-        CheckpointError: If there are none, or only pickled ones, which are refused.
+        CheckpointError: If there are none, or only pickled ones: to load a pickle is to run whatever code it names.
     """
     folder = fetch_folder(
         source, patterns=WEIGHTS, revision=revision, token=token, cache_dir=cache_dir,

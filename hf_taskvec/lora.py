@@ -68,7 +68,10 @@ def read_adapter(
     )  # fmt: skip
     config = _read_config(folder.path, folder.name)
     if not (folder.path / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder.name} has no {WEIGHTS}; pickled adapters (.bin) are refused")
+        raise CheckpointError(
+            f"{folder.name} has no {WEIGHTS}. Pickled adapters (.bin) are refused, since loading them can run code: "
+            "load it with peft where you trust it and save it again with save_pretrained"
+        )
     factors = _read_factors(open_safetensors([folder.path / WEIGHTS]), config)
     covered = covered_names(factors, include_projection=True)
     if outside := [name for name in factors if name not in covered]:

@@ -93,9 +93,13 @@ def test_a_doubled_name_is_refused(vision: Path) -> None:
         open_checkpoint(vision)
 
 
-def test_pickled_weights_are_refused_with_the_way_out_and_not_opened(tmp_path: Path, checkpoints: Folders) -> None:
+def test_weights_that_could_run_code_are_refused_with_the_way_out_and_not_opened(
+    tmp_path: Path, checkpoints: Folders
+) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    with pytest.raises(CheckpointError, match=r"Pickled weights .* are refused.*save_pretrained"):
+    with pytest.raises(
+        CheckpointError, match=r"Pickled weights .* are refused, since loading them can run code.*save_pretrained"
+    ):
         TaskVector.from_checkpoints(checkpoints[0], tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["pytorch_model.bin"]
 

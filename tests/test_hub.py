@@ -278,7 +278,7 @@ def test_published_experts_become_vectors_in_one_call(
         assert vector.info.settings["finetuned"] == finetuned
 
 
-def test_a_repository_with_pickled_weights_is_refused_before_the_download(
+def test_a_repository_whose_weights_could_run_code_is_refused_before_the_download(
     hub: HubServer, tmp_path: Path, checkpoints: tuple[Path, Path]
 ) -> None:
     hub.store.add_folder("model", "openai/base", checkpoints[0])
@@ -286,7 +286,7 @@ def test_a_repository_with_pickled_weights_is_refused_before_the_download(
     (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     shutil.copy(checkpoints[0] / "config.json", tmp_path / "old")
     hub.store.add_folder("model", "tanganke/old", tmp_path / "old")
-    with pytest.raises(CheckpointError, match=r"Pickled weights .* are refused"):
+    with pytest.raises(CheckpointError, match=r"Pickled weights .* are refused, since loading them can run code"):
         TaskVector.from_checkpoints("openai/base", "tanganke/old", cache_dir=tmp_path / "cache")
     assert not any("tanganke/old/resolve" in line for line in hub.log)
 

@@ -179,7 +179,7 @@ def test_damaged_adapters_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no LoRA factor"):
         read_adapter(tmp_path)
     path.unlink()
-    with pytest.raises(CheckpointError, match="pickled"):
+    with pytest.raises(CheckpointError, match=r"Pickled adapters .* since loading them can run code.*save_pretrained"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match="no peft adapter"):
