@@ -177,8 +177,8 @@ class TaskVectorTrainer(Trainer):
         """Publishes the vector, or the series of vectors if several epochs were recorded; see `hf_taskvec.hub`.
 
         With `push_to_hub=True` in the settings this happens at the end of the run and, unless `hub_strategy` is "end",
-        after each epoch. Checkpoints stay on this machine: Transformers keeps the optimiser's state in them as a pickle,
-        and whoever loads a stranger's pickle may run a stranger's code.
+        after each epoch. Checkpoints stay on this machine: Transformers keeps the optimiser's state in them as a
+        pickle, and to load a pickle from somebody else is to run whatever code they put into it.
 
         Returns:
             The URL of the commit; `None` on all processes but the first.

@@ -93,15 +93,12 @@ def test_a_doubled_name_is_refused(vision: Path) -> None:
         open_checkpoint(vision)
 
 
-def test_weights_that_could_run_code_are_refused_with_the_way_out_and_not_opened(
-    tmp_path: Path, checkpoints: Folders
-) -> None:
+def test_weights_that_could_run_code_are_refused_with_the_way_out(tmp_path: Path, checkpoints: Folders) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    with pytest.raises(
-        CheckpointError, match=r"Pickled weights .* are refused, since loading them can run code.*save_pretrained"
-    ):
+    refusal = r"Pickled weights .* are refused, since loading them can run code.*save_pretrained"
+    with pytest.raises(CheckpointError, match=refusal):
         TaskVector.from_checkpoints(checkpoints[0], tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["pytorch_model.bin"]
+    assert sorted(os.listdir(tmp_path)) == ["pytorch_model.bin"]  # and not opened
 
 
 def test_a_damaged_file_is_named(vision: Path, checkpoints: Folders) -> None:
