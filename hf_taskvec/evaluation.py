@@ -99,9 +99,7 @@ def scaling_curve(
     originals = touched(base, vector)
     reports = {}
     for scaling in tqdm(scalings, desc="trying scalings", disable=not progress, leave=False):
-        with torch.no_grad():
-            for name, parameter in touched(edited, vector).items():
-                parameter.copy_(scaled_sum(originals[name], vector.deltas[name], scaling))
+        edit(edited, originals, vector, scaling=scaling)
         reports[scaling] = evaluate(
             edited, tasks, split=split, batch_size=batch_size, label=vector.info.label, scaling=scaling
         )
@@ -132,6 +130,13 @@ def evaluate_individually(
 ) -> dict[str, float]:
     """The accuracy of base plus each task's own vector on that task."""
     return {task.name: evaluate(vectors[task.name].apply_to(base), [task], split=split).accuracy for task in tasks}
+
+
+@torch.no_grad()
+def edit(model: Base, originals: Mapping[str, Tensor], vector: TaskVector, *, scaling: float = 1.0) -> None:
+    """Sets a model's parameters, in place, to the originals plus a scaled vector."""
+    for name, parameter in touched(model, vector).items():
+        parameter.copy_(scaled_sum(originals[name], vector.deltas[name], scaling))
 
 
 def touched(model: Base, vector: TaskVector) -> dict[str, Tensor]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from tqdm.auto import tqdm
 
 from hf_taskvec.base import Base
 from hf_taskvec.errors import check_positive
-from hf_taskvec.evaluation import choose_scaling, evaluate, touched
+from hf_taskvec.evaluation import choose_scaling, edit, evaluate, touched
 from hf_taskvec.merging import merge
 from hf_taskvec.tasks import Task
-from hf_taskvec.tensors import scaled_sum
 from hf_taskvec.vector import TaskVector
 
 
@@ -77,9 +75,5 @@ class _Search:
 
     def accuracy(self, weights: Sequence[float]) -> float:
         """The mean validation accuracy of the base plus the weighted sum."""
-        with torch.no_grad():
-            for name, parameter in touched(self.model, self.vectors[0]).items():
-                weighted = zip(self.vectors, weights, strict=True)
-                delta = sum(vector.deltas[name].to(parameter.device) * weight for vector, weight in weighted)
-                parameter.copy_(scaled_sum(self.originals[name], torch.as_tensor(delta), 1.0))
+        edit(self.model, self.originals, merge(self.vectors, "task_arithmetic", weights=weights))
         return evaluate(self.model, self.tasks, split="validation", batch_size=self.batch_size).accuracy
