@@ -55,20 +55,20 @@ def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[
             print(f"seed {seed}: fine-tuning on {task.name}")
             vectors[task.name] = train_vector(base, task, config, output_dir=folder / task.name, seed=seed)
         individual = evaluate_individually(base, vectors, tasks)
-        settings: dict[str, dict[str, Any]] = {method: {} for method in args.methods}
+        merges: dict[str, tuple[str, dict[str, Any]]] = {method: (method, {}) for method in args.methods}
         if args.choose_weights:
             weights = choose_weights(base, list(vectors.values()), tasks, progress=True)
-            settings["task_arithmetic, weights"] = {"weights": weights}
-        for method, options in settings.items():
-            target = folder / f"merged-{method.replace(', ', '-')}"
-            merged = merge(list(vectors.values()), method.split(",")[0], output_dir=target, **options)
-            curves[method] = scaling_curve(base, merged, tasks, progress=True)
-            scaling = best_scaling(curves[method])
+            merges["task_arithmetic, weights"] = ("task_arithmetic", {"weights": weights})
+        for label, (method, settings) in merges.items():
+            name = label.replace(", ", "-")
+            merged = merge(list(vectors.values()), method, output_dir=folder / f"merged-{name}", **settings)
+            curves[label] = scaling_curve(base, merged, tasks, progress=True)
+            scaling = best_scaling(curves[label])
             model = merged.apply_to(base, scaling=scaling)
-            report = evaluate(model, tasks, label=f"{method} ({scaling:g})", scaling=scaling, progress=True)
+            report = evaluate(model, tasks, label=f"{label} ({scaling:g})", scaling=scaling, progress=True)
             report = report.with_references(zero_shot=zero_shot, individual=individual)
-            report.save(folder / f"report-{target.name.removeprefix('merged-')}.json")
-            reports[method].append(report)
+            report.save(folder / f"report-{name}.json")
+            reports[label].append(report)
     best = max(reports, key=lambda method: sum(report.accuracy for report in reports[method]))
     reports[best][-1].save(output_dir / "report.json")
     reference = evaluate(base, tasks, split="validation").accuracy
