@@ -42,6 +42,8 @@ from hf_taskvec.names import canonical  # noqa: E402
 from hf_taskvec.recipe import arg, parse_recipe  # noqa: E402
 from hf_taskvec.vector import TaskVector  # noqa: E402
 
+PAIRS = (("push_to_hub", "upload_folder"), ("pull + open", "hf_hub_download"))  # ours and the bare client's
+
 
 @dataclass
 class BenchmarkArguments:
@@ -89,8 +91,8 @@ def measure_transfers(args: BenchmarkArguments, folder: Path) -> dict[str, list[
             "hf_hub_download": lambda: hf_hub_download(bare, "task_vector.safetensors", cache_dir=caches[0]),  # noqa: B023
             "pull + open": lambda: TaskVector.from_pretrained(ours, cache_dir=caches[1]),  # noqa: B023
         }
-        order = list(calls) if run % 2 else ["write the files", *list(calls)[:0:-1][2:], *list(calls)[:2:-1]]
-        for name in order:  # who comes first changes from run to run
+        order = [name for pair in PAIRS for name in (pair if run % 2 else pair[::-1])]  # who comes first changes
+        for name in ["write the files", *order]:
             times[name].append(timed(calls[name]))
         for path in (folder / "bare", *caches):
             if run < args.runs or path != caches[1]:
@@ -103,7 +105,7 @@ def main(args: BenchmarkArguments) -> dict[str, float]:
         folder = Path(temporary)
         times = measure_transfers(args, folder)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        for ours, bare in (("push_to_hub", "upload_folder"), ("pull + open", "hf_hub_download")):
+        for ours, bare in PAIRS:
             for label, kind in (("median", statistics.median), ("best", min)):
                 mine, theirs = kind(times[ours]), kind(times[bare])
                 print(f"{label} of {args.runs}: {ours} {mine:.2f} s, {bare} alone {theirs:.2f} s: {mine / theirs:.2f}x")
