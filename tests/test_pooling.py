@@ -9,8 +9,7 @@ import torch
 from transformers import CLIPVisionModel
 
 from hf_taskvec.pooling import pooled
-
-from .helpers import tiny_clip
+from tests.helpers import tiny_clip
 
 PIXELS = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
