@@ -46,6 +46,23 @@ def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, 
     return figure
 
 
+def plot_gains(curve: Mapping[float, Report], zero_shot: Report) -> Figure:
+    """What the vector adds to the base's validation accuracy against its scaling, by task and on average."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    for index, base in enumerate(zero_shot.results):
+        gains = [100 * (curve[scaling].results[index].accuracy - base.accuracy) for scaling in curve]
+        marker, colour = MARKERS[index // 6 % 6], COLOURS[index % 6]
+        axes.plot(list(curve), gains, label=base.task, color=colour, marker=marker, markersize=4)
+    if len(zero_shot.results) > 1:
+        means = [100 * (report.accuracy - zero_shot.accuracy) for report in curve.values()]
+        axes.plot(list(curve), means, label="mean", color="black", linewidth=2.5)
+    axes.axhline(0, color="grey", linestyle=":")
+    axes.set(xlabel="scaling", ylabel="validation accuracy minus\nthe base's (points)")
+    figure.legend(frameon=False, loc="outside right upper")
+    return figure
+
+
 def _plot_tasks(axes: Axes, report: Report) -> None:
     positions = range(len(report.results))
     bars: tuple[tuple[str, list[float | None], str], ...] = (

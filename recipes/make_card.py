@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from hf_taskvec import Report, TaskVector, evaluate, get_tasks, load_base, scaling_curve
 from hf_taskvec.artifact import save_vector
@@ -22,7 +19,7 @@ from hf_taskvec.base import EMBEDDED
 from hf_taskvec.cards import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_folder_card
 from hf_taskvec.cards.metadata import task_names
 from hf_taskvec.evaluation import best_scaling, evaluate_individually
-from hf_taskvec.plots import COLOURS, MARKERS, save_figure
+from hf_taskvec.plots import plot_gains, save_figure
 from hf_taskvec.recipe import arg, parse_recipe
 from hf_taskvec.storage import write_text
 
@@ -90,23 +87,6 @@ def measure(vector: TaskVector, experts: dict[str, TaskVector], folder: Path, *,
     report.save(folder / REPORT_NAME)
     save_figure(plot_gains(curve, evaluate(base, tasks, split="validation")), folder / PICTURE_NAME)
     return report
-
-
-def plot_gains(curve: Mapping[float, Report], zero_shot: Report) -> Figure:
-    """What the vector adds to the base's validation accuracy against its scaling, by task and on average."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=100)
-    axes = figure.subplots()
-    for index, base in enumerate(zero_shot.results):
-        gains = [100 * (curve[scaling].results[index].accuracy - base.accuracy) for scaling in curve]
-        marker, colour = MARKERS[index // 6 % 6], COLOURS[index % 6]
-        axes.plot(list(curve), gains, label=base.task, color=colour, marker=marker, markersize=4)
-    if len(zero_shot.results) > 1:
-        means = [100 * (report.accuracy - zero_shot.accuracy) for report in curve.values()]
-        axes.plot(list(curve), means, label="mean", color="black", linewidth=2.5)
-    axes.axhline(0, color="grey", linestyle=":")
-    axes.set(xlabel="scaling", ylabel="validation accuracy minus\nthe base's (points)")
-    figure.legend(frameon=False, loc="outside right upper")
-    return figure
 
 
 if __name__ == "__main__":
