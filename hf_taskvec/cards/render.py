@@ -69,12 +69,13 @@ def render_base_card(config: Mapping[str, Any], report: Report | None = None, *,
 
 def facts_of(info: VectorInfo) -> dict[str, object]:
     """What is known about how a vector was made, in a reader's words."""
+    tower = "vision tower and visual projection" if info.include_projection else "vision tower"
     facts = {
         "kind": info.kind,
         "base": info.base,
         "base revision": info.base_revision,
         "base fingerprint": info.base_fingerprint,
-        "covers": "vision tower and visual projection" if info.include_projection else "vision tower",
+        "covers": f"{len(info.base_hashes)} parameters of the {tower}" if info.base_hashes else tower,
         "task": info.task,
         "method": info.method,
         "dataset": " ".join(filter(None, (info.dataset, info.dataset_config))),
