@@ -55,7 +55,7 @@ def draw_orders(data: Data) -> Figure:
         axes.set(xscale="log", yscale="log", title=title, xlabel="learning rate η", ylabel="distance of the weights")
         axes.set_xticks(study["learning_rates"], [f"{rate:g}" for rate in study["learning_rates"]], rotation=30)
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right")  # below both lines
     return figure
 
 
