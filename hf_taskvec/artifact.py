@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_taskvec.checkpoints import fetch_folder
 from hf_taskvec.errors import CheckpointError, NonFiniteError
-from hf_taskvec.fingerprint import fingerprint, tensor_hash
+from hf_taskvec.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.names import layer_of
 from hf_taskvec.storage import (
@@ -159,7 +159,7 @@ def read_config(folder: Path) -> tuple[VectorInfo, str | None]:
 
 def vector_fingerprint(vector: TaskVector) -> str:
     """One hash over the vector's names, shapes, dtypes and values."""
-    return fingerprint({name: tensor_hash(delta) for name, delta in vector.deltas.items()})
+    return fingerprint(tensor_hashes(vector.deltas))
 
 
 def fetch_vector(source: str | os.PathLike[str], **hub: Any) -> TaskVector:

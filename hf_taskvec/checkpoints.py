@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -127,7 +127,10 @@ def fetch_folder(
                 commit, files = with_retries(lambda: _remote_files(repo, revision=revision, token=token))
                 hashes = _matching(files, wanted, where=where, missing=missing)
                 wanted = [glob.escape(name) for name in hashes]
-                snapshot = None if force_download else _cached_snapshot(repo, hashes, commit, revision, cache)
+                if not force_download:
+                    snapshot = _cached_snapshot(repo, hashes, commit, revision, cache)
+                    if snapshot is None and (large := _only_large({name: files[name].size for name in hashes})):
+                        hf_hub_download(repo, large, revision=commit, token=token, cache_dir=cache)
             except (GatedRepoError, RevisionNotFoundError):
                 raise
             except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
@@ -190,6 +193,12 @@ def _cached_snapshot(
         if folder is None or folder.name != commit:
             return None
     return folder
+
+
+def _only_large(sizes: Mapping[str, int]) -> str | None:
+    """The one file that is large, if it is one: a thread of its own would only slow its download down."""
+    large = [name for name, size in sizes.items() if size > MAX_SIDE_BYTES]
+    return large[0] if len(large) == 1 else None
 
 
 def _fits(name: str, globs: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, OutputExistsError
+from hf_taskvec.tensors import one_thread
 
 DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 MAX_SHARD_SIZE = "5GB"
 MAX_HEADER_BYTES = 16 << 20  # a vision tower's has some 20 kB
+MAX_WAITING_BYTES = 64 << 20  # written, not hashed yet, and still in memory
 
 
 @contextmanager
@@ -109,7 +112,7 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> dict[str, Any]:
 
 
 @contextmanager
-def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[Any], object]]:
+def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[memoryview], object]]:
     """Yields a function that writes bytes to a new file.
 
     With `digests`, the file's SHA-256 is taken on another core meanwhile and put there under its name.
@@ -119,17 +122,18 @@ def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[Any
             yield file.write
             return
         digest = hashlib.sha256()
-        with ThreadPoolExecutor(1) as worker:
-            hashing: Future[None] = worker.submit(digest.update, b"")
+        waiting: deque[tuple[Future[None], int]] = deque()
+        with one_thread(), ThreadPoolExecutor(1) as worker:
 
-            def write(data: Any) -> None:
-                nonlocal hashing
-                hashing.result()  # so that no more than one tensor waits
-                hashing = worker.submit(digest.update, data)
+            def write(data: memoryview) -> None:
+                waiting.append((worker.submit(digest.update, data), len(data)))
                 file.write(data)
+                while waiting and (waiting[0][0].done() or sum(size for _, size in waiting) > MAX_WAITING_BYTES):
+                    waiting.popleft()[0].result()
 
             yield write
-            hashing.result()
+            for hashing, _ in waiting:
+                hashing.result()
     digests[path.name] = digest.hexdigest()
 
 
@@ -157,7 +161,7 @@ def write_safetensors(
     text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
     expected = iter(shapes)
     with writer(path, digests) as write:
-        write(struct.pack("<Q", len(text)) + text)
+        write(memoryview(struct.pack("<Q", len(text)) + text))
         for name, tensor in tensors:
             if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):
                 raise ValueError(f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit the announced header")

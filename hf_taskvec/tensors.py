@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -38,3 +40,14 @@ def dot(left: Tensor, right: Tensor) -> float:
     chunk = 1 << 18
     pairs = zip(left.reshape(-1).split(chunk), right.reshape(-1).split(chunk), strict=True)
     return math.fsum(float(torch.dot(a.double(), b.to(a.device).double())) for a, b in pairs)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: its idle threads spin, and take their cores from whoever works beside it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_taskvec.artifact import shapes_of
 from hf_taskvec.errors import NonFiniteError, UnknownNameError
-from hf_taskvec.tensors import check_finite
+from hf_taskvec.tensors import check_finite, one_thread
 from hf_taskvec.vector import TaskVector
 
 CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a core's second-level cache
@@ -171,15 +171,12 @@ def thread_pool() -> Iterator[ThreadPoolExecutor]:
     One thread per parameter and a pool over parameters keeps chunks in each core's own cache and beats many threads
     per decomposition.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with _blas().limit(limits=1):
+        with one_thread(), _blas().limit(limits=1):
             yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 @functools.cache
