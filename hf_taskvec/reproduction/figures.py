@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,15 +203,19 @@ def budget_data(results: Results) -> Data:
 
 def draw_budgets(data: Data) -> Figure:
     """One panel per optimiser."""
-    figure, panels = _panels(len(data["optimizers"]), share=True)
-    for axes, (optimizer, part) in zip(panels, data["optimizers"].items(), strict=True):
+    count = len(data["optimizers"])
+    figure, panels = _panels(count, rows=math.ceil(count / 2), share=True)
+    for axes, (optimizer, part) in zip(panels, data["optimizers"].items(), strict=False):  # an odd one leaves a gap
         places = range(len(part["budgets"]))
         for index, (method, course) in enumerate(part["methods"].items()):
             _band(axes, places, course, index, method, percent=True)
         axes.axhline(100 * data["zero_shot"], color="black", linestyle=":", label="zero-shot")
         axes.set_xticks(list(places), part["budgets"], rotation=30)
         axes.set(title=optimizer, xlabel="budget (epochs per task)")
-    panels[0].set_ylabel("mean test accuracy (%)")
+    for axes in panels[::2]:
+        axes.set_ylabel("mean test accuracy (%)")
+    for axes in panels[count:]:
+        axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
     return figure
@@ -247,15 +252,21 @@ def draw_differences(data: Data) -> Figure:
 
 
 def atm_data(results: Results) -> Data:
-    """Mean accuracies per number of rounds, of joint training at the same budget, and of post-hoc rounds."""
-
-    items = results.atm
+    """Mean accuracies per number of rounds, of one-shot merges and joint training at that budget, and post hoc."""
+    items, settings = results.atm, results.settings
+    budget = f"{settings.atm_budget:g}"
+    one_shot = {method: scores(results.cells, settings.atm_optimizer, method, budget) for method in settings.merges}
 
     def over(accuracies: Sequence[Mapping[str, float]]) -> Any:
         return vars(over_seeds(items, [sum(each.values()) / len(each) for each in accuracies]))
 
     return {
-        "budget": results.settings.atm_budget,
+        "budget": settings.atm_budget,
+        "one_shot": {
+            method: vars(bootstrap_interval([score.mean for score in found]))
+            for method, found in one_shot.items()
+            if found
+        },
         "rounds": {count: over([item["rounds"][count] for item in items]) for count in items[0]["rounds"]},
         JOINT: over([item[JOINT] for item in items]),
         "post_hoc": [over([item["post_hoc"][k] for item in items]) for k in range(len(items[0]["post_hoc"]))],
@@ -278,9 +289,10 @@ def draw_atm(data: Data) -> Figure:
     return figure
 
 
-def _panels(count: int, *, share: bool = False, height: float = 3.8) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(max(6.0, 4.2 * count), height), layout="constrained", dpi=110)
-    return figure, np.atleast_1d(figure.subplots(1, count, sharey=share)).tolist()
+def _panels(count: int, *, rows: int = 1, share: bool = False, height: float = 3.8) -> tuple[Figure, Sequence[Axes]]:
+    columns = math.ceil(count / rows)
+    figure = Figure(figsize=(max(6.0, 4.2 * columns), height * rows), layout="constrained", dpi=110)
+    return figure, figure.subplots(rows, columns, sharey=share, squeeze=False).flatten().tolist()
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], index: int, label: str) -> None:
@@ -306,9 +318,16 @@ def _band(
 
 
 def _heat(figure: Figure, axes: Axes, table: Sequence[Sequence[float]], labels: Sequence[str], title: str) -> None:
-    values = np.array(table)
-    off = values[~np.eye(len(values), dtype=bool)] if len(values) > 1 else values
-    image = axes.imshow(values, cmap="cividis", vmin=min(0.0, float(off.min())), vmax=float(off.max()))
+    """A table of cosines in colours, with the figures in the cells; the diagonal, all ones, stays white."""
+    off = ~np.eye(len(table), dtype=bool)
+    values = np.where(off, np.array(table), np.nan)
+    low, high = min(0.0, float(np.nanmin(values))), float(np.nanmax(values))
+    image = axes.imshow(values, cmap="cividis", vmin=low, vmax=high)
+    for row, column in zip(*off.nonzero(), strict=True):
+        value = values[row, column]
+        dark = value < (low + high) / 2
+        text = f"{value:.2f}".replace("0.", ".", 1)
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    figure.colorbar(image, ax=axes, label=title)
+    figure.colorbar(image, ax=axes, label=title, fraction=0.046, pad=0.04)

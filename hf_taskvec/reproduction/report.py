@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_taskvec.report import percent
 from hf_taskvec.reproduction.analysis import budgets_of, compare_budgets, scores
-from hf_taskvec.reproduction.claims import judge
+from hf_taskvec.reproduction.claims import Claim, judge
 from hf_taskvec.reproduction.comparison import INDIVIDUAL, JOINT, Cell
 from hf_taskvec.reproduction.figures import atm_data, draw_figures
 from hf_taskvec.reproduction.results import Results
@@ -36,13 +36,17 @@ def write_report(results: Results, *, command: str) -> Path:
         results: What was measured.
         command: The command that made it, for the report's head.
     """
-    folder = Path(results.settings.output_dir)
+    folder, claims = Path(results.settings.output_dir), judge(results)
     figures = draw_figures(results, folder / "figures")
     parts = [
         *_head(results, command),
         "## Claims",
         "",
-        *_claims(results),
+        *claim_table(claims),
+        "",
+        "### The rules and all figures",
+        "",
+        *_claims(claims),
         "## One epoch against convergence",
         "",
         *comparison_table(results.settings, results.cells),
@@ -53,6 +57,10 @@ def write_report(results: Results, *, command: str) -> Path:
         "## Equal budget: one-shot merging, alternating tuning and merging, joint training",
         "",
         *_atm_table(results),
+        "",
+        "## Geometry between the tasks",
+        "",
+        *geometry_table(results.settings, results.cells),
         "",
         "## Figures",
         "",
@@ -108,6 +116,26 @@ def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
+def geometry_table(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
+    """How the tasks' vectors lie to each other, one row per optimiser and budget."""
+    names = ("cosines", "sign_agreement", "subspace_overlap")
+    random = cells[0].geometry["1"]["random_overlap"]
+    lines = [
+        "Means over pairs of tasks, with 95 % bootstrap intervals over seeds: cosine; fraction of entries whose signs "
+        "are not opposite; overlap of the spaces of the 8 leading left singular vectors of each matrix "
+        f"({random:.3f} for random ones).",
+        "",
+        "| optimiser | budget | cosine | sign agreement | subspace overlap |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for optimizer in settings.optimizers:
+        own = [cell for cell in cells if cell.scores[0].optimizer == optimizer]
+        for budget, label in (("1", "1 epoch"), (CONVERGED, CONVERGED)):
+            means = [bootstrap_interval([cell.geometry[budget]["means"][name] for cell in own]) for name in names]
+            lines.append(f"| {optimizer} | {label} | {' | '.join(map(str, means))} |")
+    return lines
+
+
 def points(interval: Interval) -> str:
     """An interval in percent or percentage points."""
     return f"{percent(interval.mean)} [{percent(interval.low)}, {percent(interval.high)}]"
@@ -136,9 +164,15 @@ def _head(results: Results, command: str) -> list[str]:
     ]
 
 
-def _claims(results: Results) -> list[str]:
+def claim_table(claims: Sequence[Claim]) -> list[str]:
+    """One row per claim: what was found, its figure with the interval, and the authors' figure."""
+    lines = ["| claim | found | here, with 95 % interval over seeds | authors |", "| --- | --- | --- | --- |"]
+    return lines + [f"| {c.text} | **{c.verdict}** | {c.figure} | {c.authors} |" for c in claims]
+
+
+def _claims(claims: Sequence[Claim]) -> list[str]:
     lines = []
-    for number, claim in enumerate(judge(results), start=1):
+    for number, claim in enumerate(claims, start=1):
         lines += [
             f"{number}. **{claim.text}** {claim.verdict.capitalize()}.",
             f"   - Rule: {claim.rule}.",
@@ -152,10 +186,10 @@ def _claims(results: Results) -> list[str]:
 def _atm_table(results: Results) -> list[str]:
     data = atm_data(results)
     rows: dict[str, Mapping[str, Any]] = {}
+    rows |= {f"one-shot merging by {method}": point for method, point in data["one_shot"].items()}
     for count, point in data["rounds"].items():
-        rows["one-shot merging (1 round)" if count == "1" else f"alternating tuning and merging, {count} rounds"] = (
-            point
-        )
+        more = f"alternating tuning and merging, {count} rounds"
+        rows[more if count != "1" else "one-shot merging by the mean (1 round)"] = point
     rows["joint training"] = data[JOINT]
     rows |= {f"post hoc, {k} rounds on validation images": point for k, point in enumerate(data["post_hoc"])}
     lines = [f"| {data['budget']} epochs per task | mean test accuracy (%) |", "| --- | ---: |"]
