@@ -18,6 +18,7 @@ from hf_taskvec.reproduction.results import claim_folder, reproduce
 from hf_taskvec.reproduction.runs import StopWhenConverged, train_run
 from hf_taskvec.reproduction.settings import CONVERGED, Merge, Reproduction
 from hf_taskvec.statistics import bootstrap_interval, paired_difference
+from recipes import reproduce_paper
 from tests.toys import toy_base, toy_task
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
@@ -189,3 +190,18 @@ def test_the_whole_reproduction_writes_its_report_and_repeats_no_finished_work(t
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert comparison_table(settings, again.cells)
     assert json.loads((out / "cells" / "adam-1.json").read_text())["scores"][0]["seed"] == 1
+
+
+@pytest.mark.slow  # a minute and a half on two cores
+def test_the_smoke_configuration_runs_and_judges_every_claim(tmp_path: Path) -> None:
+    arguments = ["--config", str(CONFIGS / "paper7_smoke.yaml"), "--output_dir", str(tmp_path)]
+    settings, run = parse_recipe(Reproduction, reproduce_paper.RunArguments, argv=arguments)
+    path = reproduce_paper.main(settings, run)
+    assert path is not None
+    report = path.read_text()
+    rows = report.split("### The rules")[0].split("| --- | --- | --- | --- |\n")[1].strip().splitlines()
+    verdicts = [row.split(" | ")[1] for row in rows]
+    assert len(verdicts) == 7
+    assert verdicts[:2] == ["**holds**"] * 2  # theorems
+    assert "one-shot merging by ties@1" in report
+    assert "Geometry between the tasks" in report

@@ -15,6 +15,7 @@ from hf_taskvec.reproduction.results import Results
 from hf_taskvec.reproduction.settings import CONVERGED, Reproduction
 from hf_taskvec.statistics import Interval, bootstrap_interval
 from hf_taskvec.storage import write_text
+from hf_taskvec.trainer import library_versions
 
 CAPTIONS = {
     "orders": "Distance of task arithmetic from joint training after three full-batch epochs, float64.",
@@ -148,6 +149,7 @@ def _head(results: Results, command: str) -> list[str]:
         for name, limit in (("training", settings.max_train), ("test", settings.max_test))
         if limit is not None
     )
+    versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
     limits = f" ({bounds} images each; each seed draws its own training images)" if bounds else ""
     return [
         "# Reproduction of “On Task Vectors and Gradients” (arXiv 2508.16082)",
@@ -159,7 +161,7 @@ def _head(results: Results, command: str) -> list[str]:
         "intervals over seeds, which with few seeds are too narrow. Convergence is the epoch with the best validation "
         "accuracy; no scaling is tuned. Adam is AdamW without weight decay; clipping at "
         f"{settings.max_grad_norm:g} except in full-batch descent. Of `adamw_cosine` each budget is a run with a "
-        "schedule of its own; of the others the budgets are epochs of one run.",
+        f"schedule of its own; of the others the budgets are epochs of one run. Versions: {versions}.",
         "",
     ]
 
