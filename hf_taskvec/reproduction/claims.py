@@ -146,22 +146,28 @@ def claim_directions(results: Results) -> Claim:
 
 
 def claim_one_epoch(results: Results) -> Claim:
-    """Merging one-epoch models is often comparable."""
-    checks, cells, short = [], [], []
+    """Merging one-epoch models is often comparable; where merging gains little, that says little."""
+    checks, cells, short, zero_shot = [], [], [], _mean(list(results.zero_shot.values()))
     for optimizer in results.settings.optimizers:
         for method in results.settings.merges:
             found = compare_budgets(results.cells, optimizer, method)
             checks.append(found.difference.low > -TIE)
             if method == results.settings.merges[0]:
-                short.append(f"{optimizer} {found.difference}")
-                cells.append(f"{optimizer}: {found.difference}, ties or wins in {100 * found.wins:.0f} %")
+                gain = bootstrap_interval(
+                    [score.mean - zero_shot for score in scores(results.cells, optimizer, method, "1")]
+                )
+                short.append(f"{optimizer} {found.difference} ({gain.mean:+.3f})")
+                cells.append(
+                    f"{optimizer}: {found.difference}, ties or wins in {100 * found.wins:.0f} %, one epoch over "
+                    f"zero-shot {gain}"
+                )
     return Claim(
         "Merging models fine-tuned for one epoch is often comparable to merging converged ones.",
         f"the interval of one epoch minus converged lies above −{TIE:g} for every optimiser and merge method; "
         f"partly: for some ({sum(checks)} of {len(checks)} here)",
         _verdict(checks),
         f"for {sum(checks)} of {len(checks)} pairs of optimiser and method; {results.settings.merges[0]}, one epoch "
-        f"minus converged: {'; '.join(short)}",
+        f"minus converged (and one epoch over zero-shot): {'; '.join(short)}",
         f"{results.settings.merges[0]}: " + "; ".join(cells),
         "task arithmetic .7162 and .7256 on 8 tasks; AdamW .7364 / .7438, Adam .7288 / .7021, SGD .5836 / .6364 on 7",
     )
