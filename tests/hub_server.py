@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -245,6 +246,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="a free one if left out")
     parser.add_argument("--datasets", type=Path, nargs="*", default=[], help="dataset folders to host")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # whoever stops it: the storage goes with it
     with HubServer(args.port) as server:
         for folder in args.datasets:
             server.store.add_folder("dataset", f"user/{folder.name}", folder)

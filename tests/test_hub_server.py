@@ -185,14 +185,19 @@ def test_load_dataset_runs_over_http(hub: HubServer, tmp_path: Path) -> None:
     assert [row["label"] for row in streamed] == [0, 1, 0]
 
 
-def test_the_server_starts_by_hand() -> None:
+def test_the_server_starts_by_hand_and_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.hub_server", "--port", "0"]
     root = Path(__file__).parent.parent
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        cwd=root,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)},
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         endpoint = line.split(" at ")[1].split(";")[0]
         assert HfApi(endpoint, token="write-user").whoami()["name"] == "user"
+        assert list(tmp_path.iterdir())
         process.terminate()
+    assert not list(tmp_path.iterdir())
