@@ -172,6 +172,15 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else() -> None:
     assert float(found) == float(values.kthvalue(500_001).values)
 
 
+def test_a_sample_of_a_matrix_whose_rows_differ_does_not_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_taskvec.merging.selection.Histograms", None)  # what a sample that misleads costs
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4000, 768, generator=generator) * torch.randn(4000, 1, generator=generator).exp()
+    found = magnitude_thresholds([matrix(values)], 0.2, "vector")["w"]
+    size = values.numel()
+    assert float(found) == float(values.abs().flatten().kthvalue(size - round(0.2 * size) + 1).values)
+
+
 @pytest.mark.parametrize("values", [torch.zeros(200_000), torch.ones(200_000), torch.arange(200_000.0) // 1000])
 @pytest.mark.parametrize("density", [1e-6, 0.2, 0.5, 1.0])
 def test_ties_at_the_threshold_are_found_exactly(values: torch.Tensor, density: float) -> None:

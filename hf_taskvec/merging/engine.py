@@ -181,7 +181,7 @@ def thread_pool() -> Iterator[ThreadPoolExecutor]:
 
 @functools.cache
 def _blas() -> ThreadpoolController:
-    """The thread settings of BLAS libraries other than torch's own: scipy brings one."""
+    """The thread settings of BLAS libraries other than torch's own: NumPy brings one."""
     return ThreadpoolController()
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 
 GRAM_SPAN = 3e5  # largest over smallest singular value for which the Gram route is taken
@@ -37,11 +37,9 @@ def leading(matrix: Tensor, rank: int | None = None) -> Singular:
     rank = columns if rank is None else min(rank, columns)
     tolerance = torch.finfo(matrix.dtype).eps * rows
     wide = matrix.double()
-    if columns > _SMALL:
-        squares, right = _top_eigen(wide.T @ wide, rank)
-        if squares[-1] * GRAM_SPAN**2 > squares[0]:
-            values = squares.sqrt()
-            return Singular(wide @ right / values, values, right)
+    if (found := _by_gram(wide, rank)) is not None:
+        values, right = found
+        return Singular(wide @ right / values, values, right)
     left, values, right = torch.linalg.svd(wide, full_matrices=False)
     alive = (values > tolerance * values[0])[:rank]
     return Singular(left[:, :rank] * alive, values[:rank] * alive, right[:rank].T * alive)
@@ -52,17 +50,44 @@ def polar(matrix: Tensor) -> tuple[Tensor, float]:
 
     Directions whose singular value is below the rounding of the input are left out.
     """
-    found = leading(matrix)
-    return found.left @ found.right.T, float(found.values.mean())
+    if matrix.shape[0] < matrix.shape[1]:
+        factor, mean = polar(matrix.T)
+        return factor.T, mean
+    wide = matrix.double()
+    if (found := _by_gram(wide, matrix.shape[1])) is not None:
+        values, right = found
+        return wide @ _gram((right / values.sqrt()).T), float(values.mean())  # M V S⁻¹ Vᵀ without the left vectors
+    parts = leading(matrix)
+    return parts.left @ parts.right.T, float(parts.values.mean())
+
+
+def _by_gram(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """The largest singular values of a float64 matrix (m, n), m >= n, and their right vectors (n, rank).
+
+    `None` where the Gram matrix would lose digits, or a full SVD costs nothing.
+    """
+    if matrix.shape[1] <= _SMALL:
+        return None
+    squares, right = _top_eigen(_gram(matrix), rank)
+    return (squares.sqrt(), right) if squares[-1] * GRAM_SPAN**2 > squares[0] else None
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """`matrixᵀ matrix`; NumPy sees that it is symmetric and computes half of it, torch all."""
+    if matrix.device.type == "cpu":
+        array = matrix.numpy()
+        return torch.from_numpy(array.T @ array)
+    return matrix.T @ matrix
 
 
 def _top_eigen(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues, descending, and their vectors (n, rank)."""
-    size = len(gram)
-    if rank * 2 < size and gram.device.type == "cpu":  # a partial spectrum is worth it up to about half
-        values, vectors = eigh(gram.numpy(), subset_by_index=(size - rank, size - 1), driver="evr", check_finite=False)
-        values, vectors = torch.from_numpy(values.copy()), torch.from_numpy(vectors.copy())
+    """The largest eigenvalues, descending, and their vectors (n, rank).
+
+    On the CPU by NumPy, which lets other threads go on meanwhile; SciPy, which could stop at the part of the spectrum
+    that is wanted, does not, and with two threads that costs more than it saves.
+    """
+    if gram.device.type == "cpu":
+        values, vectors = (torch.from_numpy(array) for array in np.linalg.eigh(gram.numpy()))
     else:
         values, vectors = torch.linalg.eigh(gram)
-        values, vectors = values[-rank:], vectors[:, -rank:]
-    return values.flip(0).clamp(min=0), vectors.flip(1)
+    return values[-rank:].flip(0).clamp(min=0), vectors[:, -rank:].flip(1)

@@ -19,7 +19,7 @@ from hf_taskvec.vector import TaskVector
 Score = Callable[[Tensor, str], Tensor]  # deltas (T, n) of a parameter, which it may overwrite -> scores (S, n)
 Ranks = Callable[[int], Sequence[int]]  # number of entries -> ranks wanted, 1 for the largest
 _SMALL = 1 << 15  # up to this size, sorting is cheapest
-_RUN = 512  # entries per run of a sample
+_RUN = 16  # entries per run of a sample: a cache line
 _SAMPLE = 1 << 18  # entries of a sample at most; it is a thirty-second of few entries
 _MARGIN = 8.0  # standard deviations of a sample's rank between a bracket and its middle
 
@@ -70,25 +70,27 @@ class _Bracket:
 
     low: float
     high: float
-    above: int = 0  # entries > high
+    tied: bool  # whether to count the entries that equal a bound
+    above: int = 0  # entries > high; if not tied, as many as are >= high
     from_high: int = 0  # entries >= high
     above_low: int = 0  # entries > low
-    from_low: int = 0  # entries >= low
+    from_low: int = 0  # entries >= low; if not tied, as many as are > low
     inside: tuple[np.ndarray, ...] = ()  # entries between the bounds
 
     def count(self, values: np.ndarray) -> _Bracket:
         """The bracket after these entries too."""
-        above_low, from_high = values > self.low, values >= self.high
-        return self + _Bracket(
-            self.low, self.high,
-            above=int(np.count_nonzero(values > self.high)), from_high=int(np.count_nonzero(from_high)),
-            above_low=int(np.count_nonzero(above_low)), from_low=int(np.count_nonzero(values >= self.low)),
-            inside=(values[np.flatnonzero(above_low & ~from_high)],),
-        )  # fmt: skip
+        from_high, above_low = values >= self.high, values > self.low
+        between = values[np.flatnonzero(above_low > from_high)]
+        high = int(np.count_nonzero(from_high))
+        low = high + len(between)
+        # where the sample saw no bound twice, no entry but the sampled one is likely to equal it
+        above = int(np.count_nonzero(values > self.high)) if self.tied else high
+        from_low = int(np.count_nonzero(values >= self.low)) if self.tied else low
+        return self + _Bracket(self.low, self.high, self.tied, above, high, low, from_low, (between,))
 
     def __add__(self, other: _Bracket) -> _Bracket:
         return _Bracket(
-            self.low, self.high, self.above + other.above, self.from_high + other.from_high,
+            self.low, self.high, self.tied, self.above + other.above, self.from_high + other.from_high,
             self.above_low + other.above_low, self.from_low + other.from_low, self.inside + other.inside,
         )  # fmt: skip
 
@@ -127,11 +129,11 @@ class _Search:
 
     def _by_brackets(self, names: Sequence[str], ranks: Sequence[int], total: int, run: Callable) -> Tensor | None:
         """The thresholds (S, R), or `None` if the sample misled."""
-        sample = torch.cat([self._sample(name, total) for name in names], dim=1).sort(dim=1, descending=True).values
+        sample = torch.cat([self._sample(name, total) for name in names], dim=1)
         start = [[_bracket(row, rank / total) for rank in ranks] for row in sample.numpy()]
 
         def count(name: str) -> list[list[_Bracket]]:
-            found = [[_Bracket(b.low, b.high) for b in line] for line in start]
+            found = [list(line) for line in start]
             for _, part in self._chunks(name):
                 for line, values in zip(found, self.score(part, name).numpy(), strict=True):
                     line[:] = [bracket.count(values) for bracket in line]
@@ -150,24 +152,28 @@ class _Search:
         return torch.tensor(values, dtype=self.dtype)
 
     def _sample(self, name: str, total: int) -> Tensor:
-        """Scores of evenly spread runs of a parameter, as many as its share of the whole."""
+        """Scores of evenly spread runs of a parameter, as many as its share of the whole.
+
+        Entries of one row of a matrix are alike, so many short runs say more than few long ones.
+        """
         size = self.sizes[name]
         wanted = min(_SAMPLE, total // 32) * size / total
         runs = min(max(1, round(wanted / _RUN)), -(-size // _RUN))
-        starts = [round(index * max(0, size - _RUN) / max(1, runs - 1)) for index in range(runs)]
-        flat = [vector.deltas[name].reshape(-1) for vector in self.vectors]
-        rows = [torch.cat([delta[start : start + _RUN] for start in starts]).to(self.dtype) for delta in flat]
+        starts = torch.linspace(0, max(0, size - _RUN), runs, dtype=torch.float64).long()
+        index = (starts.unsqueeze(1) + torch.arange(min(_RUN, size))).flatten()
+        rows = [vector.deltas[name].reshape(-1)[index.to(self.device)].to(self.dtype) for vector in self.vectors]
         return self.score(torch.stack(rows), name)
 
     def _chunks(self, name: str):  # type: ignore[no-untyped-def]
         return chunks(self.vectors, name, self.dtype)
 
 
-def _bracket(descending: np.ndarray, share: float) -> _Bracket:
-    """Bounds that hold the entry at `share` from the top, judged by a sorted sample."""
-    size = len(descending)
+def _bracket(sample: np.ndarray, share: float) -> _Bracket:
+    """Bounds that hold the entry at `share` from the top, judged by a sample."""
+    size = len(sample)
     margin = _MARGIN * math.sqrt(share * (1 - share) * size) + _MARGIN
-    first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
-    high = float(descending[first]) if first >= 0 else math.inf
-    low = float(descending[last]) if last < size else -math.inf
-    return _Bracket(low, high)
+    first, last = math.floor(share * size - margin), math.ceil(share * size + margin)  # places from the top
+    high = float(np.partition(sample, size - 1 - first)[size - 1 - first]) if first >= 0 else math.inf
+    low = float(np.partition(sample, size - 1 - last)[size - 1 - last]) if last < size else -math.inf
+    tied = low == high or any(np.count_nonzero(sample == bound) > 1 for bound in (low, high))
+    return _Bracket(low, high, tied)
