@@ -22,7 +22,7 @@ from hf_taskvec import (
     verify_equivalence,
 )
 from hf_taskvec.classifier import ImageClassifier
-from hf_taskvec.equivalence import relative_error
+from hf_taskvec.equivalence import Equivalence, TaskEquivalence, relative_error
 from hf_taskvec.errors import DataError, NonFiniteError
 from hf_taskvec.joint import JointTrainer
 from hf_taskvec.pixels import load_pixels
@@ -149,6 +149,18 @@ def test_verify_equivalence_names_what_the_settings_violate(tmp_path: Path) -> N
     assert {violation.name for violation in found.violations} == {"optim", "weight_decay", "max_grad_norm"}
     assert found.relative_error_float64 > 0.1
     assert "weight_decay=0.01" in found.verdict
+
+
+def test_rounding_in_float32_is_told_from_a_difference() -> None:
+    def found(float64: float, float32: float) -> Equivalence:
+        return Equivalence((TaskEquivalence("digits", float64, float32, 1e-5, 1.0, 1.0, {}),), ())
+
+    assert found(1e-14, 1e-6).holds
+    rounded = found(1e-14, 2e-5)
+    assert rounded.holds_in_float64
+    assert not rounded.holds
+    assert "gradient of digits is 2.0e-05 off by rounding" in rounded.verdict
+    assert "more than rounding" in found(1e-3, 1e-3).verdict
 
 
 def test_clipping_alone_changes_the_length_and_not_the_direction(tmp_path: Path) -> None:

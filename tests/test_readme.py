@@ -22,6 +22,12 @@ def test_the_table_of_methods_is_todays() -> None:
     assert f"<!-- methods -->\n{methods_table().rstrip()}\n<!-- end of methods -->" in README
 
 
+def test_its_claims_are_those_of_the_report() -> None:
+    report = (ROOT / "recipes/results/paper7_tiny/report.md").read_text(encoding="utf-8")
+    table = report.split("## Claims\n\n")[1].split("\n\n")[0]
+    assert f"<!-- claims -->\n{table}\n<!-- end of claims -->" in README
+
+
 def test_every_file_it_links_to_exists() -> None:
     for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
         assert (ROOT / link).exists(), link

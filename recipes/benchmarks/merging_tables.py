@@ -61,12 +61,12 @@ class Bench:
 
 
 def peers_table(bench: Bench, size: str, count: int, methods: Sequence[str], names: Sequence[str]) -> None:
-    """Our merges beside those of the peers that have the method; of wudi, a step."""
+    """Our merges beside those of the peers that have the method; of wudi, a step; first, reading the vectors alone."""
     peers = [PEERS[name] for name in names if name != "none"]
     pythons = [(peer, environment(peer, bench.folder / peer.worker.removesuffix(".py"))) for peer in peers]
     (make_checkpoints if peers else make_vectors)(bench.folder / size, size=size, count=count)
     header(f"{size}, T = {count}", "by", "process s", "parts s", "peak GB", "slower than ours", "merging over a copy")
-    for method in methods:
+    for method in ["reading", *methods]:
         ours = bench.merge(size, count, method)
         line(*_cells(method, "ours", ours), "", f"{bench.distance(ours, size, count):.1f}")
         for peer, python in pythons:
