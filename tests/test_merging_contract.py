@@ -69,9 +69,10 @@ def test_results_are_finite_of_the_right_shape_and_deterministic(name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_inputs_are_left_alone(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_inputs_are_left_alone(name: str, dtype: torch.dtype) -> None:
     count = counts(name, [2, 3])[0]
-    inputs, copies = vectors(count), vectors(count)
+    inputs, copies = vectors(count, dtype=dtype), vectors(count, dtype=dtype)
     merged = merge(inputs, name)
     for delta in merged.deltas.values():
         delta.add_(1)  # the result shares no memory with an input either
@@ -114,6 +115,26 @@ def test_any_floating_dtype_goes_in_and_the_chosen_one_comes_out(name: str, dtyp
     check_equal(merged, merge([vector.to(wide) for vector in inputs], name), rtol=0, atol=0)
     half = merge(inputs, name, dtype=torch.bfloat16)
     assert {delta.dtype for delta in half.deltas.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_gives_what_float32_gives(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [  # no ties: rounding would break them one way or the other
+        TaskVector({key: torch.randn(shape, generator=generator) for key, shape in SHAPES.items()})
+        for _ in range(counts(name, [3, 2])[0])
+    ]
+    wide = merge([vector.to(torch.float64) for vector in inputs], name)
+    check_equal(merge(inputs, name), wide.to(torch.float32), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
+def test_a_parameter_without_entries_stays_one(name: str, shape: tuple[int, ...]) -> None:
+    inputs = [TaskVector({"empty": torch.ones(shape), **vector.deltas}) for vector in vectors(2)]
+    for scope in ("vector", "parameter") if "scope" in get_method(name).defaults else (None,):
+        merged = merge(inputs, name, **({} if scope is None else {"scope": scope}))
+        assert merged.deltas["empty"].shape == shape
 
 
 @pytest.mark.parametrize("name", NAMES)

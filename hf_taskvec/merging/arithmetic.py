@@ -48,7 +48,8 @@ def metagpt(vectors: Sequence[TaskVector]) -> TaskVector:
     squares = torch.stack([product.diagonal() for product in products.values()]).sum(dim=0)
     total = float(squares.sum())
     shares = squares / total if total > 0 else torch.full_like(squares, 1 / len(vectors))
-    return map_sum(lambda name: shares.tolist(), vectors)
+    weights = shares.tolist()
+    return map_sum(lambda name: weights, vectors)
 
 
 @merge_method("model_stock", paper="2403.19522")
@@ -155,4 +156,5 @@ def _combine_by(factors: Callable[[Tensor], Tensor], vectors: Sequence[TaskVecto
     if scope == "vector":
         chosen = factors(torch.stack(list(products.values())).sum(dim=0)).tolist()
         return map_sum(lambda name: chosen, vectors)
-    return map_sum(lambda name: factors(products[name]).tolist(), vectors)
+    each = {name: factors(product).tolist() for name, product in products.items()}
+    return map_sum(each.__getitem__, vectors)

@@ -86,22 +86,35 @@ def sce(vectors: Sequence[TaskVector], *, density: float = 0.1, scope: Scope = "
     bounds = thresholds(_variance, vectors, lambda size: [kept(density, size)], scope)
 
     def compute(name: str) -> Tensor:
-        smallest = bounds[name][0]
+        smallest = bounds[name][0].squeeze()
         energy = torch.zeros(len(vectors), dtype=torch.float64)
+        selected = []
         for _, deltas in chunks(vectors, name, wide):
-            deltas *= _variance(deltas, name).ge_(smallest)
-            energy += deltas.double().square().sum(dim=1).cpu()
-        shares = (energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(wide)
-        merged = torch.empty(shapes[name].numel(), dtype=wide, device=smallest.device)
-        for start, deltas in chunks(vectors, name, wide):
-            deltas *= _variance(deltas, name).ge_(smallest)
-            agrees = (deltas * deltas.sum(dim=0)).gt_(0)
-            merged[start : start + deltas.shape[1]] = shares.to(merged.device) @ (deltas * agrees)
+            selected.append(_variance(deltas, name)[0].ge_(smallest))  # 0.0 and 1.0
+            for index, row in enumerate(deltas):
+                kept_row = row.mul_(selected[-1]).double()
+                energy[index] += torch.dot(kept_row, kept_row).cpu()
+        shares = (energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(smallest)
+        merged = torch.zeros(shapes[name].numel(), dtype=wide, device=smallest.device)
+        for (start, deltas), chosen in zip(chunks(vectors, name, wide), selected, strict=True):
+            part = merged[start : start + deltas.shape[1]]
+            elected = deltas.sum(dim=0).sign_()
+            for row, share in zip(deltas, shares.tolist(), strict=True):
+                part.add_(row.mul_(elected).clamp_(min=0), alpha=share)
+            part.mul_(elected).mul_(chosen)
         return merged.view(shapes[name])
 
     return map_parameters(compute, vectors)
 
 
 def _variance(deltas: Tensor, name: str) -> Tensor:
-    """The variance of each entry over the vectors, (1, n)."""
-    return deltas.var(dim=0, correction=0, keepdim=True)
+    """The variance of each entry over the T vectors, (1, n), exactly 0 where all are equal."""
+    apart, total = torch.empty_like(deltas[0]), torch.zeros_like(deltas[0])
+    for row in deltas[1:]:
+        total += torch.sub(row, deltas[0], out=apart)
+    mean = deltas[0] + total.div_(len(deltas))
+    total.zero_()
+    for row in deltas:
+        torch.sub(row, mean, out=apart)
+        total.addcmul_(apart, apart)
+    return total.div_(len(deltas)).unsqueeze(0)

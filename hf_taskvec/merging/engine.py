@@ -22,7 +22,8 @@ CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a c
 PROGRESS = "hf_taskvec.merging"  # huggingface_hub.utils.disable_progress_bars(PROGRESS) keeps the bars quiet
 
 Scope = Literal["vector", "parameter"]
-MergeChunk = Callable[..., Tensor]  # (T, n) deltas of one parameter, its name [, the chunk's offset] -> (n,)
+MergeChunk = Callable[[Tensor, str], Tensor]  # (T, n) deltas of one parameter, its name -> (n,)
+MergeRows = Callable[[Sequence[Tensor], str], Tensor]  # T deltas (n,) of one parameter, its name -> (n,)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -52,14 +53,13 @@ def map_parameters(compute: Callable[[str], Tensor], vectors: Sequence[TaskVecto
     return TaskVector(LazyDeltas(shapes_of(vectors[0]), compute, wide_dtype(vectors)))
 
 
-def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector], *, with_start: bool = False) -> TaskVector:
+def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector]) -> TaskVector:
     """A vector computed by `merge_chunk` from one chunk of all T deltas at a time, in float32 or wider.
 
     Args:
         merge_chunk: Maps deltas (T, n) of the parameter `name` to its merged deltas (n,). The input is a buffer that
             the next call overwrites: it may be changed in place, and the result may be a part of it.
         vectors: The vectors to merge.
-        with_start: Whether `merge_chunk` also gets the chunk's offset in the parameter.
 
     Raises:
         NonFiniteError: On access, if a delta holds NaN or Inf.
@@ -70,9 +70,34 @@ def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector], *, with_s
         first = vectors[0].deltas[name]
         merged = torch.empty(first.numel(), dtype=wide, device=first.device)
         for start, deltas in chunks(vectors, name, wide):
-            place = (name, start) if with_start else (name,)
-            merged[start : start + deltas.shape[1]] = merge_chunk(deltas, *place)
+            merged[start : start + deltas.shape[1]] = merge_chunk(deltas, name)
         return merged.view(first.shape)
+
+    return map_parameters(compute, vectors)
+
+
+def map_rows(merge_rows: MergeRows, vectors: Sequence[TaskVector]) -> TaskVector:
+    """A vector computed by `merge_rows` from one chunk of all T deltas at a time, where they lie: nothing is copied.
+
+    Args:
+        merge_rows: Maps T deltas (n,), in the vectors' own dtypes and never changed, to their merged deltas (n,), in
+            float32 or wider. NaN or Inf in any of them must make the merged entry NaN or Inf.
+        vectors: The vectors to merge.
+
+    Raises:
+        NonFiniteError: On access, if a delta holds NaN or Inf.
+    """
+    wide = wide_dtype(vectors)
+
+    def compute(name: str) -> Tensor:
+        flat = [vector.deltas[name].reshape(-1) for vector in vectors]
+        merged = torch.empty(flat[0].numel(), dtype=wide, device=flat[0].device)
+        for start in range(0, merged.numel(), CHUNK):  # what is merged stays in the cache, each delta is read once
+            merged[start : start + CHUNK] = merge_rows([delta[start : start + CHUNK] for delta in flat], name)
+        if not torch.isfinite(merged.sum()):
+            for index, delta in enumerate(flat):
+                check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
+        return merged.view(vectors[0].deltas[name].shape)
 
     return map_parameters(compute, vectors)
 
@@ -81,21 +106,14 @@ def map_sum(factors: Callable[[str], Sequence[float]], vectors: Sequence[TaskVec
     """A vector whose parameter `name` is the sum of the vectors' deltas times `factors(name)`."""
     wide = wide_dtype(vectors)
 
-    def compute(name: str) -> Tensor:
-        flat = [vector.deltas[name].reshape(-1) for vector in vectors]
-        weights = list(factors(name))
-        merged = torch.empty(flat[0].numel(), dtype=wide, device=flat[0].device)
-        for start in range(0, merged.numel(), CHUNK):  # the sum stays in the cache, each delta is read once
-            part = merged[start : start + CHUNK]
-            part.copy_(flat[0][start : start + CHUNK]).mul_(weights[0])
-            for delta, weight in zip(flat[1:], weights[1:], strict=True):
-                part.add_(delta[start : start + CHUNK], alpha=weight)
-        if not torch.isfinite(merged.sum()):
-            for index, delta in enumerate(flat):
-                check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
-        return merged.view(vectors[0].deltas[name].shape)
+    def merge_rows(rows: Sequence[Tensor], name: str) -> Tensor:
+        weights = factors(name)
+        merged = rows[0].to(wide) * weights[0]
+        for row, weight in zip(rows[1:], weights[1:], strict=True):
+            merged.add_(row, alpha=weight)
+        return merged
 
-    return map_parameters(compute, vectors)
+    return map_rows(merge_rows, vectors)
 
 
 def chunks(

@@ -117,6 +117,8 @@ class _Search:
     def over(self, names: Sequence[str], ranks: Sequence[int], run: Callable) -> Tensor:
         """The thresholds over some parameters together, (R, S, 1); `run` maps a function over names."""
         total = sum(self.sizes[name] for name in names)
+        if total == 0:
+            return torch.zeros(len(ranks), len(self.vectors), 1, dtype=self.dtype, device=self.device)
         if total <= _SMALL:
             parts = [self.score(part, name).clone() for name in names for _, part in self._chunks(name)]
             rows = torch.cat(parts, dim=1).sort(dim=1, descending=True).values

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import check_fraction
-from hf_taskvec.merging.engine import Scope, map_chunks
+from hf_taskvec.merging.engine import Scope, map_chunks, map_rows, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept, magnitude_thresholds, thresholds
 from hf_taskvec.vector import TaskVector
@@ -83,11 +83,16 @@ def magmax(vectors: Sequence[TaskVector]) -> TaskVector:
     The paper applies a scaling of 0.5.
     """
 
-    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
-        highest, lowest = deltas.amax(dim=0), deltas.amin(dim=0)
-        return torch.where(highest >= -lowest, highest, lowest)
+    wide = wide_dtype(vectors)
 
-    return map_chunks(merge_chunk, vectors)
+    def merge_rows(rows: Sequence[Tensor], name: str) -> Tensor:
+        highest, lowest = rows[0].to(wide, copy=True), rows[0].to(wide, copy=True)
+        for row in rows[1:]:
+            torch.maximum(highest, row, out=highest)
+            torch.minimum(lowest, row, out=lowest)
+        return torch.maximum(highest, -lowest).copysign_(highest + lowest)
+
+    return map_rows(merge_rows, vectors)
 
 
 @merge_method("consensus_ta", paper="2405.07813")
@@ -108,10 +113,15 @@ def consensus_ta(vectors: Sequence[TaskVector], *, agreement: int = 2, strength:
     """
     check_consensus(agreement, strength)
 
-    def merge_chunk(deltas: Tensor, name: str) -> Tensor:
-        return consensus(deltas.sum(dim=0), deltas, agreement, strength)
+    wide = wide_dtype(vectors)
 
-    return map_chunks(merge_chunk, vectors)
+    def merge_rows(rows: Sequence[Tensor], name: str) -> Tensor:
+        total = rows[0].to(wide, copy=True)
+        for row in rows[1:]:
+            total += row
+        return consensus(total, rows, agreement, strength)
+
+    return map_rows(merge_rows, vectors)
 
 
 @merge_method("consensus_ties", paper="2405.07813")
@@ -164,12 +174,13 @@ def agreeing_mean(deltas: Tensor, *, total: bool = False) -> Tensor:
     return magnitude.mul_(elected) if total else magnitude.mul_(elected).div_(count.clamp_(min=1))
 
 
-def consensus(merged: Tensor, deltas: Tensor, agreement: int, strength: float) -> Tensor:
-    """The merged deltas (n,) where enough of the vectors' deltas (T, n) need them; see `consensus_ta`."""
-    needed = torch.zeros_like(merged)
-    for row in deltas:
-        needed += row.abs().ge_((merged - row).abs_().mul_(strength))
-    return merged * needed.ge_(min(agreement, len(deltas)))
+def consensus(merged: Tensor, rows: Sequence[Tensor] | Tensor, agreement: int, strength: float) -> Tensor:
+    """The merged deltas (n,) where enough of the vectors' T deltas (n,) need them; see `consensus_ta`."""
+    needed, apart, size = torch.zeros_like(merged), torch.empty_like(merged), torch.empty_like(merged)
+    for row in rows:
+        torch.sub(merged, row, out=apart)
+        needed += torch.abs(row.to(merged.dtype), out=size).ge_(apart.abs_().mul_(strength))
+    return merged * needed.ge_(min(agreement, len(rows)))
 
 
 def check_consensus(agreement: int, strength: float) -> None:

@@ -90,7 +90,7 @@ def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float =
 
     def merge_matrices(deltas: Tensor) -> Tensor:
         mean = deltas.mean(dim=0)
-        result = mean.double()
+        result = mean.to(torch.float64, copy=True)
         for delta in deltas:
             part = leading(delta - mean, max(1, round(rank * min(mean.shape))))
             result += strength * (part.left * part.values @ part.right.T)

@@ -9,13 +9,13 @@ import torch
 import xxhash
 from torch import Tensor
 
+from hf_taskvec.artifact import shapes_of
 from hf_taskvec.errors import check_fraction
-from hf_taskvec.merging.engine import CHUNK, map_chunks, map_parameters, stacked, wide_dtype
+from hf_taskvec.merging.engine import CHUNK, chunks, map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.sparse import agreeing_mean
 from hf_taskvec.vector import TaskVector
 
-BLOCK = 1 << 16  # entries drawn from one generator; fixed, so that results do not depend on the chunk size
 _IDENTIFYING = 1024  # entries of each parameter that tell vectors apart
 _DRAWS = 1 << 16  # chances are rounded to multiples of 2^-16, and entries rescaled by the rounded chance
 
@@ -82,14 +82,17 @@ def della(vectors: Sequence[TaskVector], *, density: float = 0.7, epsilon: float
     def compute(name: str) -> Tensor:
         deltas = stacked(vectors, name, wide)
         shape = deltas.shape[1:]
+        if 0 in shape:
+            return deltas[0]
         rows = deltas.reshape(len(vectors), shape[0] if len(shape) > 1 else 1, -1)
         columns = rows.shape[2]
         rates = density + epsilon / 2 - epsilon * torch.arange(columns, dtype=torch.float64) / columns
         rates = rates.to(rows)
         step = max(1, CHUNK // columns)
         for row in range(len(vectors)):
-            for start in range(0, rows.shape[1], step):
-                _drop_by_rank_(rows[row, start : start + step], rates, chance, row, name, start * columns)
+            draws = draw([chance.stream(row, name)], rows[row].numel()).reshape(-1, columns)
+            for start in range(0, len(draws), step):
+                _drop_by_rank_(rows[row, start : start + step], draws[start : start + step], rates)
         flat = rows.reshape(len(vectors), -1)
         for start in range(0, flat.shape[1], CHUNK):
             flat[0, start : start + CHUNK] = agreeing_mean(flat[:, start : start + CHUNK])
@@ -119,45 +122,57 @@ class Chance:
             self.keys.append(f"{key} {seen[key]}")
             seen[key] += 1
 
-    def draws(self, row: int, name: str, start: int, size: int) -> Tensor:
-        """Uniform integers below 2^16, int32, for the entries `start … start + size` of a vector's parameter."""
-        parts = []
-        for block in range(start // BLOCK, -(-(start + size) // BLOCK)):
-            first, last = max(start - block * BLOCK, 0), min(start + size - block * BLOCK, BLOCK)
-            text = f"{self.seed} {self.keys[row]} {name} {block}"
-            generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(text.encode()) >> 1)
-            fours = torch.empty(-(-last // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-            parts.append(fours.view(torch.int16)[first:last])
-        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return joined.int().bitwise_and_(_DRAWS - 1)
+    def stream(self, row: int, name: str) -> torch.Generator:
+        """The generator of a vector's parameter; its draws go through the entries in order."""
+        text = f"{self.seed} {self.keys[row]} {name}"
+        return torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(text.encode()) >> 1)
+
+
+def draw(streams: Sequence[torch.Generator], size: int) -> Tensor:
+    """Signed integers of 16 bits, uniform, one row (size,) from each stream.
+
+    Streams may be drawn from in parts, if all sizes but the last are multiples of 4.
+    """
+    fours = torch.empty(len(streams), -(-size // 4), dtype=torch.int64)
+    for row, stream in zip(fours, streams, strict=True):
+        row.random_(-(2**63), None, generator=stream)
+    return fours.view(torch.int16)[:, :size]
 
 
 def _map_dropped(
     combine: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector], density: float, chance: Chance
 ) -> TaskVector:
-    """`combine` of the deltas (T, n) of which each entry is kept with chance `density` and divided by it."""
+    """`combine`, through which any factor passes, of the deltas (T, n) dropped and rescaled."""
     limit = max(1, round(density * _DRAWS))
+    wide, shapes = wide_dtype(vectors), shapes_of(vectors[0])
 
-    def merge_chunk(deltas: Tensor, name: str, start: int) -> Tensor:
-        if limit < _DRAWS:
-            for index, row in enumerate(deltas):
-                kept = (chance.draws(index, name, start, len(row)) - limit) >> 31  # all bits set where it is below
-                if row.dtype == torch.float32:
-                    row.view(torch.int32).bitwise_and_(kept.to(row.device))
-                else:
-                    row.mul_(-kept.to(row.device))
-            deltas *= _DRAWS / limit
-        return combine(deltas)
+    def compute(name: str) -> Tensor:
+        streams = [chance.stream(row, name) for row in range(len(vectors))]
+        merged = torch.empty(shapes[name].numel(), dtype=wide, device=vectors[0].deltas[name].device)
+        for start, deltas in chunks(vectors, name, wide):
+            if limit < _DRAWS:
+                _drop_(deltas, streams, limit)
+            merged[start : start + deltas.shape[1]] = combine(deltas).mul_(_DRAWS / limit)
+        return merged.view(shapes[name])
 
-    return map_chunks(merge_chunk, vectors, with_start=True)
+    return map_parameters(compute, vectors)
 
 
-def _drop_by_rank_(rows: Tensor, rates: Tensor, chance: Chance, index: int, name: str, start: int) -> None:
+def _drop_(deltas: Tensor, streams: Sequence[torch.Generator], limit: int) -> None:
+    """Zeroes, in place, the entries of deltas (T, n) whose draw is not among the lowest `limit`."""
+    draws = draw(streams, deltas.shape[1]).to(deltas.device, torch.int32)
+    kept = draws.sub_(limit - _DRAWS // 2).bitwise_right_shift_(31)  # all bits set where the entry stays
+    if deltas.dtype == torch.float32:
+        deltas.view(torch.int32).bitwise_and_(kept)
+    else:
+        deltas.mul_(kept.neg_())
+
+
+def _drop_by_rank_(rows: Tensor, draws: Tensor, rates: Tensor) -> None:
     """Drops entries of rows (R, n) in place, that of rank r with chance `1 - rates[r]`, and rescales the rest."""
     order = _descending(rows.abs())
     limits = (rates.double() * _DRAWS).round().clamp(min=1)
-    draws = chance.draws(index, name, start, rows.numel()).view(rows.shape).to(rows.device)
-    factors = (draws.to(rows.dtype) < limits.to(rows)) * (_DRAWS / limits).to(rows)
+    factors = ((draws.to(rows) + _DRAWS // 2) < limits.to(rows)) * (_DRAWS / limits).to(rows)
     rows.mul_(torch.empty_like(rows).scatter_(1, order, factors))
 
 
