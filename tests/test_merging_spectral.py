@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,7 +16,7 @@ from hf_taskvec.errors import IncompatibleVectorsError, UnknownNameError
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.lora import read_adapter
 from hf_taskvec.lowrank import Factors, LoraAdapter
-from hf_taskvec.merging import merge
+from hf_taskvec.merging import lapack, merge
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.merging.linalg import leading, polar
 from hf_taskvec.merging.wudi import normal_equations
@@ -64,6 +65,22 @@ def test_leading_triplets_are_those_of_a_full_svd(shape: tuple[int, int], rank: 
     product = found.left * found.values @ found.right.T
     torch.testing.assert_close(product, u[:, :count] * s[:count] @ v[:count], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(found.left.T @ found.left, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("rank", [1, 7, 60])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_part_of_a_spectrum_is_that_of_the_whole(rank: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lapack.load() is not None  # the fast path is there, and is what the first case tests
+    if not compiled:
+        monkeypatch.setattr(lapack, "load", lambda: None)
+    matrix = deltas_of(1, (90, 60))[0].double().numpy()
+    gram = matrix.T @ matrix
+    before = gram.copy()
+    values, vectors = lapack.largest_eigenpairs(gram, rank)
+    assert (gram == before).all()
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(gram)[-rank:], rtol=1e-12)
+    np.testing.assert_allclose(gram @ vectors, vectors * values, atol=1e-12 * values[-1])
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-12)
 
 
 @pytest.mark.parametrize("condition", [1e1, 1e3, 1e4, 1e5, 1e7])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -191,16 +190,10 @@ def thread_pool() -> Iterator[ThreadPoolExecutor]:
     """
     pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with one_thread(), _blas().limit(limits=1):
+        with one_thread(), ThreadpoolController().limit(limits=1):
             yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    """The thread settings of BLAS libraries other than torch's own: NumPy brings one."""
-    return ThreadpoolController()
 
 
 def parallel(function: Callable[[Item], Result], items: Iterable[Item], *, description: str) -> list[Result]:

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_taskvec.merging.lapack import largest_eigenpairs
+
 GRAM_SPAN = 3e5  # largest over smallest singular value for which the Gram route is taken
 _SMALL = 32  # up to this side, an SVD costs nothing
+_FEW = 4  # from this fraction of the spectrum on, all of it costs less than a part
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,11 @@ def _gram(matrix: Tensor) -> Tensor:
 
 
 def _top_eigen(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues, descending, and their vectors (n, rank).
-
-    On the CPU by NumPy, which lets other threads go on meanwhile; SciPy, which could stop at the part of the spectrum
-    that is wanted, does not, and with two threads that costs more than it saves.
-    """
-    if gram.device.type == "cpu":
-        values, vectors = (torch.from_numpy(array) for array in np.linalg.eigh(gram.numpy()))
-    else:
+    """The largest eigenvalues, descending, and their vectors (n, rank)."""
+    if gram.device.type != "cpu":
         values, vectors = torch.linalg.eigh(gram)
+    elif rank * _FEW <= len(gram):
+        values, vectors = map(torch.from_numpy, largest_eigenpairs(gram.numpy(), rank))
+    else:  # NumPy lets other threads go on meanwhile, SciPy does not
+        values, vectors = map(torch.from_numpy, np.linalg.eigh(gram.numpy()))
     return values[-rank:].flip(0).clamp(min=0), vectors[:, -rank:].flip(1)

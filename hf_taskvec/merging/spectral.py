@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import check_fraction
+from hf_taskvec.merging import lapack
 from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.linalg import leading, polar
 from hf_taskvec.merging.registry import merge_method
@@ -104,6 +105,7 @@ def map_matrices(merge_matrices: Callable[[Tensor], Tensor], vectors: Sequence[T
 
     A convolution's kernel counts as a parameter of another dimension, as in the methods' papers.
     """
+    lapack.load()  # before a pool limits the threads of what is loaded
     wide = wide_dtype(vectors)
 
     def compute(name: str) -> Tensor:
