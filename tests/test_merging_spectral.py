@@ -145,6 +145,15 @@ def test_iso_cts_agrees_with_its_definition(shape: tuple[int, int], common: floa
     check(merged_values(deltas.float(), "iso_cts", common=common), left @ right * mean)
 
 
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)])
+def test_iso_cts_makes_no_directions_out_of_rounding(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = [torch.randn(shape[0], 2, generator=generator) @ torch.randn(2, shape[1], generator=generator) for _ in "ab"]
+    merged = torch.linalg.svdvals(merged_values(low, "iso_cts").double())  # the sum has all four directions there are
+    assert merged[4] < 1e-6 * merged[0]
+    torch.testing.assert_close(merged[:4], merged[0].expand(4), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cart_agrees_with_its_definition(shape: tuple[int, int]) -> None:
     deltas = deltas_of(3, shape).double()

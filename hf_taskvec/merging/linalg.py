@@ -30,6 +30,11 @@ class Singular:
     values: Tensor
     right: Tensor
 
+    def above(self, bound: float) -> Singular:
+        """With values up to the bound, and their vectors, set to 0."""
+        alive = self.values > bound
+        return Singular(self.left * alive, self.values * alive, self.right * alive)
+
 
 def leading(matrix: Tensor, rank: int | None = None) -> Singular:
     """The `rank` largest singular values of a matrix (m, n) with their vectors; all of them if left out."""
@@ -48,6 +53,23 @@ def leading(matrix: Tensor, rank: int | None = None) -> Singular:
     return Singular(left[:, :rank] * alive, values[:rank] * alive, right[:rank].T * alive)
 
 
+def leading_and_rest(matrix: Tensor, rank: int) -> tuple[Singular, Tensor]:
+    """The `rank` largest singular values of a matrix (m, n), m <= n, with their vectors, and what those leave out.
+
+    The second is an orthonormal basis (m, m - rank, or more where singular values are 0) of the left space outside.
+    """
+    wide = matrix.double()
+    if (found := _by_gram(wide.T, rank, whole=True)) is not None:
+        values, left = found
+        chosen = left[:, :rank]
+        return Singular(chosen, values, wide.T @ chosen / values), left[:, rank:]
+    left, values, right = torch.linalg.svd(wide, full_matrices=False)
+    alive = values > torch.finfo(matrix.dtype).eps * matrix.shape[1] * values[0]
+    alive[rank:] = False
+    shared = Singular((left * alive)[:, :rank], (values * alive)[:rank], (right.T * alive)[:, :rank])
+    return shared, left[:, ~alive]
+
+
 def polar(matrix: Tensor) -> tuple[Tensor, float]:
     """The factor `U Vᵀ` of a matrix `U S Vᵀ`, (m, n) in float64, and the mean of all its singular values.
 
@@ -64,14 +86,16 @@ def polar(matrix: Tensor) -> tuple[Tensor, float]:
     return parts.left @ parts.right.T, float(parts.values.mean())
 
 
-def _by_gram(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+def _by_gram(matrix: Tensor, rank: int, *, whole: bool = False) -> tuple[Tensor, Tensor] | None:
     """The largest singular values of a float64 matrix (m, n), m >= n, and their right vectors (n, rank).
 
-    `None` where the Gram matrix would lose digits, or a full SVD costs nothing.
+    All right vectors (n, n) come where the `whole` basis is wanted. `None` where the Gram matrix would lose digits, or
+    a full SVD costs nothing.
     """
     if matrix.shape[1] <= _SMALL:
         return None
-    squares, right = _top_eigen(_gram(matrix), rank)
+    squares, right = _top_eigen(_gram(matrix), matrix.shape[1] if whole else rank)
+    squares = squares[:rank]
     return (squares.sqrt(), right) if squares[-1] * GRAM_SPAN**2 > squares[0] else None
 
 

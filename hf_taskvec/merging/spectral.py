@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging import lapack
+from hf_taskvec.merging.arithmetic import average
 from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
-from hf_taskvec.merging.linalg import leading, polar
+from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, polar
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vector import TaskVector
 
@@ -41,10 +42,10 @@ def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
     """Sums the vectors and gives each matrix a flat spectrum: all singular values become their mean."""
 
     def merge_matrices(deltas: Tensor) -> Tensor:
-        factor, mean = polar(deltas.sum(dim=0))
-        return factor * mean
+        factor, mean = polar(deltas[0])
+        return factor * (mean * len(vectors))
 
-    return map_matrices(merge_matrices, vectors)
+    return map_matrices(merge_matrices, [average(vectors)])  # the sum up to its length, read chunk by chunk
 
 
 @merge_method("iso_cts", paper="2502.04959", resumable=True)
@@ -63,16 +64,31 @@ def iso_cts(vectors: Sequence[TaskVector], *, common: float = 0.8) -> TaskVector
     def merge_matrices(deltas: Tensor) -> Tensor:
         rank, count = min(deltas.shape[1:]), len(deltas)
         each = min(round((rank - int(rank * common)) / count), (rank - 1) // count)
-        shared = leading(deltas.sum(dim=0), rank - each * count)
-        parts = [shared]
-        if each:
-            basis = shared.left.to(deltas.dtype)
-            parts += [leading(delta - basis @ (basis.T @ delta), each) for delta in deltas]
-        left, _ = polar(torch.cat([part.left for part in parts], dim=1))
-        right, _ = polar(torch.cat([part.right for part in parts], dim=1))
-        return left @ right.T * torch.cat([part.values for part in parts]).mean()
+        total = deltas.sum(dim=0)
+        if not each:
+            factor, mean = polar(total)
+            return factor * mean
+        shared, parts = _shared_and_own(total, deltas, rank - each * count, each)
+        # the vectors' own directions are orthogonal to the shared ones on the left, so that those stay as they are
+        left = torch.cat([shared.left, polar(torch.cat([part.left for part in parts], dim=1))[0]], dim=1)
+        right, _ = polar(torch.cat([part.right for part in (shared, *parts)], dim=1))
+        return left @ right.T * torch.cat([part.values for part in (shared, *parts)]).mean()
 
     return map_matrices(merge_matrices, vectors)
+
+
+def _shared_and_own(total: Tensor, deltas: Tensor, keep: int, each: int) -> tuple[Singular, list[Singular]]:
+    """Leading directions of the sum of matrices (T, m, n), and of each matrix outside the sum's left ones."""
+    if deltas.shape[1] > deltas.shape[2]:
+        shared = leading(total, keep)
+        basis = shared.left
+        own = [leading(delta - basis @ (basis.T @ delta.double()), each) for delta in deltas]
+    else:
+        shared, rest = leading_and_rest(total, keep)
+        small = [leading(rest.T @ delta.double(), each) for delta in deltas]  # few rows: cheap to decompose
+        own = [Singular(rest @ part.left, part.values, part.right) for part in small]
+    rounding = torch.finfo(deltas.dtype).eps
+    return shared, [part.above(rounding * float(delta.norm())) for part, delta in zip(own, deltas, strict=True)]
 
 
 @merge_method("cart", paper="2412.12153", resumable=True)
