@@ -18,6 +18,7 @@ from hf_taskvec.tensors import check_finite, one_thread
 from hf_taskvec.vector import TaskVector
 
 CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a core's second-level cache
+AHEAD = 1 << 24  # merged entries that may wait for the writer, so that no thread idles beside a large matrix
 PROGRESS = "hf_taskvec.merging"  # huggingface_hub.utils.disable_progress_bars(PROGRESS) keeps the bars quiet
 
 Scope = Literal["vector", "parameter"]
@@ -215,7 +216,7 @@ class AheadDeltas(Mapping[str, Tensor]):
         deltas: The lazy deltas.
         shapes: Their shapes.
         pool: Computes them.
-        ahead: How many to compute beyond the one asked for; this bounds the memory.
+        ahead: How many to compute at least beyond the one asked for.
         description: Label of the progress bar.
     """
 
@@ -241,8 +242,11 @@ class AheadDeltas(Mapping[str, Tensor]):
         return TaskVector(ahead, vector.info)
 
     def __getitem__(self, name: str) -> Tensor:
-        index = self._index[name]
-        for later in self._names[index : index + self._ahead + 1]:
+        waiting = 0
+        for place, later in enumerate(self._names[self._index[name] :]):
+            waiting += self.shapes[later].numel()
+            if place > self._ahead and waiting > AHEAD:
+                break
             if later not in self._futures:
                 self._futures[later] = self._pool.submit(self._deltas.__getitem__, later)
         return self._futures.pop(name).result()

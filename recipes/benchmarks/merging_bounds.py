@@ -28,12 +28,8 @@ PARTS = {
     "magmax": ("read", "write", "extremes"),
     "dare": ("read", "write", "draws", "masks"),
     "iso_c": ("read", "write", "Gram of sums", "eigen of sums", "product of sums"),
-    "iso_cts": (
-        "read", "write", "Gram of sums", "eigen of sums", "Gram of each", "0.2/T of each", "eigen of bases",
-        "product of bases",
-    ),
     "tsv_m": ("read", "write", "Gram of each", "1/T of each", "eigen of bases", "product of bases"),
-}  # fmt: skip
+}
 
 
 def bounds_table(bench: Bench, size: str, count: int) -> None:
@@ -75,7 +71,6 @@ def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
         "eigen of sums": partial(_run, lambda shape: np.linalg.eigh(grams[shape]), matrices),
         "eigen of bases": partial(_run, lambda shape: np.linalg.eigh(grams[shape]), bases),
         "1/T of each": partial(_run, lambda shape: _largest(grams[shape], 1 / count), matrices * count),
-        "0.2/T of each": partial(_run, lambda shape: _largest(grams[shape], 0.2 / count), matrices * count),
     }
     return {name: min(_time(part) for _ in range(bench.ours)) for name, part in all_parts.items()}
 
