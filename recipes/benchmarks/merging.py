@@ -6,12 +6,12 @@ python recipes/benchmarks/merging.py --folder /scratch/merging --tables peers --
 python recipes/benchmarks/merging.py --folder /scratch/merging --tables large --large_methods ties --large_counts 20
 
 The tables: `peers`, our methods beside those of the peers that have them; `growth`, our time over the number of
-vectors; `large`, the same on the larger tower; `lora`, merged adapters beside peft; `bounds`, what our slowest merges
-cannot do without. Each merge is a process of its own,
-and every run is kept in `runs.jsonl` in the folder, so a benchmark that is stopped goes on where it was, and one that
-asked for fewer runs can be completed; delete that file on another machine. The folder takes 14 GB for B/32, 25 GB for
-20 vectors of L/14 and 8 GB for the peers' environments. The whole takes hours, most of them the peers'; the second
-command about twelve minutes on two cores once towers and environments are there.
+vectors; `large`, the same on the larger tower; `lora`, merged adapters beside peft; `bounds`, what the slower merges
+cannot do without. Each merge is a process of its own, and every run is kept in `runs.jsonl` in the folder, so a
+benchmark that is stopped goes on where it was, and one that asked for fewer runs can be completed; delete that file on
+another machine. The folder takes 14 GB for B/32, 25 GB for 20 vectors of L/14 and 8 GB for the peers' environments. The
+whole takes an hour and a half on two cores once towers and environments are there, most of it the peers'; the second
+command about twelve minutes.
 """
 
 from __future__ import annotations
