@@ -16,6 +16,7 @@ from hf_taskvec.merging.geometry import inner_products, sign_conflicts
 from hf_taskvec.merging.modifiers import scale_layers
 from hf_taskvec.merging.radix import Histograms
 from hf_taskvec.merging.selection import _Search, magnitude_thresholds
+from hf_taskvec.merging.stochastic import Chance, draw
 from hf_taskvec.vector import TaskVector
 
 
@@ -247,6 +248,18 @@ def test_dare_keeps_a_fraction_and_the_expectation() -> None:
     tenth = merged_values([ones], "dare", density=0.1)
     assert float(tenth.mean()) == pytest.approx(1.0, abs=5 * math.sqrt(9 / 500_000))
     check(merged_values([ones], "dare", density=1.0), torch.ones(1000, 500))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dare_in_chunks_is_one_draw_of_the_whole(dtype: torch.dtype) -> None:
+    inputs = [vector.to(dtype) for vector in random_matrices(3, 411, 487)]  # three chunks and a rest that is odd
+    chance = Chance(inputs, seed=4)
+    expected = torch.zeros(411 * 487, dtype=torch.float64)
+    for row, one in enumerate(inputs):
+        draws = draw([chance.stream(row, "w")], expected.numel())[0].double() + 2**15
+        expected += torch.where(draws < round(0.3 * 2**16), one.deltas["w"].flatten().double(), 0.0)
+    expected *= 2**16 / round(0.3 * 2**16)
+    check(merged_values(inputs, "dare", density=0.3, seed=4).flatten(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["dare", "dare_ties", "della"])
