@@ -1,6 +1,7 @@
-"""What a merge cannot do without, each part timed alone by all threads: where our merges stand above that.
+"""What our routes cannot do without, each part timed alone by all threads, and where our merges stand above that.
 
-The parts of a method run one after the other here; a merge overlaps some, so that it may come out below their sum.
+No bound for other routes: another generator of random numbers, or float32, has other parts. The parts of a method run
+one after the other here; a merge overlaps some, so that it may come out below their sum.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ def bounds_table(bench: Bench, size: str, count: int) -> None:
     header(f"{size}, T = {count}", "parts s", "sum s", "merge s")
     for method, parts in PARTS.items():
         each = ", ".join(f"{part} {found[part]:.2f}" for part in parts)
-        line(
-            method, each, f"{sum(found[part] for part in parts):.2f}", f"{bench.merge(size, count, method).merging:.2f}"
-        )
+        total, merging = sum(found[part] for part in parts), bench.merge(size, count, method).merging
+        line(method, each, f"{total:.2f}", f"{merging:.2f}")
 
 
 def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
