@@ -1,5 +1,6 @@
 """What our routes cannot do without, each part timed alone by all threads, and where our merges stand above that.
 
+Reading is timed as merges are, in a process of its own: the first touch of mapped files costs as much as their bytes.
 No bound for other routes: another generator of random numbers, or float32, has other parts. The parts of a method run
 one after the other here; a merge overlaps some, so that it may come out below their sum.
 """
@@ -46,8 +47,8 @@ def bounds_table(bench: Bench, size: str, count: int) -> None:
 
 def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
     vectors = [TaskVector.from_pretrained(bench.folder / size / f"vector-{index}") for index in range(count)]
-    deltas = [delta for vector in vectors for delta in vector.deltas.values()]
-    chunks = _ITEMS * [sum(delta.numel() for delta in deltas) // CHUNK // _ITEMS]
+    entries = count * sum(delta.numel() for delta in vectors[0].deltas.values())
+    chunks = _ITEMS * [entries // CHUNK // _ITEMS]
     matrices = [tuple(sorted(delta.shape)) for delta in vectors[0].deltas.values() if delta.ndim == 2]
     bases = [(side, side) for side, _ in matrices for _ in "UV"]
     out = bench.folder / "merged"
@@ -59,7 +60,6 @@ def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
     random = {shape: np.random.default_rng(0).standard_normal(shape[::-1]) for shape in {*matrices, *bases}}
     grams = {shape: matrix.T @ matrix for shape, matrix in random.items()}
     all_parts: dict[str, Callable[[], object]] = {
-        "read": partial(_run, torch.sum, deltas),
         "write": write,
         "extremes": partial(_run, _extremes, chunks),
         "draws": partial(_run, _draws, chunks),
@@ -72,7 +72,8 @@ def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
         "eigen of bases": partial(_run, lambda shape: np.linalg.eigh(grams[shape]), bases),
         "1/T of each": partial(_run, lambda shape: _largest(grams[shape], 1 / count), matrices * count),
     }
-    return {name: min(_time(part) for _ in range(bench.ours)) for name, part in all_parts.items()}
+    found = {name: min(_time(part) for _ in range(bench.ours)) for name, part in all_parts.items()}
+    return {**found, "read": bench.merge(size, count, "reading").merging}
 
 
 def _run(function: Callable[[Any], object], items: Sequence) -> None:

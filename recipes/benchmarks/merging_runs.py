@@ -38,12 +38,17 @@ class Runs:
 
     def median(self, key: Sequence[object], run: Callable[[], Run], count: int) -> Run:
         """The run with the median time among those of `key`, after as many more as `count` asks for."""
+        found = sorted(self.all(key, run, count), key=lambda one: one.seconds)
+        return found[len(found) // 2]
+
+    def all(self, key: Sequence[object], run: Callable[[], Run], count: int) -> list[Run]:
+        """The runs of `key`, after as many more as `count` asks for."""
         found = [Run(**line["run"]) for line in self._lines() if line["key"] == list(key)]
         while len(found) < count:
             found.append(run())
             with self.path.open("a") as file:
                 file.write(json.dumps({"key": list(key), "run": dataclasses.asdict(found[-1])}) + "\n")
-        return sorted(found, key=lambda one: one.seconds)[len(found) // 2]
+        return found
 
     def _lines(self) -> list[dict]:
         if not self.path.exists():

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from recipes.benchmarks.merging_data import make_checkpoints, make_vectors
 from recipes.benchmarks.merging_peers import PEERS, Peer, environment, run_lora, run_ours, run_peer
 from recipes.benchmarks.merging_runs import Run, Runs, copy_bandwidth, header, line, per_step
+
+TOUCHED = [0, 256, 768, 1536, 2048]  # megabytes
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,17 @@ def growth_table(bench: Bench, size: str, counts: Sequence[int], methods: Sequen
                 for count, run in runs
             ),
         )
+
+
+def memory_table(bench: Bench, size: str, count: int, *, method: str = "task_arithmetic") -> None:
+    """What our shortest merge costs by how much memory was touched and freed before it."""
+    make_vectors(bench.folder / size, size=size, count=count)
+    header(f"{size}, T = {count}", "touched and freed before, MB", "runs", "merge s: least", "median", "most")
+    for warm in TOUCHED:
+        work = partial(run_ours, bench.folder / size, count, method, {}, bench.folder / "merged", warm=warm)
+        runs = bench.runs.all(["touched", size, count, method, warm], work, bench.ours)
+        times = [run.merging for run in runs]
+        line(method, warm, len(times), *(f"{value:.2f}" for value in (min(times), median(times), max(times))))
 
 
 def lora_table(bench: Bench, size: str, *, count: int = 8) -> None:
