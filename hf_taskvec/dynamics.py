@@ -253,7 +253,7 @@ def _subspace_overlap(vectors: Sequence[TaskVector], rank: int) -> tuple[Tensor,
         bases = torch.stack([torch.linalg.svd(v.deltas[name].double(), full_matrices=False)[0][:, :r] for v in vectors])
         flat = bases.permute(1, 0, 2).reshape(len(first), count * r)
         blocks = (flat.T @ flat).square().view(count, r, count, r)
-        overlaps.append(blocks.sum(dim=(1, 3)) / r)
+        overlaps.append(blocks.sum(dim=(1, 3)).cpu() / r)
         chances.append(r / len(first))
     if not overlaps:
         return torch.full((count, count), math.nan, dtype=torch.float64), math.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,11 +51,20 @@ class LowRankDeltas(Mapping[str, Tensor]):
         self.dtype = torch.float32
         for item in self.factors.values():
             self.dtype = torch.promote_types(self.dtype, item.left.dtype)
+        self.device = next((item.left.device for item in self.factors.values()), torch.device("cpu"))
+
+    def to(self, device: torch.device) -> LowRankDeltas:
+        """The deltas with their factors on another device."""
+        moved = {
+            name: replace(item, left=item.left.to(device), right=item.right.to(device))
+            for name, item in self.factors.items()
+        }
+        return LowRankDeltas(moved, {name: shape for name, shape in self.shapes.items() if name not in moved})
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.factors:
             return self.factors[name].delta()
-        return torch.zeros((), dtype=self.dtype).expand(self.shapes[name])
+        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

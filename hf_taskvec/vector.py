@@ -377,6 +377,13 @@ class TaskVector:
             widest = delta.dtype if index == 0 else torch.promote_types(widest, delta.dtype)
         return widest
 
+    @property
+    def device(self) -> torch.device:
+        """Where the first delta lies; lazy deltas tell it without computing."""
+        if (lazy := getattr(self.deltas, "device", None)) is not None:
+            return lazy
+        return next((delta.device for delta in self.deltas.values()), torch.device("cpu"))
+
     def __len__(self) -> int:
         return len(self.deltas)
 

@@ -128,6 +128,27 @@ def test_float64_gives_what_float32_gives(name: str) -> None:
     check_equal(merge(inputs, name), wide.to(torch.float32), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_accelerator_gives_what_the_cpu_gives(name: str, tmp_path: Path) -> None:
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    inputs = vectors(counts(name, [3, 2])[0])
+    expected = merge(inputs, name)
+    for merged in (merge(inputs, name, device=device), merge([vector.to(device=device) for vector in inputs], name)):
+        assert merged.device.type == device.type
+        check_equal(merged.to(device="cpu"), expected, rtol=1e-4, atol=1e-4)
+    saved = merge(inputs, name, device=device, output_dir=tmp_path / "out")
+    check_equal(TaskVector({key: saved.deltas[key] for key in SHAPES}), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_on_different_devices_are_refused(tmp_path: Path) -> None:
+    one, other = vectors(2)
+    with pytest.raises(IncompatibleVectorsError, match=r"vector 0 \('task0'\) is cpu; vector 1 \('task1'\) is meta"):
+        merge([one, other.to(device="meta")], output_dir=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
 def test_a_parameter_without_entries_stays_one(name: str, shape: tuple[int, ...]) -> None:

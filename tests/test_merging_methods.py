@@ -169,7 +169,7 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else() -> None:
     sampled = search._sample("w", 1_000_000)[0].long()
     values = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)) + 2
     values[sampled] = 1.0
-    found = magnitude_thresholds([matrix(values)], 0.5, "vector")["w"]
+    found = magnitude_thresholds([TaskVector({"empty": torch.empty(0), "w": values})], 0.5, "vector")["w"]
     assert float(found) == float(values.kthvalue(500_001).values)
 
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from hf_taskvec.errors import IncompatibleVectorsError, UnknownNameError
+from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError
 from hf_taskvec.info import VectorInfo
 from hf_taskvec.lora import read_adapter
 from hf_taskvec.lowrank import Factors, LoraAdapter
@@ -250,6 +250,19 @@ def test_knots_in_the_factor_core_is_knots_on_the_full_matrices(density: float) 
     full = [TaskVector({"w.weight": vector.deltas["w.weight"]}) for vector in lazy]
     inside, outside = (merge(inputs, "knots", density=density).deltas["w.weight"] for inputs in (lazy, full))
     check(inside, outside, tolerance=1e-4)
+
+
+def test_knots_on_a_given_device_stays_in_the_factor_core() -> None:
+    inputs = [adapter(rank, seed=rank).to_vector() for rank in (2, 3)]
+    moved, expected = merge(inputs, "knots", device="cpu"), merge(inputs, "knots")
+    assert torch.equal(moved.deltas["w.weight"], expected.deltas["w.weight"])
+
+
+def test_knots_names_the_vector_whose_factors_hold_nan() -> None:
+    broken = adapter(3, seed=1)
+    broken.factors["w.weight"].right[1, 2] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"'w\.weight' of vector 1"):
+        merge([adapter(2, seed=0).to_vector(), broken.to_vector()], "knots")
 
 
 def test_knots_that_trims_nothing_and_meets_no_conflict_averages() -> None:

@@ -14,6 +14,7 @@ import torch
 from hf_taskvec.artifact import CONFIG_NAME, load_vector, save_vector, shapes_of
 from hf_taskvec.compatibility import check_compatible, merged_info
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError
+from hf_taskvec.lowrank import LowRankDeltas
 from hf_taskvec.merging import (  # noqa: F401 (registers the methods)
     arithmetic,
     competition,
@@ -63,14 +64,15 @@ def merge(
             it the result is in memory.
         dtype: Dtype of the result; float32, or float64 if the vectors are.
         scaling: Factor of the result; methods return it unscaled.
-        device: Where to compute; by default where the vectors are.
+        device: Where to compute, and where a result in memory lies; by default where the vectors are. `output_dir`
+            is always read back to the CPU.
         recipe: What to keep in the provenance, beside the settings, for the merge to be repeated; see `MergeRecipe`.
         **settings: Settings of the method.
 
     Raises:
         UnknownNameError: If there is no such method or setting.
         ValueError: If the method cannot take that many vectors, or a setting is out of range.
-        IncompatibleVectorsError, BaseMismatchError: If names, shapes, dtypes or bases differ; all are listed.
+        IncompatibleVectorsError, BaseMismatchError: If names, shapes, dtypes, devices or bases differ; all are listed.
         NonFiniteError: If a vector holds NaN or Inf.
         OutputExistsError: If `output_dir` holds something else.
     """
@@ -82,14 +84,16 @@ def merge(
     chosen = get_method(method)
     chosen.check(vectors, settings)
     check_compatible(vectors)
-    _check_dtypes(vectors)
+    _check_alike(vectors, "dtype", "Convert them first: vector.to(torch.float32)")
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
     settings = {**chosen.defaults, **settings}
     info = merged_info(vectors, method, {**settings, "recipe": dict(recipe)} if recipe else settings)
     originals = vectors
     if device is not None:
-        vectors = [_on_device(vector, torch.device(device)) for vector in vectors]
+        device = torch.empty(0, device=device).device  # with its index: each thread has a current device of its own
+        vectors = [_on_device(vector, device) for vector in vectors]
+    _check_alike(vectors, "device", "Pass device= to move them where they are needed")
     merged = chosen.merge(vectors, **settings)
     merged = TaskVector(merged.deltas, info)
     dtype = dtype or wide_dtype(vectors)
@@ -99,7 +103,7 @@ def merge(
     if chosen.resumable:
         journal = Journal(output_dir, journal_key(originals, method, settings))
         merged = journal.keep(merged)
-    with thread_pool() as pool:
+    with thread_pool(vectors[0].device) as pool:
         ahead = AheadDeltas.of(_scaled(merged, scaling), pool)
         save_vector(ahead, output_dir, dtype=dtype)
     if journal is not None:
@@ -108,14 +112,16 @@ def merge(
 
 
 def _in_memory(vector: TaskVector, dtype: torch.dtype) -> TaskVector:
-    with thread_pool() as pool:
+    with thread_pool(vector.device) as pool:
         deltas = AheadDeltas.of(vector, pool).deltas
         return TaskVector({name: deltas[name].to(dtype) for name in deltas}, vector.info)
 
 
 def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
-    """The vector with each delta moved when it is used."""
-    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name].to(device), vector.dtype)
+    """The vector with each delta moved when it is used; low-rank deltas stay factors."""
+    if isinstance(vector.deltas, LowRankDeltas):
+        return TaskVector(vector.deltas.to(device), vector.info)
+    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name].to(device), vector.dtype, device)
     return TaskVector(lazy, vector.info)
 
 
@@ -123,14 +129,12 @@ def _scaled(vector: TaskVector, factor: float) -> TaskVector:
     """The lazy vector with each delta multiplied when it is used."""
     if factor == 1:
         return vector
-    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name] * factor, vector.dtype)
+    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name] * factor, vector.dtype, vector.device)
     return TaskVector(lazy, dataclasses.replace(vector.info, scaling=factor))
 
 
-def _check_dtypes(vectors: Sequence[TaskVector]) -> None:
-    dtypes = [vector.dtype for vector in vectors]
-    if len(set(dtypes)) > 1:
-        lines = [f"vector {i} ({v.info.label!r}) is {d}" for i, (v, d) in enumerate(zip(vectors, dtypes, strict=True))]
-        raise IncompatibleVectorsError(
-            f"dtypes differ: {'; '.join(lines)}. Convert them first: vector.to(torch.float32)"
-        )
+def _check_alike(vectors: Sequence[TaskVector], what: str, remedy: str) -> None:
+    found = [getattr(vector, what) for vector in vectors]
+    if len(set(found)) > 1:
+        lines = [f"vector {i} ({v.info.label!r}) is {d}" for i, (v, d) in enumerate(zip(vectors, found, strict=True))]
+        raise IncompatibleVectorsError(f"{what}s differ: {'; '.join(lines)}. {remedy}")

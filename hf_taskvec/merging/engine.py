@@ -17,7 +17,9 @@ from hf_taskvec.errors import NonFiniteError, UnknownNameError
 from hf_taskvec.tensors import check_finite, one_thread
 from hf_taskvec.vector import TaskVector
 
+CPU = torch.device("cpu")
 CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a core's second-level cache
+CHUNK_ELSEWHERE = 1 << 22  # the same on a GPU, where launching a kernel costs more than a small chunk
 AHEAD = 1 << 24  # merged entries that may wait for the writer, so that no thread idles beside a large matrix
 PROGRESS = "hf_taskvec.merging"  # huggingface_hub.utils.disable_progress_bars(PROGRESS) keeps the bars quiet
 
@@ -29,12 +31,18 @@ Result = TypeVar("Result")
 
 
 class LazyDeltas(Mapping[str, Tensor]):
-    """Deltas computed on access and not kept; `shapes` tells their shapes without computing them."""
+    """Deltas computed on access and not kept; `shapes`, `dtype` and `device` tell theirs without computing them."""
 
-    def __init__(self, shapes: Mapping[str, torch.Size], compute: Callable[[str], Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, torch.Size],
+        compute: Callable[[str], Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.shapes = dict(shapes)
         self.compute = compute
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:
@@ -50,7 +58,7 @@ class LazyDeltas(Mapping[str, Tensor]):
 
 def map_parameters(compute: Callable[[str], Tensor], vectors: Sequence[TaskVector]) -> TaskVector:
     """A vector whose parameter `name` is `compute(name)`, with the names and shapes of `vectors`."""
-    return TaskVector(LazyDeltas(shapes_of(vectors[0]), compute, wide_dtype(vectors)))
+    return TaskVector(LazyDeltas(shapes_of(vectors[0]), compute, wide_dtype(vectors), vectors[0].device))
 
 
 def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector]) -> TaskVector:
@@ -64,14 +72,13 @@ def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector]) -> TaskVe
     Raises:
         NonFiniteError: On access, if a delta holds NaN or Inf.
     """
-    wide = wide_dtype(vectors)
+    wide, shapes, device = wide_dtype(vectors), shapes_of(vectors[0]), vectors[0].device
 
     def compute(name: str) -> Tensor:
-        first = vectors[0].deltas[name]
-        merged = torch.empty(first.numel(), dtype=wide, device=first.device)
+        merged = torch.empty(shapes[name].numel(), dtype=wide, device=device)
         for start, deltas in chunks(vectors, name, wide):
             merged[start : start + deltas.shape[1]] = merge_chunk(deltas, name)
-        return merged.view(first.shape)
+        return merged.view(shapes[name])
 
     return map_parameters(compute, vectors)
 
@@ -87,17 +94,18 @@ def map_rows(merge_rows: MergeRows, vectors: Sequence[TaskVector]) -> TaskVector
     Raises:
         NonFiniteError: On access, if a delta holds NaN or Inf.
     """
-    wide = wide_dtype(vectors)
+    wide, shapes, device = wide_dtype(vectors), shapes_of(vectors[0]), vectors[0].device
+    size = chunk_size(device)
 
     def compute(name: str) -> Tensor:
         flat = [vector.deltas[name].reshape(-1) for vector in vectors]
-        merged = torch.empty(flat[0].numel(), dtype=wide, device=flat[0].device)
-        for start in range(0, merged.numel(), CHUNK):  # what is merged stays in the cache, each delta is read once
-            merged[start : start + CHUNK] = merge_rows([delta[start : start + CHUNK] for delta in flat], name)
+        merged = torch.empty(flat[0].numel(), dtype=wide, device=device)
+        for start in range(0, merged.numel(), size):  # what is merged stays in the cache, each delta is read once
+            merged[start : start + size] = merge_rows([delta[start : start + size] for delta in flat], name)
         if not torch.isfinite(merged.sum()):
             for index, delta in enumerate(flat):
                 check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
-        return merged.view(vectors[0].deltas[name].shape)
+        return merged.view(shapes[name])
 
     return map_parameters(compute, vectors)
 
@@ -122,7 +130,7 @@ def chunks(
     dtype: torch.dtype,
     *,
     rows: Sequence[int] | None = None,
-    size: int = CHUNK,
+    size: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Offset and deltas (T, n) of one parameter, chunk by chunk, in one buffer that each step overwrites.
 
@@ -131,14 +139,14 @@ def chunks(
         name: The parameter.
         dtype: Dtype of the buffer.
         rows: Indices of the vectors to take; all if left out.
-        size: Entries per vector and chunk.
+        size: Entries per vector and chunk; what suits the device if left out.
 
     Raises:
         NonFiniteError: If a delta holds NaN or Inf.
     """
     rows = range(len(vectors)) if rows is None else rows
     flat = [vectors[index].deltas[name].reshape(-1) for index in rows]
-    total = flat[0].numel()
+    total, size = flat[0].numel(), size or chunk_size(flat[0].device)
     buffer = torch.empty(len(flat), min(total, size), dtype=dtype, device=flat[0].device)
     for start in range(0, total, size):
         part = buffer[:, : min(size, total - start)]
@@ -146,6 +154,11 @@ def chunks(
             row.copy_(delta[start : start + size])
         check_finite_deltas(part, name, vectors, rows)
         yield start, part
+
+
+def chunk_size(device: torch.device) -> int:
+    """Entries per vector and chunk that suit a device."""
+    return CHUNK if device.type == "cpu" else CHUNK_ELSEWHERE
 
 
 def stacked(vectors: Sequence[TaskVector], name: str, dtype: torch.dtype) -> Tensor:
@@ -183,13 +196,14 @@ def check_scope(scope: str) -> None:
 
 
 @contextmanager
-def thread_pool() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many threads as torch uses, each of which computes alone.
+def thread_pool(device: torch.device = CPU) -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as torch uses, each of which computes alone; of one thread for a GPU.
 
     One thread per parameter and a pool over parameters keeps chunks in each core's own cache and beats many threads
-    per decomposition.
+    per decomposition. On a GPU all would queue for the same stream, and hold memory there meanwhile.
     """
-    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         with one_thread(), ThreadpoolController().limit(limits=1):
             yield pool
@@ -197,10 +211,12 @@ def thread_pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def parallel(function: Callable[[Item], Result], items: Iterable[Item], *, description: str) -> list[Result]:
-    """`function` of each item, in order, computed by the pool under a progress bar."""
+def parallel(
+    function: Callable[[Item], Result], items: Iterable[Item], *, description: str, device: torch.device = CPU
+) -> list[Result]:
+    """`function` of each item, in order, computed on `device` by its pool under a progress bar."""
     items = list(items)
-    with thread_pool() as pool:
+    with thread_pool(device) as pool:
         return list(progress(pool.map(function, items), len(items), description))
 
 

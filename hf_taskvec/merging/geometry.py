@@ -31,7 +31,9 @@ def inner_products(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
         return total
 
     names = list(shapes_of(vectors[0]))
-    return dict(zip(names, parallel(products, names, description="inner products"), strict=True))
+    return dict(
+        zip(names, parallel(products, names, description="inner products", device=vectors[0].device), strict=True)
+    )
 
 
 def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
@@ -50,7 +52,9 @@ def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
         return total.long()
 
     names = list(shapes_of(vectors[0]))
-    return dict(zip(names, parallel(conflicts, names, description="sign conflicts"), strict=True))
+    return dict(
+        zip(names, parallel(conflicts, names, description="sign conflicts", device=vectors[0].device), strict=True)
+    )
 
 
 def cosines(products: Tensor) -> Tensor:

@@ -38,7 +38,9 @@ class Journal:
     def keep(self, vector: TaskVector) -> TaskVector:
         """The lazy vector, with each delta read from the journal or computed and written there."""
         places = {name: self.folder / f"{index}.safetensors" for index, name in enumerate(vector.deltas)}
-        lazy = LazyDeltas(shapes_of(vector), lambda name: self._delta(vector, name, places[name]), vector.dtype)
+        lazy = LazyDeltas(
+            shapes_of(vector), lambda name: self._delta(vector, name, places[name]), vector.dtype, vector.device
+        )
         return TaskVector(lazy, vector.info)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_taskvec.artifact import shapes_of
 from hf_taskvec.compatibility import merged_info
 from hf_taskvec.errors import IncompatibleVectorsError, check_fraction
 from hf_taskvec.lowrank import Factors, LoraAdapter, LowRankDeltas
@@ -34,17 +35,20 @@ def knots(vectors: Sequence[TaskVector], *, density: float = 1.0) -> TaskVector:
         ValueError: If `density` is outside (0, 1].
     """
     check_fraction("density", density)
-    wide = wide_dtype(vectors)
+    wide, shapes = wide_dtype(vectors), shapes_of(vectors[0])
 
     def compute(name: str) -> Tensor:
-        factors = [v.deltas.factors.get(name) if isinstance(v.deltas, LowRankDeltas) else None for v in vectors]
-        shape = vectors[0].deltas[name].shape if factors[0] is None else factors[0].shape
-        if all(item is not None for item in factors) and len(shape) == 2:
-            left, right = _aligned_factors([item for item in factors if item is not None])
+        found = [v.deltas.factors.get(name) if isinstance(v.deltas, LowRankDeltas) else None for v in vectors]
+        factors = [item for item in found if item is not None]
+        if len(factors) == len(vectors) and len(shapes[name]) == 2:
+            for index, item in enumerate(factors):
+                for side in (item.left, item.right):
+                    check_finite_deltas(side.unsqueeze(0), name, vectors, [index])
+            left, right = _aligned_factors(factors)
         else:
             deltas = stacked(vectors, name, wide)
             if deltas.ndim != 3 or 0 in deltas.shape:
-                return _ties(deltas.reshape(len(vectors), -1), density).view(shape)
+                return _ties(deltas.reshape(len(vectors), -1), density).view(shapes[name])
             left, right = _aligned(deltas.double())
         check_finite_deltas(right, name, vectors, range(len(vectors)))
         return (left @ _ties(right.reshape(len(vectors), -1), density).view(right.shape[1:])).to(wide)
@@ -78,7 +82,8 @@ def merge_adapters(
             raise IncompatibleVectorsError(f"{name!r} has shapes {sorted(map(tuple, shapes))} in the adapters")
         return _truncated(parts, max(part.right.shape[0] for part, _ in parts) if rank is None else rank)
 
-    merged = dict(zip(names, parallel(merge_one, names, description="merge adapters"), strict=True))
+    device = adapters[0].to_vector().device
+    merged = dict(zip(names, parallel(merge_one, names, description="merge adapters", device=device), strict=True))
     info = merged_info([adapter.to_vector() for adapter in adapters], "lora_sum", {"weights": factors, "rank": rank})
     zeros = {name: shape for adapter in adapters for name, shape in adapter.zeros.items()}
     return LoraAdapter(merged, info, zeros)

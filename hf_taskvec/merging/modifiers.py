@@ -110,4 +110,8 @@ def _inner(of: str, settings: Mapping[str, Any] | None, vectors: Sequence[TaskVe
 
 def _l1(vector: TaskVector) -> float:
     names = list(shapes_of(vector))
-    return sum(parallel(lambda name: float(vector.deltas[name].abs().double().sum()), names, description="norm"))
+
+    def norm(name: str) -> float:
+        return float(vector.deltas[name].abs().double().sum())
+
+    return sum(parallel(norm, names, description="norm", device=vector.device))

@@ -65,11 +65,11 @@ class Histograms:
                     chosen = [keys[leading == int(prefix)] for prefix in prefixes[row]]
                     found = [torch.bincount((some >> shift) & (_BINS - 1), minlength=_BINS) for some in chosen]
                 if row == len(totals):
-                    totals.append([count.cpu() for count in found])
+                    totals.append(found)
                 else:
                     for total, count in zip(totals[row], found, strict=True):
-                        total += count.cpu()
-        return torch.stack([torch.stack(total) for total in totals])
+                        total += count
+        return torch.stack([torch.stack(total) for total in totals]).cpu()
 
 
 def _ordered(values: Tensor, integer: torch.dtype) -> Tensor:

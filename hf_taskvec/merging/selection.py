@@ -57,10 +57,10 @@ def thresholds(score: Score, vectors: Sequence[TaskVector], ranks: Ranks, scope:
     check_scope(scope)
     sizes = {name: shape.numel() for name, shape in shapes_of(vectors[0]).items()}
     search = _Search(score, vectors, sizes)
+    together = functools.partial(parallel, description="thresholds", device=search.device)
     if scope == "parameter":
-        found = parallel(lambda name: search.over([name], ranks(sizes[name]), map), sizes, description="thresholds")
+        found = together(lambda name: search.over([name], ranks(sizes[name]), map), sizes)
         return dict(zip(sizes, found, strict=True))
-    together = functools.partial(parallel, description="thresholds")
     return dict.fromkeys(sizes, search.over(list(sizes), ranks(sum(sizes.values())), together))
 
 
@@ -112,10 +112,11 @@ class _Search:
 
     def __init__(self, score: Score, vectors: Sequence[TaskVector], sizes: dict[str, int]) -> None:
         self.score, self.vectors, self.sizes, self.dtype = score, vectors, sizes, wide_dtype(vectors)
-        self.device = next(iter(vectors[0].deltas.values())).device
+        self.device = vectors[0].device
 
     def over(self, names: Sequence[str], ranks: Sequence[int], run: Callable) -> Tensor:
         """The thresholds over some parameters together, (R, S, 1); `run` maps a function over names."""
+        names = [name for name in names if self.sizes[name]]
         total = sum(self.sizes[name] for name in names)
         if total == 0:
             return torch.zeros(len(ranks), len(self.vectors), 1, dtype=self.dtype, device=self.device)

@@ -148,7 +148,7 @@ def _map_dropped(
 
     def compute(name: str) -> Tensor:
         streams = [chance.stream(row, name) for row in range(len(vectors))]
-        merged = torch.empty(shapes[name].numel(), dtype=wide, device=vectors[0].deltas[name].device)
+        merged = torch.empty(shapes[name].numel(), dtype=wide, device=vectors[0].device)
         for start, deltas in chunks(vectors, name, wide):
             if limit < _DRAWS:
                 _drop_(deltas, streams, limit)
