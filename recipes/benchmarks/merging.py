@@ -7,11 +7,11 @@ python recipes/benchmarks/merging.py --folder /scratch/merging --tables large --
 
 The tables: `peers`, our methods beside those of the peers that have them; `growth`, our time over the number of
 vectors; `large`, the same on the larger tower; `lora`, merged adapters beside peft; `bounds`, what the slower merges
-cannot do without; `memory`, what the host of a virtual machine adds to the shortest. Each merge is a process of its
-own, and every run is kept in `runs.jsonl` in the folder, so a benchmark that is stopped goes on where it was, and one
-that asked for fewer runs can be completed; delete that file on another machine. The folder takes 14 GB for B/32, 25 GB
-for 20 vectors of L/14 and 8 GB for the peers' environments. The whole takes an hour and a half on two cores once towers
-and environments are there, most of it the peers'; the second command about twelve minutes.
+cannot do without; `spread`, where equal merges differ. Each merge is a process of its own, and every run is kept in
+`runs.jsonl` in the folder, so a benchmark that is stopped goes on where it was, and one that asked for fewer runs can
+be completed; delete that file on another machine. The folder takes 14 GB for B/32, 25 GB for 20 vectors of L/14 and
+8 GB for the peers' environments. The whole takes an hour and a half on two cores once towers and environments are
+there, most of it the peers'; the second command about twelve minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from recipes.benchmarks.merging_bounds import bounds_table
-from recipes.benchmarks.merging_tables import Bench, growth_table, lora_table, memory_table, peers_table
+from recipes.benchmarks.merging_tables import Bench, growth_table, lora_table, peers_table, spread_table
 
 METHODS = [
     "average", "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus_ta", "magmax", "pcb", "della", "sce",
@@ -41,7 +41,7 @@ GROWTH = ["task_arithmetic", "ties", "dare", "pcb", "iso_c"]
 @dataclass
 class BenchmarkArguments:
     folder: str = arg("Where towers, environments and results go.", default="out/benchmark-merging")
-    tables: list[str] = arg("Tables to print.", default=["peers", "growth", "large", "lora", "bounds", "memory"])
+    tables: list[str] = arg("Tables to print.", default=["peers", "growth", "large", "lora", "bounds", "spread"])
     methods: list[str] = arg("Methods of the table `peers`.", default=METHODS)
     peers: list[str] = arg("Peers to run: mergekit, fusion_bench or none.", default=["mergekit", "fusion_bench"])
     count: int = arg("Number of vectors in the table `peers`.", default=8)
@@ -65,7 +65,7 @@ def main(args: BenchmarkArguments) -> None:
         "large": partial(growth_table, bench, args.large, args.large_counts, args.large_methods),
         "lora": partial(lora_table, bench, args.size),
         "bounds": partial(bounds_table, bench, args.size, args.count),
-        "memory": partial(memory_table, bench, args.size, args.count),
+        "spread": partial(spread_table, bench, args.size, args.count),
     }
     for name in args.tables:
         tables[name]()

@@ -1,8 +1,11 @@
-"""Seconds and memory of the parts of a merge; standard library only, so that it runs beside any package."""
+"""Seconds, processor time and memory of the parts of a merge; standard library only, so that it runs beside any
+package.
+"""
 
 from __future__ import annotations
 
 import json
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.processor: dict[str, list[float]] = {}  # seconds of all threads, outside the kernel and in it
         self.peak = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -23,15 +27,18 @@ class Meter:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Times one part."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         yield
+        after = resource.getrusage(resource.RUSAGE_SELF)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.processor[name] = [after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime]
 
     def report(self, **values: object) -> None:
-        """Prints one line of JSON: seconds of each part, peak memory in bytes and other values."""
+        """Prints one line of JSON: seconds and processor time of each part, peak memory in bytes and other values."""
         self._done.set()
         self._thread.join()
-        print("METER " + json.dumps({"seconds": self.seconds, "peak": self.peak, **values}), flush=True)
+        found = {"seconds": self.seconds, "processor": self.processor, "peak": self.peak}
+        print("METER " + json.dumps({**found, **values}), flush=True)
 
     def _watch(self) -> None:
         while not self._done.wait(0.005):

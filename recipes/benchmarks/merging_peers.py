@@ -18,7 +18,6 @@ from recipes.benchmarks.merging_runs import Run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-WARM = 768  # megabytes touched and freed before a merge
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,10 @@ def environment(peer: Peer, folder: Path) -> str | None:
     return str(python)
 
 
-def run_ours(
-    towers: Path, count: int, method: str, settings: dict[str, Any], out: Path, *, warm: int = WARM
-) -> Run:  # fmt: skip
+def run_ours(towers: Path, count: int, method: str, settings: dict[str, Any], out: Path) -> Run:
     """One merge by this package."""
     words = [sys.executable, HERE / "merging_ours.py", towers, count, method, json.dumps(settings), out]
-    return _run(words, out, warm)
+    return _run(words, out, warm=2 << 30)
 
 
 def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out: Path, **settings: object) -> Run:
@@ -126,7 +123,7 @@ def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out
     """
     name, arguments = peer.calls[method]
     words = [python, HERE / peer.worker, towers / peer.towers, count, name, json.dumps({**arguments, **settings}), out]
-    run = _run(words, out)
+    run = _run(words, out, warm=6 << 30)
     whole, written = (_size(folder) for folder in (towers / "task-0", out))
     if written < 0.99 * whole:
         raise RuntimeError(f"{peer.name} wrote {written} bytes of weights where a model has {whole}")
@@ -136,18 +133,18 @@ def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out
 def run_lora(folder: Path, size: str, count: int, by: str) -> Run:
     """The sum of adapters, by "ours" or by "peft"."""
     words = [sys.executable, HERE / "merging_lora.py", folder, size, count, by]
-    return _run(words, folder / "merged")
+    return _run(words, folder / "merged", warm=2 << 30)
 
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _run(command: list[object], out: Path, warm: int = WARM) -> Run:
+def _run(command: list[object], out: Path, *, warm: int) -> Run:
     shutil.rmtree(out, ignore_errors=True)
-    # A virtual machine may hand its free memory back to its host, and get it again on first touch at half a gigabyte
-    # per second. So some is touched and freed here; with much more, it goes back while the merge runs: table `memory`.
-    torch.ones(warm << 20, dtype=torch.uint8)
+    # A virtual machine gets memory from its host on first touch, at half a gigabyte per second: whoever comes next
+    # must not pay for that, so as many bytes as most runs need are touched and freed.
+    torch.ones(warm, dtype=torch.uint8)
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     start = time.perf_counter()
     done = subprocess.run(
@@ -159,4 +156,4 @@ def _run(command: list[object], out: Path, warm: int = WARM) -> Run:
     if done.returncode != 0 or not lines:
         raise RuntimeError(f"{command[1]} failed: {done.stderr.strip()[-400:]}")
     values = json.loads(lines[-1].removeprefix("METER "))
-    return Run(seconds, values["seconds"], values["peak"])
+    return Run(seconds, values["seconds"], values["peak"], values["processor"])

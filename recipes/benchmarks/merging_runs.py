@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,11 +14,19 @@ import torch
 
 @dataclass(frozen=True)
 class Run:
-    """One merge in a process of its own: seconds of the whole and of its parts, and peak anonymous memory in bytes."""
+    """One merge in a process of its own.
+
+    Attributes:
+        seconds: Of the whole.
+        parts: Seconds of its parts.
+        peak: Peak anonymous memory in bytes.
+        processor: Of each part, seconds of processor time of all threads outside the kernel and in it.
+    """
 
     seconds: float
     parts: dict[str, float]
     peak: int
+    processor: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def merging(self) -> float:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 from recipes.benchmarks.merging_data import make_checkpoints, make_vectors
 from recipes.benchmarks.merging_peers import PEERS, Peer, environment, run_lora, run_ours, run_peer
 from recipes.benchmarks.merging_runs import Run, Runs, copy_bandwidth, header, line, per_step
-
-TOUCHED = [0, 256, 768, 1536, 2048]  # megabytes
 
 
 @dataclass(frozen=True)
@@ -103,15 +101,16 @@ def growth_table(bench: Bench, size: str, counts: Sequence[int], methods: Sequen
         )
 
 
-def memory_table(bench: Bench, size: str, count: int, *, method: str = "task_arithmetic") -> None:
-    """What our shortest merge costs by how much memory was touched and freed before it."""
+def spread_table(bench: Bench, size: str, count: int, *, method: str = "task_arithmetic", runs: int = 24) -> None:
+    """Where runs of our shortest merge differ: means over the fastest third of the runs, the middle and the slowest."""
     make_vectors(bench.folder / size, size=size, count=count)
-    header(f"{size}, T = {count}", "touched and freed before, MB", "runs", "merge s: least", "median", "most")
-    for warm in TOUCHED:
-        work = partial(run_ours, bench.folder / size, count, method, {}, bench.folder / "merged", warm=warm)
-        runs = bench.runs.all(["touched", size, count, method, warm], work, bench.ours)
-        times = [run.merging for run in runs]
-        line(method, warm, len(times), *(f"{value:.2f}" for value in (min(times), median(times), max(times))))
+    work = partial(run_ours, bench.folder / size, count, method, {}, bench.folder / "merged")
+    found = sorted(bench.runs.all(["spread", size, count, method], work, runs), key=lambda run: run.merging)
+    header(f"{size}, T = {count}, {len(found)} runs", "", "merge s", "processor s outside the kernel", "in the kernel")
+    third = len(found) // 3
+    for name, part in (("fastest", found[:third]), ("middle", found[third:-third]), ("slowest", found[-third:])):
+        outside, inside = (fmean(run.processor["merge and save"][place] for run in part) for place in (0, 1))
+        line(method, name, f"{fmean(run.merging for run in part):.2f}", f"{outside:.2f}", f"{inside:.2f}")
 
 
 def lora_table(bench: Bench, size: str, *, count: int = 8) -> None:
