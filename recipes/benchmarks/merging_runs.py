@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -45,9 +46,10 @@ class Runs:
     path: Path
 
     def median(self, key: Sequence[object], run: Callable[[], Run], count: int) -> Run:
-        """The run with the median time among those of `key`, after as many more as `count` asks for."""
-        found = sorted(self.all(key, run, count), key=lambda one: one.seconds)
-        return found[len(found) // 2]
+        """The median of each figure over the runs of `key`, after as many more as `count` asks for."""
+        found = self.all(key, run, count)
+        parts = {name: median(one.parts[name] for one in found) for name in found[0].parts}
+        return Run(median(one.seconds for one in found), parts, int(median(one.peak for one in found)))
 
     def all(self, key: Sequence[object], run: Callable[[], Run], count: int) -> list[Run]:
         """The runs of `key`, after as many more as `count` asks for."""
