@@ -64,8 +64,8 @@ def merge(
             it the result is in memory.
         dtype: Dtype of the result; float32, or float64 if the vectors are.
         scaling: Factor of the result; methods return it unscaled.
-        device: Where to compute, and where a result in memory lies; by default where the vectors are. `output_dir`
-            is always read back to the CPU.
+        device: Where to compute, and where a result in memory lies; by default where the vectors are. What is written
+            to `output_dir` is returned on the CPU. Many methods need float64, which Apple's MPS lacks.
         recipe: What to keep in the provenance, beside the settings, for the merge to be repeated; see `MergeRecipe`.
         **settings: Settings of the method.
 
