@@ -160,12 +160,8 @@ def _map_dropped(
 
 def _drop_(deltas: Tensor, streams: Sequence[torch.Generator], limit: int) -> None:
     """Zeroes, in place, the entries of deltas (T, n) whose draw is not among the lowest `limit`."""
-    draws = draw(streams, deltas.shape[1]).to(deltas.device, torch.int32)
-    kept = draws.sub_(limit - _DRAWS // 2).bitwise_right_shift_(31)  # all bits set where the entry stays
-    if deltas.dtype == torch.float32:
-        deltas.view(torch.int32).bitwise_and_(kept)
-    else:
-        deltas.mul_(kept.neg_())
+    draws = draw(streams, deltas.shape[1]).to(deltas)
+    deltas.mul_(draws.lt_(limit - _DRAWS // 2))  # lt_ leaves 0.0 and 1.0: far cheaper than a boolean mask
 
 
 def _drop_by_rank_(rows: Tensor, draws: Tensor, rates: Tensor) -> None:

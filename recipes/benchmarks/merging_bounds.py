@@ -107,10 +107,9 @@ def _draws(chunks: int) -> None:
 
 
 def _masks(chunks: int) -> None:
-    row, drawn, kept = _ROW.clone(), torch.zeros(CHUNK, dtype=torch.int16), torch.zeros(CHUNK, dtype=torch.int32)
+    row, drawn, kept = _ROW.clone(), torch.zeros(CHUNK, dtype=torch.int16), torch.empty(CHUNK)
     for _ in range(chunks):
-        kept.copy_(drawn).sub_(1).bitwise_right_shift_(31)
-        row.view(torch.int32).bitwise_and_(kept)
+        row.mul_(kept.copy_(drawn).lt_(1))
 
 
 def _largest(gram: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
