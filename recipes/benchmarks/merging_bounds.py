@@ -30,7 +30,7 @@ PARTS = {
     "magmax": ("read", "write", "extremes"),
     "dare": ("read", "write", "draws", "masks"),
     "iso_c": ("read", "write", "Gram of sums", "eigen of sums", "product of sums"),
-    "tsv_m": ("read", "write", "Gram of each", "1/T of each", "eigen of bases", "product of bases"),
+    "tsv_m": ("read", "write", "Gram of each", "1/T of each", "left of each", "eigen of bases", "product of bases"),
 }
 
 
@@ -59,6 +59,7 @@ def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
 
     random = {shape: np.random.default_rng(0).standard_normal(shape[::-1]) for shape in {*matrices, *bases}}
     grams = {shape: matrix.T @ matrix for shape, matrix in random.items()}
+    few = {shape: gram[:, : max(1, len(gram) // count)] for shape, gram in grams.items()}
     all_parts: dict[str, Callable[[], object]] = {
         "write": write,
         "extremes": partial(_run, _extremes, chunks),
@@ -66,6 +67,7 @@ def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
         "masks": partial(_run, _masks, chunks),
         "Gram of sums": partial(_run, lambda shape: random[shape].T @ random[shape], matrices),
         "Gram of each": partial(_run, lambda shape: random[shape].T @ random[shape], matrices * count),
+        "left of each": partial(_run, lambda shape: random[shape] @ few[shape], matrices * count),
         "product of sums": partial(_run, lambda shape: random[shape] @ grams[shape], matrices),
         "product of bases": partial(_run, lambda shape: random[shape] @ grams[shape], bases),
         "eigen of sums": partial(_run, lambda shape: np.linalg.eigh(grams[shape]), matrices),

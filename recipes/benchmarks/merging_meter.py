@@ -18,7 +18,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.processor: dict[str, list[float]] = {}  # seconds of all threads, outside the kernel and in it
+        self.processor: dict[str, tuple[float, float]] = {}  # seconds of all threads, outside the kernel and in it
         self.peak = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -31,7 +31,11 @@ class Meter:
         yield
         after = resource.getrusage(resource.RUSAGE_SELF)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        self.processor[name] = [after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime]
+        outside, inside = self.processor.get(name, (0.0, 0.0))
+        self.processor[name] = (
+            outside + after.ru_utime - before.ru_utime,
+            inside + after.ru_stime - before.ru_stime,
+        )
 
     def report(self, **values: object) -> None:
         """Prints one line of JSON: seconds and processor time of each part, peak memory in bytes and other values."""
