@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge, scaling_curve
-from hf_taskvec.base import Base
-from hf_taskvec.evaluation import best_scaling, evaluate_individually
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.storage import read_json, write_json, write_text
-from hf_taskvec.summary import Mean
+from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge
+from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.evaluation.accuracy import evaluate_individually
+from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
+from hf_taskvec.evaluation.summary import Mean
+from hf_taskvec.models.base import Base
+from hf_taskvec.weights.folders import read_json, write_json, write_text
 
 METHODS = [method.name for method in list_methods() if method.max_vectors is None]
 SCALINGS = [0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 1.8, 2.7]

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
-from hf_taskvec.recipe import arg, parse_recipe
+from hf_taskvec.arguments import arg, parse_recipe
 
 
 @dataclass

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from hf_taskvec import TaskVector, get_task, gradient_vector, load_base
-from hf_taskvec.recipe import arg, parse_recipe
+from hf_taskvec.arguments import arg, parse_recipe
 
 
 @dataclass

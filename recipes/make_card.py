@@ -13,15 +13,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_taskvec import Report, TaskVector, evaluate, get_tasks, load_base, scaling_curve
-from hf_taskvec.artifact import save_vector
-from hf_taskvec.base import EMBEDDED
+from hf_taskvec import Report, TaskVector, evaluate, get_tasks, load_base
+from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.cards import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_folder_card
 from hf_taskvec.cards.metadata import task_names
-from hf_taskvec.evaluation import best_scaling, evaluate_individually
-from hf_taskvec.plots import plot_gains, save_figure
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.storage import write_text
+from hf_taskvec.evaluation.accuracy import evaluate_individually
+from hf_taskvec.evaluation.plots import plot_gains, save_figure
+from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
+from hf_taskvec.models.base import EMBEDDED
+from hf_taskvec.vectors.files import save_vector
+from hf_taskvec.weights.folders import write_text
 
 
 @dataclass

@@ -13,10 +13,10 @@ from pathlib import Path
 from huggingface_hub.utils import disable_progress_bars
 
 from hf_taskvec import TaskVector
+from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.merging import methods_table
 from hf_taskvec.merging.engine import PROGRESS
 from hf_taskvec.merging.recipes import MergeRecipe, parse_settings
-from hf_taskvec.recipe import arg, parse_recipe
 
 
 @dataclass

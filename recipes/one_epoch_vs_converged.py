@@ -6,11 +6,12 @@ python recipes/one_epoch_vs_converged.py --config recipes/configs/paper7_tiny.ya
 
 from __future__ import annotations
 
-from hf_taskvec.recipe import parse_recipe
-from hf_taskvec.reproduction.comparison import Cell, compare
-from hf_taskvec.reproduction.report import budget_tables, comparison_table
-from hf_taskvec.reproduction.results import claim_folder
-from hf_taskvec.reproduction.settings import Reproduction
+from paper.comparison import Cell, compare
+from paper.report import budget_tables, comparison_table
+from paper.results import claim_folder
+from paper.settings import Reproduction
+
+from hf_taskvec.arguments import parse_recipe
 
 
 def main(settings: Reproduction) -> list[Cell]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_taskvec.pretraining import PretrainingConfig, pretrain
-from hf_taskvec.recipe import arg, parse_recipe
+from pretraining.trainer import PretrainingConfig, pretrain
+
+from hf_taskvec.arguments import arg, parse_recipe
 
 
 @dataclass

@@ -10,11 +10,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_taskvec.artifact import CONFIG_NAME, load_vector
-from hf_taskvec.base import TINY_CLIP
+from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_folder_card
-from hf_taskvec.hub import create_collection, push_folder
-from hf_taskvec.recipe import arg, parse_recipe
+from hf_taskvec.cards.publish import create_collection, push_folder
+from hf_taskvec.models.base import TINY_CLIP
+from hf_taskvec.vectors.files import CONFIG_NAME, load_vector
 
 
 @dataclass

@@ -13,21 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_taskvec import (
-    Report,
-    TaskVectorConfig,
-    choose_weights,
-    evaluate,
-    get_tasks,
-    load_base,
-    merge,
-    scaling_curve,
-)
-from hf_taskvec.evaluation import best_scaling, evaluate_individually
-from hf_taskvec.plots import plot_merge, save_figure
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.summary import summary_table
-from hf_taskvec.training import train_vector
+from hf_taskvec import Report, TaskVectorConfig, choose_weights, evaluate, get_tasks, load_base, merge
+from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.evaluation.accuracy import evaluate_individually
+from hf_taskvec.evaluation.plots import plot_merge, save_figure
+from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
+from hf_taskvec.evaluation.summary import summary_table
+from hf_taskvec.training.run import train_vector
 
 TINY_CLIP_SETTINGS = Path(__file__).parent / "configs" / "quickstart.yaml"
 

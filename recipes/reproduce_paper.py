@@ -12,11 +12,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.reproduction.estimate import estimate
-from hf_taskvec.reproduction.report import write_report
-from hf_taskvec.reproduction.results import reproduce
-from hf_taskvec.reproduction.settings import Reproduction
+from paper.estimate import estimate
+from paper.report import write_report
+from paper.results import reproduce
+from paper.settings import Reproduction
+
+from hf_taskvec.arguments import arg, parse_recipe
 
 
 @dataclass

@@ -13,11 +13,11 @@ from typing import Any
 from huggingface_hub import DatasetCard
 
 from hf_taskvec import evaluate, get_tasks, load_base
-from hf_taskvec.base import TINY_CLIP
+from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.cards import render_base_card
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.storage import write_json, write_text
-from hf_taskvec.trainer import library_versions
+from hf_taskvec.models.base import TINY_CLIP
+from hf_taskvec.vectors.info import library_versions
+from hf_taskvec.weights.folders import write_json, write_text
 
 LIMITS = [
     "Made to try task vectors without a network: 32 px images, a few thousand words, no broad knowledge of the world.",

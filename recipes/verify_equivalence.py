@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from accelerate import PartialState
 
-from hf_taskvec import Equivalence, TaskVectorConfig, get_tasks, load_base, verify_equivalence
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.subsets import subset
+from hf_taskvec import TaskVectorConfig, get_tasks, load_base, verify_equivalence
+from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.tasks.subsets import subset
+from hf_taskvec.theory.equivalence import Equivalence
 
 
 @dataclass

@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from hf_taskvec.base import Base
+from hf_taskvec.models.base import Base
 
 
 def save_tiny_base(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 
 def tiny_config() -> CLIPConfig:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, alternating_tuning_and_merging, merge
-from hf_taskvec.equivalence import relative_error
+from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, merge
 from hf_taskvec.errors import DataError, OutputExistsError, UnknownNameError
-from hf_taskvec.names import parameters_of
 from hf_taskvec.theory import clip_losses
+from hf_taskvec.theory.equivalence import relative_error
 from hf_taskvec.theory.expansion import task_path
+from hf_taskvec.training.atm import alternating_tuning_and_merging
+from hf_taskvec.weights.names import parameters_of
 from tests.toys import toy_base, toy_task, wide_base
 
 TASKS = [toy_task("digits", images=20), toy_task("shapes", images=20)]

@@ -15,8 +15,6 @@ from jinja2 import UndefinedError
 from transformers import CLIPModel
 
 from hf_taskvec import evaluate, get_tasks, load_base, merge
-from hf_taskvec.artifact import CONFIG_NAME, read_info, save_vector
-from hf_taskvec.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.cards import (
     CARD_NAME,
     PICTURE_NAME,
@@ -26,12 +24,14 @@ from hf_taskvec.cards import (
     render_model_card,
     render_vector_card,
 )
+from hf_taskvec.cards.publish import push_model_to_hub, push_series_to_hub, push_to_hub, write_repository
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.hub import push_model_to_hub, push_series_to_hub, push_to_hub, write_repository
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.report import Report, TaskResult
+from hf_taskvec.evaluation.report import Report, TaskResult
+from hf_taskvec.models.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.tasks import TASKS
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import CONFIG_NAME, read_info, save_vector
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import HubServer
 from tests.hub_server_api import Token

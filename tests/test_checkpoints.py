@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from hf_taskvec.checkpoints import open_checkpoint
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError, OutputExistsError
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.checkpoints import open_checkpoint
+from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, finetuned, rewrite_weights, tiny_vector
 
 Folders = tuple[Path, Path]
@@ -209,7 +209,7 @@ VIT_B32 = """
 import sys, time, torch
 from pathlib import Path
 from transformers import CLIPModel, CLIPConfig
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 def peak():  # highest anonymous memory so far, sampled from a thread
     import threading

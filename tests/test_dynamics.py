@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, gradient_vector
-from hf_taskvec.dynamics import Dynamics, measure_dynamics, project_trajectories, task_geometry
 from hf_taskvec.errors import DataError
+from hf_taskvec.theory.dynamics import Dynamics, measure_dynamics, project_trajectories, task_geometry
 from tests.toys import toy_base, toy_task
 
 

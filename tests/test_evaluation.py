@@ -21,15 +21,15 @@ from hf_taskvec import (
     evaluate,
     load_base,
     merge,
-    scaling_curve,
 )
-from hf_taskvec.base import Base
-from hf_taskvec.classifier import zero_shot_head
 from hf_taskvec.errors import CheckpointError, NotCachedError
-from hf_taskvec.evaluation import best_scaling, predict
-from hf_taskvec.metrics import Accuracy, PerClassAccuracy
-from hf_taskvec.plots import plot_merge, save_figure
-from hf_taskvec.summary import Mean, summary_table
+from hf_taskvec.evaluation.accuracy import predict
+from hf_taskvec.evaluation.metrics import Accuracy, PerClassAccuracy
+from hf_taskvec.evaluation.plots import plot_merge, save_figure
+from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
+from hf_taskvec.evaluation.summary import Mean, summary_table
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.classifier import zero_shot_head
 from tests.bases import same_base, save_colour_dataset, save_tiny_base
 from tests.helpers import finetuned
 

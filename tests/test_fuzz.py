@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hf_taskvec.artifact import load_vector, save_vector
 from hf_taskvec.cards import render_vector_card
 from hf_taskvec.cards.text import code, fence, literal, markdown
 from hf_taskvec.errors import TaskVecError
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.report import Report, TaskResult
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.evaluation.report import Report, TaskResult
+from hf_taskvec.vectors.files import load_vector, save_vector
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, random_deltas
 from tests.hub_server_card import card_errors
 

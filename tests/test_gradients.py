@@ -13,21 +13,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hf_taskvec import (
-    TaskVectorConfig,
-    TaskVectorTrainer,
-    gradient_stack,
-    gradient_vector,
-    load_base,
-    verify_equivalence,
-)
-from hf_taskvec.classifier import ImageClassifier
-from hf_taskvec.equivalence import Equivalence, TaskEquivalence, relative_error
+from hf_taskvec import TaskVectorConfig, TaskVectorTrainer, gradient_vector, load_base, verify_equivalence
 from hf_taskvec.errors import DataError, NonFiniteError
-from hf_taskvec.joint import JointTrainer
-from hf_taskvec.pixels import load_pixels
-from hf_taskvec.preconditions import violated_preconditions
+from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Task
+from hf_taskvec.tasks.pixels import load_pixels
+from hf_taskvec.theory.equivalence import Equivalence, TaskEquivalence, relative_error
+from hf_taskvec.theory.gradients import gradient_stack
+from hf_taskvec.training.full_batch import violated_preconditions
+from hf_taskvec.training.joint import JointTrainer
 from tests.toys import toy_base, toy_task, wide_base, with_model
 
 

@@ -16,11 +16,11 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from transformers import CLIPModel
 
-from hf_taskvec.artifact import load_vector, save_vector
 from hf_taskvec.errors import CheckpointError, NonFiniteError
-from hf_taskvec.hub_client import translated
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.hub.client import translated
+from hf_taskvec.vectors.files import load_vector, save_vector
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, random_deltas, tiny_vector
 from tests.hub_server import HubServer
 

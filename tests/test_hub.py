@@ -16,17 +16,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel, CLIPVisionModel
 
 from hf_taskvec.cards import render_vector_card
+from hf_taskvec.cards.find import list_epochs, list_vectors
+from hf_taskvec.cards.publish import create_collection, push_model_to_hub, push_series_to_hub, push_to_hub
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, HubError, NonFiniteError, NotCachedError
-from hf_taskvec.hub import (
-    create_collection,
-    list_epochs,
-    list_vectors,
-    push_model_to_hub,
-    push_series_to_hub,
-    push_to_hub,
-)
-from hf_taskvec.report import Report, TaskResult
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.evaluation.report import Report, TaskResult
+from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import HubServer
 
@@ -50,7 +44,7 @@ def pull(tmp_path: Path, repo_id: str = "user/vector", **settings: object) -> Ta
 
 PULL = """
 import sys
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 TaskVector.from_pretrained("user/vector", cache_dir=sys.argv[2]).save_pretrained(sys.argv[1])
 """
 
@@ -169,7 +163,7 @@ def test_revision_subfolder_and_caching_mean_what_transformers_means(
 OFFLINE = """
 import sys
 from hf_taskvec.errors import NotCachedError
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 print(TaskVector.from_pretrained("user/vector", cache_dir=sys.argv[1]).norm())
 try:
     TaskVector.from_pretrained("user/unknown", cache_dir=sys.argv[1])

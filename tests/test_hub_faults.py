@@ -18,9 +18,10 @@ import pytest
 from huggingface_hub import HfApi, snapshot_download
 from transformers import CLIPModel
 
+from hf_taskvec.cards.find import list_vectors
+from hf_taskvec.cards.publish import push_to_hub
 from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
-from hf_taskvec.hub import list_vectors, push_to_hub
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import Fault, HubServer
 from tests.hub_server_api import Token

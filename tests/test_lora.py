@@ -15,9 +15,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.pytorch_utils import Conv1D
 
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError, NonFiniteError
-from hf_taskvec.lora import read_adapter
-from hf_taskvec.names import parameters_of
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.lora import read_adapter
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.names import parameters_of
 
 # peft 0.21 reads an attribute that Transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_taskvec.artifact import CONFIG_NAME
 from hf_taskvec.errors import (
     BaseMismatchError,
     IncompatibleVectorsError,
@@ -16,9 +15,10 @@ from hf_taskvec.errors import (
     OutputExistsError,
     UnknownNameError,
 )
-from hf_taskvec.info import VectorInfo
 from hf_taskvec.merging import METHODS, get_method, list_methods, merge, methods_table
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
 
 NAMES = sorted(METHODS)
 SHAPES = {

@@ -17,7 +17,7 @@ from hf_taskvec.merging.modifiers import scale_layers
 from hf_taskvec.merging.radix import Histograms
 from hf_taskvec.merging.selection import _Search, magnitude_thresholds
 from hf_taskvec.merging.stochastic import Chance, draw
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 
 def vector(*values: float) -> TaskVector:

@@ -13,14 +13,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.lora import read_adapter
-from hf_taskvec.lowrank import Factors, LoraAdapter
 from hf_taskvec.merging import lapack, merge
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.merging.linalg import leading, polar
 from hf_taskvec.merging.wudi import normal_equations
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.adapter import LoraAdapter
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.lora import read_adapter
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.lowrank import Factors
 
 SHAPES = [(48, 48), (90, 40), (40, 90)]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionModel
 
-from hf_taskvec.pooling import pooled
+from hf_taskvec.models.pooling import pooled
 from tests.helpers import tiny_clip
 
 PIXELS = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -10,18 +10,11 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from pretraining.pairs import Pairs, augment, balance, decode_pairs, image_processor
+from pretraining.trainer import PairTrainer, PretrainingConfig, build_model, contrastive_loss, pretrain, train_tokenizer
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec.errors import CheckpointError, DataError, UnknownNameError
-from hf_taskvec.pairs import Pairs, augment, balance, decode_pairs, image_processor
-from hf_taskvec.pretraining import (
-    PairTrainer,
-    PretrainingConfig,
-    build_model,
-    contrastive_loss,
-    pretrain,
-    train_tokenizer,
-)
 
 TINY = PretrainingConfig(
     width=64, layers=1, patch_size=16, text_width=64, text_layers=1, projection_dim=16, vocab_size=700,

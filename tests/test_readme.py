@@ -43,7 +43,7 @@ FIRST, HUB = (re.findall(FENCE.format("python"), part, flags=re.DOTALL)[0] for p
 FROM_THE_FIRST = """
 import dataclasses
 from hf_taskvec import Report, TaskVector, load_base
-from hf_taskvec.report import TaskResult
+from hf_taskvec import TaskResult
 model = load_base().model
 vector = TaskVector.from_models(model, model)
 merged = TaskVector(vector.deltas, dataclasses.replace(vector.info, base="hf-taskvec/tiny-clip", task="digits"))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from hf_taskvec import Report, TaskVector, TaskVectorConfig
+from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.errors import OutputExistsError, UnknownNameError
-from hf_taskvec.evaluation import SCALINGS
-from hf_taskvec.recipe import arg, parse_recipe
-from recipes import compare_methods, evaluate, finetune, quickstart
+from hf_taskvec.evaluation.scalings import SCALINGS
+from recipes import compare_methods, evaluate_model, finetune, quickstart
 from tests.bases import save_colour_dataset, save_tiny_base
 
 ROOT = Path(__file__).parents[1]
@@ -68,8 +68,8 @@ def test_a_recipe_is_short_and_explains_its_arguments(
     assert "--config" in capsys.readouterr().out
 
 
-def test_recipes_run_as_scripts_though_one_is_named_like_a_library() -> None:  # recipes/evaluate.py and `evaluate`
-    for recipe in ("evaluate.py", "quickstart.py"):
+def test_recipes_run_as_scripts() -> None:
+    for recipe in ("evaluate_model.py", "quickstart.py"):
         command = [sys.executable, str(ROOT / "recipes" / recipe), "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -118,11 +118,11 @@ def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None
         disable_tqdm=True,
     )  # fmt: skip
     vector = finetune.main(finetune.FinetuneArguments(task="colours", base=str(base), data_dir=str(folder)), config)
-    arguments = evaluate.EvaluateArguments(
+    arguments = evaluate_model.EvaluateArguments(
         tasks=["colours"], base=str(base), vector=str(tmp_path / "out" / "vector"), scaling=1.0, data_dir=str(folder),
         output=str(tmp_path / "report.json"),
     )  # fmt: skip
-    report = evaluate.main(arguments)
+    report = evaluate_model.main(arguments)
     assert report.accuracy > 0.9
     assert Report.load(tmp_path / "report.json") == report
     assert vector.info.epochs == 3.0

@@ -7,17 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+from paper.analysis import compare_budgets
+from paper.comparison import INDIVIDUAL, Cell, Score, merged_model
+from paper.estimate import count_images, estimate
+from paper.report import comparison_table, write_report
+from paper.results import claim_folder, reproduce
+from paper.runs import StopWhenConverged, train_run
+from paper.settings import CONVERGED, Merge, Reproduction
 
+from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError, UnknownNameError
-from hf_taskvec.recipe import parse_recipe
-from hf_taskvec.reproduction.analysis import compare_budgets
-from hf_taskvec.reproduction.comparison import INDIVIDUAL, Cell, Score, merged_model
-from hf_taskvec.reproduction.estimate import count_images, estimate
-from hf_taskvec.reproduction.report import comparison_table, write_report
-from hf_taskvec.reproduction.results import claim_folder, reproduce
-from hf_taskvec.reproduction.runs import StopWhenConverged, train_run
-from hf_taskvec.reproduction.settings import CONVERGED, Merge, Reproduction
-from hf_taskvec.statistics import bootstrap_interval, paired_difference
+from hf_taskvec.evaluation.intervals import bootstrap_interval, paired_difference
 from recipes import reproduce_paper
 from tests.toys import toy_base, toy_task
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_taskvec.artifact import load_vector, save_vector, vector_fingerprint
 from hf_taskvec.errors import CheckpointError, NonFiniteError, OutputExistsError
-from hf_taskvec.fingerprint import fingerprint, tensor_hash, tensor_hashes
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.storage import atomic_folder, write_safetensors
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import load_vector, save_vector, vector_fingerprint
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
+from hf_taskvec.weights.folders import atomic_folder
+from hf_taskvec.weights.safetensors import write_safetensors
 from tests.helpers import equal_vectors, random_deltas, tiny_vector
 
 INFO = VectorInfo(

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_taskvec import gradient_vector
-from hf_taskvec.equivalence import relative_error
 from hf_taskvec.theory import (
     ACTIVATIONS,
     FeedForward,
@@ -29,6 +28,7 @@ from hf_taskvec.theory import (
     order_of_convergence,
     predicted_loss_gap,
 )
+from hf_taskvec.theory.equivalence import relative_error
 from tests.toys import toy_base, toy_task, wide_base, with_model
 
 NETWORK = FeedForward((4, 6, 5, 3))

@@ -10,10 +10,10 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec import TaskVectorConfig, TaskVectorTrainer, evaluate, get_task, get_tasks, load_base
-from hf_taskvec.base import TINY_CLIP
-from hf_taskvec.classifier import ImageClassifier
-from hf_taskvec.pixels import load_pixels
-from hf_taskvec.training import train_vector
+from hf_taskvec.models.base import TINY_CLIP
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.tasks.pixels import load_pixels
+from hf_taskvec.training.run import train_vector
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "datasets"

@@ -13,12 +13,12 @@ from huggingface_hub import HfApi
 from torch.nn import functional
 
 from hf_taskvec import Task, TaskVector, TaskVectorConfig, TaskVectorTrainer, evaluate, load_base
-from hf_taskvec.base import Base
-from hf_taskvec.classifier import ImageClassifier
 from hf_taskvec.errors import DataError, UnknownNameError
-from hf_taskvec.names import parameters_of
-from hf_taskvec.pixels import IGNORED, PADDING, load_pixels
-from hf_taskvec.trainer import ShuffledSampler
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.tasks.pixels import IGNORED, PADDING, load_pixels
+from hf_taskvec.training.sampler import ShuffledSampler
+from hf_taskvec.weights.names import parameters_of
 from tests.bases import same_base, save_colour_dataset, save_tiny_base
 from tests.helpers import equal_vectors
 from tests.hub_server import HubServer

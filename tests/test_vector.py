@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from hf_taskvec.base import Base
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.models.base import Base
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, finetuned, random_deltas, tiny_clip, tiny_vector
 
 A, B = TaskVector(random_deltas(seed=1)), TaskVector(random_deltas(seed=2))

@@ -9,8 +9,8 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from hf_taskvec import Base, get_task
-from hf_taskvec.equivalence import in_dtype
-from hf_taskvec.subsets import SubsetTask, subset
+from hf_taskvec.tasks.subsets import SubsetTask, subset
+from hf_taskvec.theory.equivalence import in_dtype
 from tests.helpers import tiny_config
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_taskvec.artifact import CONFIG_NAME, read_info
 from hf_taskvec.cards.render import render_base_card, render_model_card, render_vector_card
-from hf_taskvec.checkpoints import APPLIED_NAME
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.report import Report
-from hf_taskvec.storage import read_json
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.vectors.checkpoints import APPLIED_NAME
+from hf_taskvec.vectors.files import CONFIG_NAME, read_info
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.weights.folders import read_json
 
 CARD_NAME = "README.md"
 REPORT_NAME = "report.json"

@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_taskvec.cards.text import clean
-from hf_taskvec.info import VectorInfo
-from hf_taskvec.report import Report
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.vectors.info import VectorInfo
 
 LIBRARY = "hf-taskvec"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)

@@ -9,13 +9,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_taskvec.base import EMBEDDED
 from hf_taskvec.cards import text
 from hf_taskvec.cards.metadata import base_metadata, model_metadata, task_names, vector_metadata
-from hf_taskvec.info import VectorInfo
+from hf_taskvec.evaluation.report import Report, percent
 from hf_taskvec.merging.registry import METHODS
-from hf_taskvec.report import Report, percent
+from hf_taskvec.models.base import EMBEDDED
 from hf_taskvec.tasks import TASKS
+from hf_taskvec.vectors.info import VectorInfo
 
 
 def render_vector_card(

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_taskvec.merging.engine import Scope, check_scope, map_sum
 from hf_taskvec.merging.geometry import cosines, inner_products
 from hf_taskvec.merging.registry import merge_method
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 _ANGLE = 1e-6  # below this angle, in radians, the arc is its chord to the last bit of float32
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of
 from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging.engine import Scope, chunks, map_chunks, map_parameters, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept, thresholds
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import shapes_of
+from hf_taskvec.vectors.vector import TaskVector
 
 _CLIPPED = 1e-4  # fraction of the smallest and of the largest magnitudes that pcb clips
 

@@ -12,10 +12,10 @@ from huggingface_hub.utils import tqdm
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of
 from hf_taskvec.errors import NonFiniteError, UnknownNameError
-from hf_taskvec.tensors import check_finite, one_thread
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import shapes_of
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.arithmetic import check_finite, one_thread
 
 CPU = torch.device("cpu")
 CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a core's second-level cache

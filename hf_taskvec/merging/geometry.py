@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of
 from hf_taskvec.merging.engine import chunks, parallel
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import shapes_of
+from hf_taskvec.vectors.vector import TaskVector
 
 _CHUNK = 1 << 14  # T rows of float64 stay in the second-level cache
 

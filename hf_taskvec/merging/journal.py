@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of, vector_fingerprint
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.fingerprint import fingerprint
 from hf_taskvec.merging.engine import LazyDeltas, parallel
-from hf_taskvec.storage import open_safetensors, write_safetensors, write_text
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import shapes_of, vector_fingerprint
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.fingerprint import fingerprint
+from hf_taskvec.weights.folders import write_text
+from hf_taskvec.weights.safetensors import open_safetensors, write_safetensors
 
 
 class Journal:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of
-from hf_taskvec.compatibility import merged_info
 from hf_taskvec.errors import IncompatibleVectorsError, check_fraction
-from hf_taskvec.lowrank import Factors, LoraAdapter, LowRankDeltas
 from hf_taskvec.merging.arithmetic import check_weights
 from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, parallel, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept
 from hf_taskvec.merging.sparse import agreeing_mean, trim_
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.adapter import LoraAdapter
+from hf_taskvec.vectors.compatibility import merged_info
+from hf_taskvec.vectors.files import shapes_of
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.lowrank import Factors, LowRankDeltas
 
 
 @merge_method("knots", paper="2410.19735", resumable=True)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of
 from hf_taskvec.errors import check_positive
 from hf_taskvec.merging.engine import map_parameters, parallel, stacked, wide_dtype
 from hf_taskvec.merging.linalg import leading
 from hf_taskvec.merging.registry import get_method, merge_method
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import shapes_of
+from hf_taskvec.vectors.vector import TaskVector
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 

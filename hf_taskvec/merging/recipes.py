@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_taskvec.artifact import CONFIG_NAME
-from hf_taskvec.checkpoints import fetch_folder
 from hf_taskvec.errors import CheckpointError, UnknownNameError
-from hf_taskvec.info import VectorInfo
+from hf_taskvec.hub.fetch import fetch_folder
 from hf_taskvec.merging import merge
-from hf_taskvec.storage import DTYPE_CODES
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.safetensors import DTYPE_CODES
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_CODES}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_taskvec.errors import UnknownNameError
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 Merge = Callable[..., TaskVector]
 

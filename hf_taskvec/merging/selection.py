@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of
 from hf_taskvec.merging.engine import Scope, check_scope, chunks, parallel, wide_dtype
 from hf_taskvec.merging.radix import Histograms
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import shapes_of
+from hf_taskvec.vectors.vector import TaskVector
 
 Score = Callable[[Tensor, str], Tensor]  # deltas (T, n) of a parameter, which it may overwrite -> scores (S, n)
 Ranks = Callable[[int], Sequence[int]]  # number of entries -> ranks wanted, 1 for the largest

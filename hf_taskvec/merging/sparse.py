@@ -12,7 +12,7 @@ from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging.engine import Scope, map_chunks, map_rows, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept, magnitude_thresholds, thresholds
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 
 @merge_method("ties", paper="2306.01708")

@@ -17,7 +17,7 @@ from hf_taskvec.merging.arithmetic import average
 from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, polar
 from hf_taskvec.merging.registry import merge_method
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 
 @merge_method("tsv_m", paper="2412.00081", resumable=True)

@@ -9,12 +9,12 @@ import torch
 import xxhash
 from torch import Tensor
 
-from hf_taskvec.artifact import shapes_of
 from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging.engine import CHUNK, chunks, map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.sparse import agreeing_mean
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.files import shapes_of
+from hf_taskvec.vectors.vector import TaskVector
 
 _IDENTIFYING = 1024  # entries of each parameter that tell vectors apart
 _DRAWS = 1 << 16  # chances are rounded to multiples of 2^-16, and entries rescaled by the rounded chance

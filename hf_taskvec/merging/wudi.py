@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_taskvec.errors import UnknownNameError, check_positive
 from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.vectors.vector import TaskVector
 
 Solver = Literal["adam", "exact"]
 

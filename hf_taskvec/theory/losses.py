@@ -11,14 +11,14 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_taskvec.base import Base
-from hf_taskvec.classifier import ImageClassifier
-from hf_taskvec.equivalence import in_dtype
 from hf_taskvec.errors import DataError
-from hf_taskvec.pixels import PixelDataset, load_pixels
-from hf_taskvec.preconditions import check_deterministic
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Task
-from hf_taskvec.vector import TaskVector
+from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
+from hf_taskvec.theory.equivalence import in_dtype
+from hf_taskvec.training.full_batch import check_deterministic
+from hf_taskvec.vectors.vector import TaskVector
 
 Part = Callable[[Tensor], Tensor]  # flat weights (n,) -> what one batch adds to the mean loss
 

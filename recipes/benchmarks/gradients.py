@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional
 
 from hf_taskvec import Base, Task, get_task, gradient_vector, load_base
-from hf_taskvec.classifier import ImageClassifier
-from hf_taskvec.pixels import load_pixels
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.subsets import subset
+from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.tasks.pixels import load_pixels
+from hf_taskvec.tasks.subsets import subset
 
 
 @dataclass

@@ -39,11 +39,11 @@ import torch  # noqa: E402
 from huggingface_hub import HfApi, hf_hub_download  # noqa: E402
 from transformers import CLIPVisionConfig, CLIPVisionModel  # noqa: E402
 
-from hf_taskvec.fingerprint import tensor_hashes  # noqa: E402
-from hf_taskvec.hub import push_to_hub, write_repository  # noqa: E402
-from hf_taskvec.names import canonical  # noqa: E402
-from hf_taskvec.recipe import arg, parse_recipe  # noqa: E402
-from hf_taskvec.vector import TaskVector  # noqa: E402
+from hf_taskvec.arguments import arg, parse_recipe  # noqa: E402
+from hf_taskvec.cards.publish import push_to_hub, write_repository  # noqa: E402
+from hf_taskvec.vectors.vector import TaskVector  # noqa: E402
+from hf_taskvec.weights.fingerprint import tensor_hashes  # noqa: E402
+from hf_taskvec.weights.names import canonical  # noqa: E402
 
 WARM_BYTES = 3 << 30
 PAIRS = (("push_to_hub", "upload_folder"), ("pull + open", "hf_hub_download"))  # ours and the bare client's

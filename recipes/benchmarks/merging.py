@@ -16,20 +16,15 @@ there, most of it the peers'; the second command about twelve minutes.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from merging_bounds import bounds_table
+from merging_tables import Bench, growth_table, lora_table, peers_table, spread_table
 
-from hf_taskvec.recipe import arg, parse_recipe
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from recipes.benchmarks.merging_bounds import bounds_table
-from recipes.benchmarks.merging_tables import Bench, growth_table, lora_table, peers_table, spread_table
+from hf_taskvec.arguments import arg, parse_recipe
 
 METHODS = [
     "average", "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus_ta", "magmax", "pcb", "della", "sce",

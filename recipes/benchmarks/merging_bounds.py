@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from merging_data import make_vectors
+from merging_runs import header, line
+from merging_tables import Bench
 
 from hf_taskvec import TaskVector
 from hf_taskvec.merging.engine import CHUNK, parallel
 from hf_taskvec.merging.lapack import largest_eigenpairs
 from hf_taskvec.merging.stochastic import draw
-from recipes.benchmarks.merging_data import make_vectors
-from recipes.benchmarks.merging_runs import header, line
-from recipes.benchmarks.merging_tables import Bench
 
 PARTS = {
     "task_arithmetic": ("read", "write"),

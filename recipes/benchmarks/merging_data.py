@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hf_taskvec import TaskVector, VectorInfo
-from hf_taskvec.checkpoints import open_checkpoint
-from hf_taskvec.names import VISION_PREFIX, canonical_name
-from hf_taskvec.storage import write_safetensors
+from hf_taskvec.vectors.checkpoints import open_checkpoint
+from hf_taskvec.weights.names import VISION_PREFIX, canonical_name
+from hf_taskvec.weights.safetensors import write_safetensors
 
 SIZES = {
     "tiny": CLIPVisionConfig(

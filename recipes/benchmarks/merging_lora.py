@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from recipes.benchmarks.merging_meter import Meter
+from merging_meter import Meter
 
 meter = Meter()
 with meter.part("import"):
     import torch
+    from merging_data import SIZES
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import CLIPVisionModel
 
-    from hf_taskvec.lora import read_adapter
     from hf_taskvec.merging.knots import merge_adapters
-    from recipes.benchmarks.merging_data import SIZES
+    from hf_taskvec.vectors.lora import read_adapter
 
 RANK = 16
 

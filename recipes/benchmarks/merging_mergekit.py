@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from recipes.benchmarks.merging_meter import Meter
+from merging_meter import Meter
 
 meter = Meter()
 with meter.part("import"):

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from recipes.benchmarks.merging_meter import Meter
+from merging_meter import Meter
 
 meter = Meter()
 with meter.part("import"):
@@ -17,7 +17,7 @@ with meter.part("import"):
 
     from hf_taskvec.merging import merge
     from hf_taskvec.merging.engine import parallel
-    from hf_taskvec.vector import TaskVector
+    from hf_taskvec.vectors.vector import TaskVector
 
 if __name__ == "__main__":
     folder, count, method, settings, out = sys.argv[1:]

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from recipes.benchmarks.merging_runs import Run
+from merging_runs import Run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

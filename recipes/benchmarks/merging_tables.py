@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from recipes.benchmarks.merging_data import make_checkpoints, make_vectors
-from recipes.benchmarks.merging_peers import PEERS, Peer, environment, run_lora, run_ours, run_peer
-from recipes.benchmarks.merging_runs import Run, Runs, copy_bandwidth, header, line, per_step
+from merging_data import make_checkpoints, make_vectors
+from merging_peers import PEERS, Peer, environment, run_lora, run_ours, run_peer
+from merging_runs import Run, Runs, copy_bandwidth, header, line, per_step
 
 
 @dataclass(frozen=True)

@@ -9,30 +9,25 @@ is the share of entries that are not zero and the slope on the sum of the vector
 from __future__ import annotations
 
 import copy
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from merging_data import make_checkpoints
+from merging_peers import PEERS, Peer, environment, run_peer
+from merging_runs import header, line
+from parity_cases import CASES, Case
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from hf_taskvec import TaskVector, merge
-from hf_taskvec.checkpoints import open_checkpoint
+from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.lora import read_adapter
 from hf_taskvec.merging.knots import merge_adapters
-from hf_taskvec.recipe import arg, parse_recipe
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from recipes.benchmarks.merging_data import make_checkpoints
-from recipes.benchmarks.merging_peers import PEERS, Peer, environment, run_peer
-from recipes.benchmarks.merging_runs import header, line
-from recipes.benchmarks.parity_cases import CASES, Case
+from hf_taskvec.vectors.checkpoints import open_checkpoint
+from hf_taskvec.vectors.lora import read_adapter
 
 
 @dataclass

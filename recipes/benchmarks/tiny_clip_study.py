@@ -15,12 +15,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, get_tasks, load_base, merge, scaling_curve
-from hf_taskvec.base import TINY_CLIP, Base
-from hf_taskvec.evaluation import best_scaling, evaluate_individually
-from hf_taskvec.recipe import arg, parse_recipe
-from hf_taskvec.storage import write_json
-from hf_taskvec.training import train_vector
+from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, get_tasks, load_base, merge
+from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.evaluation.accuracy import evaluate_individually
+from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
+from hf_taskvec.models.base import TINY_CLIP, Base
+from hf_taskvec.training.run import train_vector
+from hf_taskvec.weights.folders import write_json
 
 TASKS = ["mnist", "fashion-mnist", "cifar10", "eurosat", "gtsrb", "flowers5", "quickdraw5", "plantvillage-apple"]
 

@@ -17,12 +17,12 @@ from transformers import ProgressCallback
 from transformers.trainer_callback import PrinterCallback
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
-from hf_taskvec.base import Base
-from hf_taskvec.classifier import ImageClassifier
-from hf_taskvec.pixels import PixelDataset, load_pixels
-from hf_taskvec.recipe import arg, parse_recipe
+from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Task
-from hf_taskvec.trainer import ShuffledSampler
+from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
+from hf_taskvec.training.sampler import ShuffledSampler
 
 
 @dataclass

@@ -8,23 +8,17 @@ units of its norm.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from merging_data import heavy_tailed
+from merging_runs import header, line
 from torch import Tensor
 
+from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.merging.wudi import descend, normal_equations, solve
-from hf_taskvec.recipe import arg, parse_recipe
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from recipes.benchmarks.merging_data import heavy_tailed
-from recipes.benchmarks.merging_runs import header, line
 
 
 @dataclass

@@ -1,0 +1,79 @@
+"""Figures: readable in print and by colour-blind eyes, with units on the axes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.weights.folders import write_bytes
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, zero_shot: float) -> Figure:
+    """Accuracies per task beside the validation accuracy of each method against the scaling.
+
+    Args:
+        report: The merged model's report with references.
+        curves: For each method, validation reports by scaling.
+        zero_shot: Mean validation accuracy of the base.
+    """
+    count = len(report.results)
+    figure = Figure(figsize=(6 + 0.5 * count, 4), layout="constrained", dpi=120)
+    left, right = figure.subplots(1, 2, width_ratios=(2 + 0.5 * count, 3))
+    _plot_tasks(left, report)
+    for index, (method, curve) in enumerate(curves.items()):
+        scalings = sorted(curve)
+        values = [100 * curve[scaling].accuracy for scaling in scalings]
+        right.plot(scalings, values, color=COLOURS[index % 6], marker=MARKERS[index % 6], markersize=4, label=method)
+    right.axhline(100 * zero_shot, color="black", linestyle=":", label="zero-shot")
+    right.set(xlabel="scaling", ylabel="mean validation accuracy (%)")
+    right.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))  # clear of the curves
+    return figure
+
+
+def plot_gains(curve: Mapping[float, Report], zero_shot: Report) -> Figure:
+    """What the vector adds to the base's validation accuracy against its scaling, by task and on average."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    for index, base in enumerate(zero_shot.results):
+        gains = [100 * (curve[scaling].results[index].accuracy - base.accuracy) for scaling in curve]
+        marker, colour = MARKERS[index // 6 % 6], COLOURS[index % 6]
+        axes.plot(list(curve), gains, label=base.task, color=colour, marker=marker, markersize=4)
+    if len(zero_shot.results) > 1:
+        means = [100 * (report.accuracy - zero_shot.accuracy) for report in curve.values()]
+        axes.plot(list(curve), means, label="mean", color="black", linewidth=2.5)
+    axes.axhline(0, color="grey", linestyle=":")
+    axes.set(xlabel="scaling", ylabel="validation accuracy minus\nthe base's (points)")
+    figure.legend(frameon=False, loc="outside right upper")
+    return figure
+
+
+def _plot_tasks(axes: Axes, report: Report) -> None:
+    positions = range(len(report.results))
+    bars: tuple[tuple[str, list[float | None], str], ...] = (
+        ("zero-shot", [result.zero_shot for result in report.results], ""),
+        (report.model, [result.accuracy for result in report.results], "//"),
+        ("individual", [result.individual for result in report.results], ".."),
+    )
+    for index, (label, values, hatch) in enumerate(bars):
+        heights = [100 * (value or 0.0) for value in values]
+        places = [position + 0.27 * (index - 1) for position in positions]
+        axes.bar(places, heights, 0.27, color=COLOURS[index], hatch=hatch, edgecolor="white", label=label)
+    axes.set_xticks(list(positions), [result.task for result in report.results], rotation=30, ha="right")
+    axes.set(ylabel=f"{report.split} accuracy (%)", ylim=(0, 115))
+    axes.legend(frameon=False, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1))

@@ -1,0 +1,1 @@
+"""The Hub: what every exchange with it shares."""

@@ -1,0 +1,201 @@
+"""What every exchange with the Hub shares: its errors in this package's words, retries, and the check of a download."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
+from hf_taskvec.weights.folders import write_text
+
+logger = logging.getLogger(__name__)
+ATTEMPTS = 3
+LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is reported instead
+TRANSIENT = {408, 429, 500, 502, 503, 504}
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def hub_errors(where: str, doing: str) -> Iterator[None]:
+    """Turns the Hub client's errors into this package's.
+
+    Args:
+        where: The repository, for the message.
+        doing: What is being done, for the message: "reading" and the like.
+
+    Raises:
+        CheckpointError: If there is no such repository, revision or file, or access is refused.
+        NotCachedError: If the Hub is out of reach and the cache has no copy.
+        HubError: If the Hub, the connection or the disk failed.
+    """
+    try:
+        yield
+    except TaskVecError:
+        raise
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise translated(error, where, doing) from error
+
+
+def translated(error: Exception, where: str, doing: str) -> Exception:
+    """This package's error for one of the Hub client's."""
+    if isinstance(error, HFValidationError):
+        return CheckpointError(f"{where!r} is neither a folder nor a Hub id (user/name)")
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(f"{where} is gated: accept its terms on the Hub and log in (hf auth login)")
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
+            f"{where} is neither a folder nor a repository you can see; check the name, or log in (hf auth login)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(f"{where} does not exist: the repository has no such revision")
+    if isinstance(error, RemoteEntryNotFoundError):
+        return CheckpointError(f"{where} lacks a file: {plain(error)}")
+    if isinstance(error, HfHubHTTPError):
+        return HubError(f"{doing} {where} failed: {reason(error)}")
+    if isinstance(error.__cause__, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
+        return translated(error.__cause__, where, doing)  # the client wraps what goes wrong in an upload
+    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.ConnectError)):
+        cause = f" ({reason(error.__cause__)})" if isinstance(error.__cause__, HfHubHTTPError) else ""
+        return NotCachedError(
+            f"{where} is not in the cache and the Hub is out of reach{cause}; "
+            f"fetch it while online: hf download {where.split(' ')[0]}"
+        )
+    if isinstance(error, httpx2.HTTPError):
+        return HubError(f"{doing} {where} failed: the connection was lost or too slow ({error!r}); run it again")
+    return HubError(f"{doing} {where} failed: {plain(error)}")
+
+
+def plain(text: object) -> str:
+    """What a server said, on one line of sane length and without control characters."""
+    return "".join(char if char.isprintable() else " " for char in str(text)[:1000])
+
+
+def reason(error: HfHubHTTPError) -> str:
+    """What an HTTP error means, and the remedy."""
+    status = error.response.status_code
+    said = plain(error.server_message or f"status {status}")
+    if status == 401:
+        return f"{said}: the token is invalid or has expired; log in again (hf auth login)"
+    if status == 403:
+        return f"{said}: the token has no right to do this; use one with write access to the repository"
+    if status in (409, 412):
+        return f"{said}: another push came first and nothing of this one was kept; look at the repository, push again"
+    if status == 429:
+        wait = error.response.headers.get("Retry-After")
+        return f"the Hub limits the rate of requests (429); try again {f'in {plain(wait)} s' if wait else 'later'}"
+    if status >= 500:
+        return f"the Hub has trouble ({status}: {said}); try again later"
+    return said
+
+
+def with_retries(
+    call: Callable[[], Value],
+    *,
+    on: tuple[type[Exception], ...] = (httpx2.HTTPError, LocalEntryNotFoundError, FileMetadataError),
+) -> Value:
+    """The result of `call`, which is tried again after passing trouble; it must be safe to repeat."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except on as error:
+            wait = seconds_to_wait(error, attempt)
+            if attempt == ATTEMPTS or wait is None:
+                raise
+            logger.warning("The Hub has trouble (%s); trying again in %.0f s", type(error).__name__, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def seconds_to_wait(error: BaseException, attempt: int) -> float | None:
+    """How long to wait before trying again; `None` if the trouble will not pass."""
+    backoff = 0.5 * 4.0 ** (attempt - 1)
+    if isinstance(error, LocalEntryNotFoundError):
+        return seconds_to_wait(error.__cause__, attempt) if error.__cause__ else None
+    if isinstance(error, HfHubHTTPError):
+        if error.response.status_code not in TRANSIENT:
+            return None
+        asked = error.response.headers.get("Retry-After", "")
+        wait = float(asked) if asked.isdigit() else backoff
+        return wait if wait <= LONGEST_WAIT else None
+    passing = isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ConnectError)
+    return backoff if passing or isinstance(error, FileMetadataError) else None
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file in the Hub's cache whose content nobody has compared with its hash yet.
+
+    A note beside the cache's `snapshots` says which files were compared. A file without one, because the process that
+    fetched it was killed or was another program, is checked by the next that opens it.
+
+    Attributes:
+        path: The file, in the snapshot of a commit.
+        note: Where to note that it was checked.
+        stamp: Size, time and number of the file's content, for the note.
+        announced: Its SHA-256 or git hash, if the Hub told it just now; else the one that names it in the cache counts.
+    """
+
+    path: Path
+    note: Path
+    stamp: str
+    announced: str | None = None
+
+    @classmethod
+    def at(cls, path: Path, snapshot: Path, announced: str | None = None) -> Download:
+        """The file at `path` in a snapshot's folder."""
+        status = path.stat()
+        note = snapshot.parent.parent / "checked" / snapshot.name / path.relative_to(snapshot)
+        return cls(path, note, f"{status.st_size} {status.st_mtime_ns} {status.st_ino}", announced)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether this very content was checked before."""
+        return self.note.is_file() and self.note.read_text(encoding="utf-8") == self.stamp
+
+    def note_checked(self) -> None:
+        """Notes that the content is right; where the cache cannot be written, it is checked each time."""
+        with suppress(OSError):
+            write_text(self.note, self.stamp)
+
+    def check(self) -> None:
+        """Compares the file with its hash and notes it.
+
+        Raises:
+            HubError: If they differ; the file is removed from the cache, so that the next call fetches it again.
+        """
+        blob = self.path.resolve()
+        expected = self.announced or blob.name
+        if len(expected) == 64:
+            digest = hashlib.sha256()
+        elif len(expected) == 40:
+            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        else:
+            return  # a cache without links keeps no hash
+        with open(blob, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != expected:
+            blob.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            raise HubError(f"{self.path.name} was damaged on the way; it was removed from the cache: run it again")
+        self.note_checked()

@@ -1,0 +1,120 @@
+"""Zero-shot classification: a vision tower against a frozen head from the text tower (CLIP, arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from huggingface_hub.constants import HF_HOME
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.pooling import pooled
+from hf_taskvec.tasks import Task
+from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
+from hf_taskvec.weights.folders import write_bytes
+from hf_taskvec.weights.names import canonical, parameters_of
+
+
+def zero_shot_head(base: Base, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Class features times the logit scale, (C, F): the templates' unit text features averaged, normalised again.
+
+    Cached on disk under a key of everything it depends on: text tower, tokenizer, class names and templates.
+    """
+    path = Path(HF_HOME) / "hf_taskvec" / "heads" / f"{_head_key(base, class_names, templates)}.safetensors"
+    if path.is_file():
+        return load_file(path)["head"].to(base.device)
+    features = []
+    for name in class_names:
+        encoded = base.encode_text([template.format(name) for template in templates])
+        features.append(functional.normalize(encoded.mean(dim=0), dim=-1))
+    head = torch.stack(features) * base.model.logit_scale.detach().exp()
+    write_bytes(path, save({"head": head.cpu().contiguous()}))
+    return head
+
+
+def _head_key(base: Base, class_names: Sequence[str], templates: Sequence[str]) -> str:
+    weights = parameters_of(base.model)
+    text = {name: weight for name, weight in weights.items() if name.startswith(("text_", "logit_scale"))}
+    parts = [
+        fingerprint(tensor_hashes(text)), base.processor.tokenizer.backend_tokenizer.to_str(),
+        repr(base.model.config.text_config.eos_token_id), repr(list(class_names)), repr(list(templates)),
+    ]  # fmt: skip
+    return xxhash.xxh3_128_hexdigest("\0".join(parts).encode())
+
+
+class Normalize(nn.Module):
+    """uint8 images to the zero-mean, unit-variance floats a CLIP tower expects, by its image processor's constants."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, base: Base) -> None:
+        super().__init__()
+        processor, weight = base.processor.image_processor, base.model.visual_projection.weight
+        for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
+            constant = torch.tensor(values, dtype=weight.dtype, device=weight.device).view(1, 3, 1, 1) * 255
+            self.register_buffer(name, constant, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Images (N, 3, H, W), uint8 to float."""
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std
+
+
+class ImageClassifier(nn.Module):
+    """A CLIP vision tower with a frozen zero-shot head, fed with uint8 pixels.
+
+    Its trainable parameters have canonical names: `vision_model.…` and `visual_projection.weight`.
+
+    Args:
+        base: The model, whose tower is copied.
+        task: The task whose classes the head tells apart.
+        include_projection: Whether `visual_projection` is trainable besides the tower.
+    """
+
+    head: Tensor
+    normalize: Normalize
+
+    def __init__(self, base: Base, task: Task, *, include_projection: bool = False) -> None:
+        super().__init__()
+        self.vision_model = pooled(copy.deepcopy(base.model.vision_model)).requires_grad_(True)
+        self.visual_projection = copy.deepcopy(base.model.visual_projection).requires_grad_(include_projection)
+        self.normalize = Normalize(base)
+        head = zero_shot_head(base, task.class_names, task.templates)
+        self.register_buffer("head", head.to(self.visual_projection.weight), persistent=False)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits (N, C) of uint8 images (N, 3, H, W)."""
+        return {"logits": classify(self, self.head, self.normalize(pixel_values))}
+
+    def freeze_except(self, patterns: Sequence[str]) -> None:
+        """Freezes the parameters whose canonical name fits none of the patterns, in which `*` stands for anything.
+
+        Raises:
+            UnknownNameError: If a pattern fits no trainable parameter.
+        """
+        trained = canonical((name, value) for name, value in self.named_parameters() if value.requires_grad)
+        for pattern in patterns:
+            if not fnmatch.filter(trained, pattern):
+                raise UnknownNameError("trainable parameter", pattern, trained)
+        for name, parameter in trained.items():
+            parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trainable parameters, detached, under canonical names."""
+        trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+        return {name: parameter.detach() for name, parameter in canonical(trained).items()}
+
+
+def classify(model: Any, head: Tensor, pixels: Tensor) -> Tensor:
+    """Logits (N, C) of normalised images (N, 3, H, W) by a model's tower and projection and a head (C, F)."""
+    features = model.visual_projection(pooled(model.vision_model)(pixels).pooler_output)
+    return functional.normalize(features, dim=-1) @ head.T

@@ -1,0 +1,1 @@
+"""Training: `transformers.Trainer` runs that make task vectors."""

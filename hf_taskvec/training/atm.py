@@ -1,0 +1,186 @@
+"""Alternating tuning and merging (arXiv 2411.03055): rounds of fine-tuning from the merged model and merging again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from hf_taskvec.errors import DataError, OutputExistsError, check_positive
+from hf_taskvec.merging import get_method, merge
+from hf_taskvec.models.base import Base
+from hf_taskvec.tasks import Split, Task
+from hf_taskvec.tasks.subsets import SubsetTask, subset
+from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.run import quiet
+from hf_taskvec.training.trainer import TaskVectorTrainer
+from hf_taskvec.vectors.files import CONFIG_NAME, load_vector, save_vector
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.arithmetic import scaled_sum
+from hf_taskvec.weights.fingerprint import tensor_hashes
+from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.names import parameters_of
+
+SETTINGS = "atm_settings.json"
+
+
+@dataclass(frozen=True)
+class AlternatingRun:
+    """The rounds of alternating tuning and merging.
+
+    Attributes:
+        rounds: For each round, the vector from the base to the model merged in it, memory-mapped.
+    """
+
+    rounds: tuple[TaskVector, ...]
+
+    @property
+    def vector(self) -> TaskVector:
+        """The vector of the last round."""
+        return self.rounds[-1]
+
+
+def alternating_tuning_and_merging(
+    base: Base,
+    tasks: Sequence[Task],
+    *,
+    args: TaskVectorConfig,
+    rounds: int,
+    output_dir: str | os.PathLike[str],
+    method: str = "average",
+    scaling: float = 1.0,
+    start: TaskVector | None = None,
+    train_on: Split = "train",
+    **settings: Any,
+) -> AlternatingRun:
+    """Fine-tunes each task from the merged model and merges, round after round, each with a fresh optimiser.
+
+    PA-ATM: the budget `args.num_train_epochs` per task is split evenly over the rounds, down to a fraction of an
+    epoch's batches. With `average` and scaling 1 it is FedAvg (1602.05629); one round is one-shot merging. PH-ATM:
+    start from a merged vector and train on `validation`.
+
+    A call with the same arguments goes on after the last finished fine-tuning in `output_dir`.
+
+    Args:
+        base: The model to start from.
+        tasks: The tasks.
+        args: Settings of each fine-tuning; `num_train_epochs` is the budget over all rounds.
+        rounds: Number of rounds K.
+        output_dir: Where each round's vectors go: `round-N/<task>` from that round's start, `round-N/merged` from the
+            base.
+        method: Merge method.
+        scaling: The factor of each round's merged vector.
+        start: A vector of the base to start from, such as a merge of converged ones.
+        train_on: The part of the tasks to train on.
+        **settings: Settings of the merge method.
+
+    Raises:
+        DataError: If there is no task.
+        ValueError: If `rounds` is below 1 or `scaling` not positive.
+        OutputExistsError: If `output_dir` holds a run with other settings.
+        UnknownNameError: If there is no such merge method.
+    """
+    if not tasks:
+        raise DataError("alternating tuning and merging needs at least one task, got none")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    check_positive("scaling", scaling)
+    get_method(method)
+    folder = Path(output_dir)
+    plan = {
+        "tasks": [task.name for task in tasks], "rounds": rounds, "method": method, "scaling": scaling,
+        "settings": settings, "train_on": train_on, "start": start.norm() if start is not None else None,
+        "learning_rate": args.learning_rate, "epochs": args.num_train_epochs, "seed": args.seed,
+        "optimizer": str(getattr(args.optim, "value", args.optim)), "batch_size": args.train_batch_size,
+    }  # fmt: skip
+    _claim(folder, plan)
+    total, kept = start, []
+    for number in range(1, rounds + 1):
+        target = folder / f"round-{number}" / "merged"
+        if not (target / CONFIG_NAME).is_file():
+            current = base if total is None else total.apply_to(base)
+            vectors = [
+                _tune(current, task, args, number=number, rounds=rounds, folder=target.parent, train_on=train_on)
+                for task in tasks
+            ]
+            merged = merge(vectors, method, **settings)
+            if PartialState().is_main_process:
+                save_vector(_advance(base, total, merged, scaling, plan | {"round": number}), target)
+            PartialState().wait_for_everyone()
+        total = load_vector(target)
+        kept.append(total)
+    return AlternatingRun(tuple(kept))
+
+
+def _claim(folder: Path, plan: dict[str, Any]) -> None:
+    """Writes the run's settings, or raises if the folder holds a run with others."""
+    path = folder / SETTINGS
+    if path.is_file():
+        found = read_json(path)
+        other = [
+            f"{key}={found.get(key)} there, {value} here" for key, value in plan.items() if found.get(key) != value
+        ]
+        if other:
+            raise OutputExistsError(f"{folder} holds another run: {'; '.join(other)}; choose another output folder")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise OutputExistsError(f"{folder} holds something else (no {SETTINGS} in it); choose another output folder")
+    elif PartialState().is_main_process:
+        write_json(path, plan)
+    PartialState().wait_for_everyone()
+
+
+def _tune(
+    current: Base, task: Task, args: TaskVectorConfig, *, number: int, rounds: int, folder: Path, train_on: Split
+) -> TaskVector:
+    """The vector of one task from one round's start; read if it is there."""
+    target = folder / task.name
+    if not (target / CONFIG_NAME).is_file():
+        args = copy.copy(args)
+        args.output_dir = str(folder / "run")
+        args.num_train_epochs = args.num_train_epochs / rounds
+        # other batches in each round: with one seed every round would see the same fraction of an epoch
+        args.data_seed = (args.data_seed if args.data_seed is not None else args.seed) + 7919 * number
+        args.record_epochs, args.record_steps, args.record_fractions = False, [], []
+        args.track_gradients = args.record_gradients = False
+        for name in ("save_strategy", "eval_strategy"):
+            setattr(args, name, "no")
+        trainer = TaskVectorTrainer(current, args, task=task if train_on == "train" else _held_out(task, train_on))
+        quiet(trainer)
+        trainer.train()
+        if args.should_save:
+            save_vector(trainer.task_vector(), target)
+        trainer.accelerator.wait_for_everyone()
+    return load_vector(target)
+
+
+def _held_out(task: Task, train_on: Split) -> Task:
+    """The task, training on another part of it."""
+    if isinstance(task, SubsetTask):
+        return dataclasses.replace(task, train_on=train_on)
+    return subset(task, train_on=train_on)
+
+
+def _advance(
+    base: Base, total: TaskVector | None, merged: TaskVector, scaling: float, settings: dict[str, Any]
+) -> TaskVector:
+    """The vector from the base to the model that is `merged` away from where the round started."""
+    deltas = {}
+    for name in merged.deltas:
+        before = torch.zeros_like(merged.deltas[name]) if total is None else total.deltas[name]
+        deltas[name] = scaled_sum(before, merged.deltas[name], scaling)
+    weights = parameters_of(base.model)
+    info = VectorInfo(
+        kind="merged", base=base.name, base_revision=base.revision,
+        base_hashes=tensor_hashes({name: weights[name] for name in deltas}),
+        include_projection=merged.info.include_projection, method="alternating_tuning_and_merging", settings=settings,
+        versions=merged.info.parents[0].versions, parents=merged.info.parents,
+    )  # fmt: skip
+    return TaskVector(deltas, info)

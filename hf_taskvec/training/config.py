@@ -1,0 +1,86 @@
+"""`TaskVectorConfig`: the settings of a run that makes a task vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from hf_taskvec.training.full_batch import apply_full_batch
+
+
+@dataclass
+class TaskVectorConfig(TrainingArguments):
+    """`TrainingArguments` with the defaults of the task-vector literature for CLIP, and what is recorded.
+
+    AdamW at 1e-5 with weight decay 0.1, a cosine schedule with warm-up, batches of 128 and clipping at 1.0
+    (Ilharco et al., arXiv 2212.04089). The literature warms up for 500 of some 4,000 steps; here that is a tenth of the
+    run, so that short runs reach their learning rate too.
+    """
+
+    output_dir: str | None = field(
+        default="task_vector_output", metadata={"help": "Folder of checkpoints and vectors."}
+    )
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay, not applied to biases and norms."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: a number of steps, or below 1 a fraction."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs to train."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images per step and process."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images per evaluation step and process."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clipping norm; 0 switches clipping off."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write checkpoints to resume from."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints to keep."})
+    report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
+    include_projection: bool = field(
+        default=False, metadata={"help": "Train visual_projection too and make it part of the vector."}
+    )
+    trainable_parameters: list[str] = field(
+        default_factory=lambda: ["*"],
+        metadata={
+            "help": "Patterns of the parameters to train, such as '*.mlp.*.weight'; the vector covers these alone. "
+            "Fewer parameters can mean less interference between tasks (arXiv 2407.07089)."
+        },
+    )
+    full_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "Full-batch gradient descent: one step per epoch on the mean loss over all images. Settings left "
+            "at their default become plain SGD without decay, clipping or schedule; others are kept and named."
+        },
+    )
+    record_epochs: bool = field(default=True, metadata={"help": "Keep the vector of each epoch's end."})
+    record_steps: list[int] = field(default_factory=list, metadata={"help": "Optimiser steps whose vectors to keep."})
+    record_fractions: list[float] = field(
+        default_factory=list, metadata={"help": "Fractions of the first epoch, in (0, 1), whose vectors to keep."}
+    )
+    track_gradients: bool = field(
+        default=True, metadata={"help": "Log each epoch's gradient norm and cosines; costs two copies of the tower."}
+    )
+    record_gradients: bool = field(
+        default=False, metadata={"help": "Keep each epoch's accumulated gradient too; needs track_gradients."}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; pointless without a GPU."}
+    )
+    use_cpu: bool = field(  # without it, torchrun on a machine without accelerator starts unconnected copies of the run
+        default_factory=lambda: not torch.accelerator.is_available(), metadata={"help": "Train on the CPU."}
+    )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: batches come ready-made."})
+
+    def __post_init__(self) -> None:
+        for fraction in self.record_fractions:
+            if not 0 < fraction < 1:
+                raise ValueError(f"record_fractions must lie in (0, 1), got {fraction}")
+        for step in self.record_steps:
+            if step < 1:
+                raise ValueError(f"record_steps must be positive, got {step}")
+        if not self.trainable_parameters:
+            raise ValueError("trainable_parameters is empty, so nothing would be trained; ['*'] trains all of them")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must stay False: batches come ready-made")
+        if self.full_batch:
+            apply_full_batch(self)
+        super().__post_init__()

@@ -1,0 +1,42 @@
+"""Whether vectors belong together, and the provenance of what is made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.weights.names import differences
+
+if TYPE_CHECKING:
+    from hf_taskvec.vectors.vector import TaskVector
+
+
+def check_compatible(vectors: Sequence[TaskVector]) -> None:
+    """Raises unless all vectors have the same names, shapes and base; every difference is listed."""
+    first, lines = vectors[0], []
+    for index, vector in enumerate(vectors[1:], start=1):
+        label = f"vector {index} ({vector.info.label!r})"
+        lines += differences(first.deltas, vector.deltas, left_name="vector 0", right_name=label)
+    if lines:
+        raise IncompatibleVectorsError("; ".join(lines))
+    for index, vector in enumerate(vectors[1:], start=1):
+        ours, theirs = first.info.base_hashes, vector.info.base_hashes
+        other = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+        if other:
+            raise BaseMismatchError(
+                f"vector {index} ({vector.info.label!r}) was made from {vector.info.base or 'another base'}, "
+                f"vector 0 ({first.info.label!r}) from {first.info.base or 'another base'}: "
+                f"{len(other)} base parameters differ, first {', '.join(map(repr, other[:3]))}"
+            )
+
+
+def merged_info(vectors: Sequence[TaskVector], method: str, settings: Mapping[str, object] | None = None) -> VectorInfo:
+    """Provenance of a vector made from `vectors`."""
+    first = vectors[0].info
+    return VectorInfo(
+        kind="merged", base=first.base, base_revision=first.base_revision, base_hashes=first.base_hashes,
+        include_projection=first.include_projection, method=method, settings=dict(settings or {}),
+        versions=first.versions, parents=tuple(vector.info for vector in vectors),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Weights: named tensors and the files they lie in."""

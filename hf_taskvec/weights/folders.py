@@ -1,0 +1,127 @@
+"""Files: safetensors written as a stream, folders written whole or not at all, paths that stay where they belong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hf_taskvec.errors import CheckpointError, OutputExistsError
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path` that takes its place when the block ends without an error.
+
+    Args:
+        path: The folder to write. One that holds `marker` is an earlier artefact of this kind and is replaced.
+        marker: A file that every artefact of this kind has.
+
+    Raises:
+        OutputExistsError: If `path` holds something else.
+    """
+    target = Path(path)
+    check_output_folder(target, marker=marker)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            os.rename(target, old / "was")
+            os.rename(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_folder(path: str | os.PathLike[str], *, marker: str) -> None:
+    """Raises an `OutputExistsError` if `path` is a file or a folder with other content than an artefact's."""
+    target = Path(path)
+    if target.is_dir():
+        if any(target.iterdir()) and not (target / marker).is_file():
+            raise OutputExistsError(f"{target} holds something else (no {marker} in it); choose another output folder")
+    elif target.exists():
+        raise OutputExistsError(f"{target} is a file; choose another output folder")
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file under a temporary name and renames it."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, max_bytes: int = 64 << 20) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: If the file is too large, no JSON or no object.
+    """
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise CheckpointError(f"{path.name} has {size} bytes, more than a configuration can have")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def check_relative(name: str, where: str) -> None:
+    """Raises a `CheckpointError` if `name` is absolute or leaves its folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
+        raise CheckpointError(f"{where} names {name[:200]!r}, which leaves its folder")
+    check_text(name, f"a file name in {where}")
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises a `CheckpointError` if `path` lies outside `folder` once links are followed.
+
+    A Hub cache's own links, from a snapshot to the blobs beside it, are no way out.
+    """
+    root = folder.resolve()
+    if path.resolve().is_relative_to(root):
+        return
+    storage = next((parent.parent for parent in root.parents if parent.name == "snapshots"), None)
+    if storage is not None and path.is_symlink():
+        hop = Path(os.path.normpath(path.parent.resolve() / os.readlink(path)))
+        if path.parent.resolve().is_relative_to(root) and hop.parent == storage / "blobs":
+            return
+    raise CheckpointError(f"{path} is a link that leaves {folder}")
+
+
+def check_text(text: str, where: str, *, max_length: int = 1000) -> None:
+    """Raises a `CheckpointError` if a string is absurdly long or could drive a terminal: control characters."""
+    if len(text) > max_length:
+        raise CheckpointError(f"{where} has {len(text)} characters: {text[:80]!r}…")
+    if not text.replace("\n", " ").replace("\t", " ").isprintable():
+        raise CheckpointError(f"{where} holds control characters: {text[:80]!r}")

@@ -1,0 +1,174 @@
+"""safetensors: written as a stream, opened memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_taskvec.errors import CheckpointError
+from hf_taskvec.weights.arithmetic import one_thread
+from hf_taskvec.weights.folders import check_inside, check_relative, check_text, read_json, write_json
+
+DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+MAX_SHARD_SIZE = "5GB"
+
+
+MAX_HEADER_BYTES = 16 << 20  # a vision tower's has some 20 kB
+
+
+MAX_WAITING_BYTES = 64 << 20  # written, not hashed yet, and still in memory
+
+
+@contextmanager
+def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[memoryview], object]]:
+    """Yields a function that writes bytes to a new file.
+
+    With `digests`, the file's SHA-256 is taken on another core meanwhile and put there under its name.
+    """
+    with open(path, "wb") as file:
+        if digests is None:
+            yield file.write
+            return
+        digest = hashlib.sha256()
+        waiting: deque[tuple[Future[None], int]] = deque()
+        with one_thread(), ThreadPoolExecutor(1) as worker:
+
+            def write(data: memoryview) -> None:
+                waiting.append((worker.submit(digest.update, data), len(data)))
+                file.write(data)
+                while waiting and (waiting[0][0].done() or sum(size for _, size in waiting) > MAX_WAITING_BYTES):
+                    waiting.popleft()[0].result()
+
+            yield write
+            for hashing, _ in waiting:
+                hashing.result()
+    digests[path.name] = digest.hexdigest()
+
+
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype,
+    digests: dict[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Writes tensors one after the other; only one is in memory at a time.
+
+    Args:
+        path: The new file.
+        tensors: Every name of `shapes`, in its order, with its values.
+        shapes: Shape of each tensor.
+        dtype: Floating dtype of the file.
+        digests: Where to put the SHA-256 of the file, by its name.
+    """
+    width = torch.finfo(dtype).bits // 8
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + width * torch.Size(shape).numel()
+        header[name] = {"dtype": DTYPE_CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
+    expected = iter(shapes)
+    with writer(path, digests) as write:
+        write(memoryview(struct.pack("<Q", len(text)) + text))
+        for name, tensor in tensors:
+            if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):
+                raise ValueError(f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit the announced header")
+            data = tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8)
+            write(data.numpy().data)
+        if (missing := next(expected, None)) is not None:
+            raise ValueError(f"tensor {missing!r} was announced and not written")
+
+
+def write_sharded(
+    folder: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]],
+    dtype: torch.dtype, max_shard_size: int | str = MAX_SHARD_SIZE, digests: dict[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Writes `<stem>.safetensors`, or shards with `<stem>.safetensors.index.json` above `max_shard_size`."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    plan = split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
+        sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
+    )
+    stream = iter(tensors)
+    for filename, names in plan.filename_to_tensors.items():
+        part = {name: shapes[name] for name in names}
+        write_safetensors(folder / filename, (next(stream) for _ in part), shapes=part, dtype=dtype, digests=digests)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def shard_files(folder: Path, stem: str) -> list[str]:
+    """Names of the safetensors files of one artefact: a single file, or those of its index.
+
+    Raises:
+        CheckpointError: If there is none, or the index is damaged or names files outside the folder.
+    """
+    if (folder / f"{stem}.safetensors").is_file():
+        return [f"{stem}.safetensors"]
+    index_path = folder / f"{stem}.safetensors.index.json"
+    if not index_path.is_file():
+        raise CheckpointError(f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json")
+    check_inside(index_path, folder)
+    return index_files(read_json(index_path), index_path.name)
+
+
+def index_files(index: Mapping[str, Any], where: str) -> list[str]:
+    """Names of the files in a shard index, each checked to lie in the index's folder."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{where} has no valid 'weight_map'")
+    files = sorted(set(weight_map.values()))
+    for name in files:
+        check_relative(name, where)
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(f"{where} names {name[:200]!r}, which is no .safetensors file")
+    return files
+
+
+def open_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of one or more files, memory-mapped: nothing is read before it is used.
+
+    Raises:
+        CheckpointError: If a file is damaged, or two files hold the same name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        _check_header(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    check_text(name, f"a name in {path.name}")
+                    if name in tensors:
+                        raise CheckpointError(f"{name!r} is in more than one file")
+                    tensors[name] = file.get_tensor(name)
+        except CheckpointError:
+            raise
+        except (SafetensorError, ValueError, TypeError, OverflowError, RuntimeError) as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise CheckpointError(f"{path.name} is no valid safetensors file: {line[:200]!r}") from None
+    return tensors
+
+
+def _check_header(path: Path) -> None:
+    """Raises unless the file announces a header that fits into it and into memory."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise CheckpointError(f"{path.name} is no valid safetensors file: it announces a header of {length} bytes")

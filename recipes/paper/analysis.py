@@ -1,0 +1,87 @@
+"""What the experiments say: means over seeds, paired differences and how often one epoch ties or wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval, paired_difference
+from paper.comparison import INDIVIDUAL, Cell, Score
+from paper.settings import CONVERGED
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One epoch against convergence for one optimiser and method.
+
+    Attributes:
+        optimizer, method: Which runs and merge.
+        one_epoch, converged: Mean accuracy.
+        difference: One epoch minus converged, paired over seeds.
+        normalized_difference: The same of normalised accuracy.
+        wins: Fraction of seeds and random subsets of tasks in which one epoch ties or wins.
+        trials: How many seeds and subsets.
+    """
+
+    optimizer: str
+    method: str
+    one_epoch: Interval
+    converged: Interval
+    difference: Interval
+    normalized_difference: Interval
+    wins: float
+    trials: int
+
+
+def compare_budgets(cells: Sequence[Cell], optimizer: str, method: str) -> Comparison:
+    """One epoch against convergence over the seeds of an optimiser."""
+    first, last = (scores(cells, optimizer, method, budget) for budget in ("1", CONVERGED))
+    reference = [score.accuracy for score in scores(cells, optimizer, INDIVIDUAL, CONVERGED)]
+    parts = [cell.subsets for cell in cells]
+    subset_pairs = [
+        pair
+        for part in parts
+        for pair in zip(
+            [score for score in part if _is(score, optimizer, method, "1")],
+            [score for score in part if _is(score, optimizer, method, CONVERGED)],
+            strict=True,
+        )
+    ]
+    trials = [*zip(first, last, strict=True), *subset_pairs]
+    return Comparison(
+        optimizer=optimizer,
+        method=method,
+        one_epoch=bootstrap_interval([score.mean for score in first]),
+        converged=bootstrap_interval([score.mean for score in last]),
+        difference=paired_difference([score.mean for score in first], [score.mean for score in last]),
+        normalized_difference=paired_difference(
+            [score.normalized(own) for score, own in zip(first, reference, strict=True)],
+            [score.normalized(own) for score, own in zip(last, reference, strict=True)],
+        ),
+        wins=sum(one.mean >= other.mean for one, other in trials) / len(trials),
+        trials=len(trials),
+    )
+
+
+def scores(cells: Sequence[Cell], optimizer: str, method: str, budget: str) -> list[Score]:
+    """The scores on all tasks, one per seed, by seed."""
+    found = [score for cell in cells for score in cell.scores if _is(score, optimizer, method, budget)]
+    return sorted(found, key=lambda score: score.seed)
+
+
+def budgets_of(cells: Sequence[Cell], optimizer: str) -> list[str]:
+    """The budgets of an optimiser, in order, convergence last."""
+    return list(dict.fromkeys(s.budget for cell in cells for s in cell.scores if s.optimizer == optimizer))
+
+
+def over_seeds(items: Sequence[Mapping[str, Any]], values: Sequence[float]) -> Interval:
+    """The interval over seeds of one value per item; the items of one seed are averaged first."""
+    means: dict[int, list[float]] = {}
+    for item, value in zip(items, values, strict=True):
+        means.setdefault(item["seed"], []).append(value)
+    return bootstrap_interval([sum(part) / len(part) for part in means.values()])
+
+
+def _is(score: Score, optimizer: str, method: str, budget: str) -> bool:
+    return (score.optimizer, score.method, score.budget) == (optimizer, method, budget)
