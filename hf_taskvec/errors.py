@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class TaskVecError(Exception):
@@ -51,6 +51,18 @@ class HubError(TaskVecError, OSError):
 
 class OutputExistsError(TaskVecError, FileExistsError):
     """An output folder that holds something else."""
+
+
+class SettingsDifferError(OutputExistsError):
+    """A result or a run that is there was made with other settings.
+
+    Attributes:
+        differences: Every setting that differs; the message names the first few.
+    """
+
+    def __init__(self, message: str, differences: Sequence[str]) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, merge
-from hf_taskvec.errors import DataError, OutputExistsError, UnknownNameError
+from hf_taskvec.errors import DataError, OutputExistsError, SettingsDifferError, UnknownNameError
 from hf_taskvec.theory import clip_losses
 from hf_taskvec.theory.equivalence import relative_error
 from hf_taskvec.theory.expansion import task_path
@@ -95,6 +95,9 @@ def test_another_run_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     alternating_tuning_and_merging(toy_base(), TASKS[:1], args=settings(), rounds=1, output_dir=tmp_path / "atm")
     with pytest.raises(OutputExistsError, match="rounds=1 there, 2 here"):
         alternating_tuning_and_merging(toy_base(), TASKS[:1], args=settings(), rounds=2, output_dir=tmp_path / "atm")
+    args = settings(weight_decay=0.0)
+    with pytest.raises(SettingsDifferError, match=r"weight_decay=0\.1 there, 0\.0 here"):
+        alternating_tuning_and_merging(toy_base(), TASKS[:1], args=args, rounds=1, output_dir=tmp_path / "atm")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(OutputExistsError, match="something else"):

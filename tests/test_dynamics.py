@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, gradient_vector
-from hf_taskvec.errors import DataError
+from hf_taskvec.errors import DataError, SettingsDifferError
 from hf_taskvec.theory.dynamics import Dynamics, measure_dynamics, project_trajectories, task_geometry
 from tests.toys import toy_base, toy_task
 
@@ -55,6 +55,12 @@ def test_a_second_reading_computes_no_gradient(run: Path) -> None:
     again = measure_dynamics(toy_base(), toy_task(), run)
     assert stamps == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     assert again.to_dict() == before.to_dict()
+
+
+def test_full_gradients_of_another_task_are_not_taken_for_this_ones(run: Path) -> None:
+    measure_dynamics(toy_base(), toy_task(), run)
+    with pytest.raises(SettingsDifferError, match="task=digits there, shapes here"):
+        measure_dynamics(toy_base(), toy_task("shapes"), run)
 
 
 def test_a_run_without_gradients_is_refused(tmp_path: Path) -> None:

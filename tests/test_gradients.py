@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
 from hf_taskvec import TaskVectorConfig, TaskVectorTrainer, gradient_vector, load_base, verify_equivalence
-from hf_taskvec.errors import DataError, NonFiniteError
+from hf_taskvec.errors import DataError, NonFiniteError, SettingsDifferError
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import load_pixels
@@ -109,6 +110,21 @@ def test_a_stack_lies_on_disk_and_is_not_computed_twice(tmp_path: Path) -> None:
     assert list(again) == ["digits", "shapes"]
     assert again["shapes"].cosine(stack["shapes"]) == pytest.approx(1.0)
     assert (tmp_path / "digits" / "task_vector.safetensors").stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"trainable_parameters": ["*.mlp.*"]}])
+def test_a_stack_of_other_settings_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    gradient_stack(toy_base(), [toy_task()], output_dir=tmp_path)
+    with pytest.raises(SettingsDifferError, match=next(iter(change))):
+        gradient_stack(toy_base(), [toy_task()], output_dir=tmp_path, **change)
+
+
+def test_a_stack_of_another_base_or_other_images_is_refused(tmp_path: Path) -> None:
+    gradient_stack(toy_base(), [toy_task()], output_dir=tmp_path)
+    with pytest.raises(SettingsDifferError, match="base_fingerprint"):
+        gradient_stack(with_model(toy_base()), [toy_task()], output_dir=tmp_path)
+    with pytest.raises(SettingsDifferError, match="max_train=50 there, 20 here"):
+        gradient_stack(toy_base(), [toy_task(images=20)], output_dir=tmp_path)
 
 
 def test_verify_equivalence_holds_for_full_batch_gradient_descent() -> None:

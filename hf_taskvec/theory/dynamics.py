@@ -21,10 +21,13 @@ from hf_taskvec.merging.geometry import cosines, inner_products, sign_conflicts
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
 from hf_taskvec.theory.gradients import gradient_vector
+from hf_taskvec.training.plan import base_plan, task_plan
 from hf_taskvec.training.recording import FULL_GRADIENTS, GRADIENT_VECTORS, VECTORS, epoch_name
 from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import layer_of
+from hf_taskvec.weights.resume import compute_or_read
 
 TOTAL = "all"  # stands for the whole vector among the layers
 
@@ -110,6 +113,7 @@ def measure_dynamics(
 
     Raises:
         DataError: If the folder lacks vectors or gradients of its epochs.
+        SettingsDifferError: If the full gradients there are those of another run, base or task.
     """
     folder = Path(run)
     epochs = sum(1 for path in (folder / GRADIENT_VECTORS).glob("epoch-*"))
@@ -117,18 +121,23 @@ def measure_dynamics(
     if epochs == 0 or not all(path.is_dir() for path in wanted):
         raise DataError(f"{folder} lacks epochs; train with record_epochs=True and record_gradients=True")
     accumulated, vectors = ([load_vector(path) for path in part] for part in (wanted[:epochs], wanted[epochs:]))
+    origin = base_plan(base) | task_plan(task)
     full = []
     for epoch in range(epochs):
-        path = folder / FULL_GRADIENTS / epoch_name(epoch + 1)
-        if not path.is_dir():
-            model = vectors[epoch - 1].apply_to(base) if epoch else base
+        before = vectors[epoch - 1] if epoch else None
+        plan = origin | {"start": fingerprint(tensor_hashes(before.deltas)) if before else "the base"}
+
+        def compute(target: Path, before: TaskVector | None = before) -> None:
+            model = before.apply_to(base) if before else base
             projection = vectors[0].info.include_projection
             descent = gradient_vector(
                 model, task, learning_rate=1.0, include_projection=projection,
                 trainable_parameters=list(vectors[0].deltas), batch_size=batch_size, progress=progress,
             )  # fmt: skip
-            save_vector(-descent, path)
-        full.append(load_vector(path))
+            save_vector(-descent, target)
+
+        path = folder / FULL_GRADIENTS / epoch_name(epoch + 1)
+        full.append(compute_or_read(path, plan, compute=compute, read=load_vector))
     norms = tuple(float(vector.info.settings["mean_gradient_norm"]) for vector in accumulated)
     return Dynamics(task.name, norms, _by_layer(_strip([*full, *accumulated, *vectors])))
 

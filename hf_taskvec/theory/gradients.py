@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -22,12 +23,14 @@ from hf_taskvec.models.classifier import ImageClassifier, zero_shot_head
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import PixelDataset, keep_batch, load_pixels
 from hf_taskvec.training.full_batch import check_deterministic, check_dtype
+from hf_taskvec.training.plan import base_plan, task_plan
 from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.info import VectorInfo, library_versions
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import scaled_sum
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.names import canonical, parameters_of
+from hf_taskvec.weights.resume import compute_or_read
 
 
 def gradient_vector(
@@ -107,21 +110,36 @@ def gradient_stack(
     batch_size: int = 256,
     progress: bool = False,
 ) -> dict[str, TaskVector]:
-    """The gradient vector of each task, written to `output_dir/<task>` and memory-mapped; what is there is kept.
+    """The gradient vector of each task, written to `output_dir/<task>` and memory-mapped.
 
-    See `gradient_vector`; the stack is what `hf_taskvec.theory.dynamics` reads geometry from.
+    A vector that is there is read if base, task and settings are those it was made with. See `gradient_vector`; the
+    stack is what `hf_taskvec.theory.dynamics` reads geometry from.
+
+    Raises:
+        SettingsDifferError: If a vector there was made with other settings, or from another base or other data.
     """
-    stack = {}
+    settings: dict[str, Any] = {
+        "learning_rate": learning_rate, "include_projection": include_projection,
+        "trainable_parameters": list(trainable_parameters),
+    }  # fmt: skip
+    origin, stack = base_plan(base), {}
     for task in tasks:
-        folder = Path(output_dir) / task.name
-        if not folder.exists():
-            vector = gradient_vector(
-                base, task, learning_rate=learning_rate, include_projection=include_projection,
-                trainable_parameters=trainable_parameters, batch_size=batch_size, progress=progress,
-            )  # fmt: skip
-            save_vector(vector, folder)
-        stack[task.name] = load_vector(folder)
+
+        def compute(target: Path, task: Task = task) -> None:
+            vector = gradient_vector(base, task, **settings, batch_size=batch_size, progress=progress)
+            if PartialState().is_main_process:
+                save_vector(vector, target)
+
+        stack[task.name] = compute_or_read(
+            Path(output_dir) / task.name, settings | origin | task_plan(task), compute=compute, read=_shared
+        )
     return stack
+
+
+def _shared(folder: Path) -> TaskVector:
+    """The vector in a folder, once every process is there."""
+    PartialState().wait_for_everyone()
+    return load_vector(folder)
 
 
 class GradientSum:

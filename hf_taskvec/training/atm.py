@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hf_taskvec.errors import DataError, OutputExistsError, check_positive
+from hf_taskvec.errors import DataError, check_positive
 from hf_taskvec.merging import get_method, merge
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.subsets import SubsetTask, subset
 from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.plan import base_plan, run_plan, task_plan
 from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
-from hf_taskvec.vectors.files import CONFIG_NAME, load_vector, save_vector
+from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import scaled_sum
-from hf_taskvec.weights.fingerprint import tensor_hashes
-from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
+from hf_taskvec.weights.resume import claim_folder, compute_or_read
 
 SETTINGS = "atm_settings.json"
 
@@ -85,7 +86,8 @@ def alternating_tuning_and_merging(
     Raises:
         DataError: If there is no task.
         ValueError: If `rounds` is below 1 or `scaling` not positive.
-        OutputExistsError: If `output_dir` holds a run with other settings.
+        SettingsDifferError: If `output_dir` holds a run with other settings.
+        OutputExistsError: If it holds something else.
         UnknownNameError: If there is no such merge method.
     """
     if not tasks:
@@ -96,69 +98,69 @@ def alternating_tuning_and_merging(
     get_method(method)
     folder = Path(output_dir)
     plan = {
-        "tasks": [task.name for task in tasks], "rounds": rounds, "method": method, "scaling": scaling,
-        "settings": settings, "train_on": train_on, "start": start.norm() if start is not None else None,
-        "learning_rate": args.learning_rate, "epochs": args.num_train_epochs, "seed": args.seed,
-        "optimizer": str(getattr(args.optim, "value", args.optim)), "batch_size": args.train_batch_size,
+        "tasks": [task_plan(task) for task in tasks], "rounds": rounds, "method": method, "scaling": scaling,
+        "settings": settings, "train_on": train_on, "start": _start_plan(start), **base_plan(base), **run_plan(args),
     }  # fmt: skip
-    _claim(folder, plan)
+    with PartialState().main_process_first():
+        claim_folder(folder, plan, name=SETTINGS)
     total, kept = start, []
     for number in range(1, rounds + 1):
-        target = folder / f"round-{number}" / "merged"
-        if not (target / CONFIG_NAME).is_file():
-            current = base if total is None else total.apply_to(base)
-            vectors = [
-                _tune(current, task, args, number=number, rounds=rounds, folder=target.parent, train_on=train_on)
-                for task in tasks
-            ]
-            merged = merge(vectors, method, **settings)
-            if PartialState().is_main_process:
-                save_vector(_advance(base, total, merged, scaling, plan | {"round": number}), target)
-            PartialState().wait_for_everyone()
-        total = load_vector(target)
+        total = _round(base, tasks, args, plan, number=number, folder=folder, start=total)
         kept.append(total)
     return AlternatingRun(tuple(kept))
 
 
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Writes the run's settings, or raises if the folder holds a run with others."""
-    path = folder / SETTINGS
-    if path.is_file():
-        found = read_json(path)
-        other = [
-            f"{key}={found.get(key)} there, {value} here" for key, value in plan.items() if found.get(key) != value
-        ]
-        if other:
-            raise OutputExistsError(f"{folder} holds another run: {'; '.join(other)}; choose another output folder")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise OutputExistsError(f"{folder} holds something else (no {SETTINGS} in it); choose another output folder")
-    elif PartialState().is_main_process:
-        write_json(path, plan)
+def _round(
+    base: Base, tasks: Sequence[Task], args: TaskVectorConfig, plan: dict[str, Any], *, number: int, folder: Path,
+    start: TaskVector | None,
+) -> TaskVector:  # fmt: skip
+    """The vector from the base to the model merged in one round; read if it is there."""
+    target = folder / f"round-{number}" / "merged"
+    stamp = {key: plan[key] for key in ("rounds", "method", "scaling", "settings", "train_on")} | {"round": number}
+
+    def compute(target: Path) -> None:
+        current = base if start is None else start.apply_to(base)
+        vectors = [_tune(current, task, args, plan, number=number, folder=target.parent) for task in tasks]
+        merged = merge(vectors, plan["method"], **plan["settings"])
+        if PartialState().is_main_process:
+            save_vector(_advance(base, start, merged, plan["scaling"], stamp), target)
+
+    return compute_or_read(target, plan | {"round": number}, compute=compute, read=_shared)
+
+
+def _shared(folder: Path) -> TaskVector:
+    """The vector in a folder, once every process is there."""
     PartialState().wait_for_everyone()
+    return load_vector(folder)
+
+
+def _start_plan(start: TaskVector | None) -> str | None:
+    return None if start is None else fingerprint(tensor_hashes(start.deltas))
 
 
 def _tune(
-    current: Base, task: Task, args: TaskVectorConfig, *, number: int, rounds: int, folder: Path, train_on: Split
+    current: Base, task: Task, args: TaskVectorConfig, plan: dict[str, Any], *, number: int, folder: Path
 ) -> TaskVector:
     """The vector of one task from one round's start; read if it is there."""
-    target = folder / task.name
-    if not (target / CONFIG_NAME).is_file():
-        args = copy.copy(args)
-        args.output_dir = str(folder / "run")
-        args.num_train_epochs = args.num_train_epochs / rounds
-        # other batches in each round: with one seed every round would see the same fraction of an epoch
-        args.data_seed = (args.data_seed if args.data_seed is not None else args.seed) + 7919 * number
-        args.record_epochs, args.record_steps, args.record_fractions = False, [], []
-        args.track_gradients = args.record_gradients = False
-        for name in ("save_strategy", "eval_strategy"):
-            setattr(args, name, "no")
+    args = copy.copy(args)
+    args.output_dir = str(folder / "run")
+    args.num_train_epochs = args.num_train_epochs / plan["rounds"]
+    # other batches in each round: with one seed every round would see the same fraction of an epoch
+    args.data_seed = (args.data_seed if args.data_seed is not None else args.seed) + 7919 * number
+    args.record_epochs, args.record_steps, args.record_fractions = False, [], []
+    args.track_gradients = args.record_gradients = False
+    for name in ("save_strategy", "eval_strategy"):
+        setattr(args, name, "no")
+
+    def compute(target: Path) -> None:
+        train_on = plan["train_on"]
         trainer = TaskVectorTrainer(current, args, task=task if train_on == "train" else _held_out(task, train_on))
         quiet(trainer)
         trainer.train()
         if args.should_save:
             save_vector(trainer.task_vector(), target)
-        trainer.accelerator.wait_for_everyone()
-    return load_vector(target)
+
+    return compute_or_read(folder / task.name, plan | {"round": number}, compute=compute, read=_shared)
 
 
 def _held_out(task: Task, train_on: Split) -> Task:

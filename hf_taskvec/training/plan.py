@@ -1,0 +1,60 @@
+"""The plan of a run: task, data, base and settings, by which its results are known again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import xxhash
+
+from hf_taskvec.models.base import Base
+from hf_taskvec.tasks import Task
+from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
+from hf_taskvec.weights.names import parameters_of
+
+_DECISIVE = {
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "max_grad_norm",
+    "label_smoothing_factor", "seed", "bf16", "fp16", "full_batch", "include_projection", "trainable_parameters",
+}  # fmt: skip
+_ELSEWHERE = {"name", "dataset", "revision", "epochs"}  # told otherwise, or without influence
+
+
+def base_plan(base: Base) -> dict[str, Any]:
+    """What tells a base from every other: a fingerprint of its weights and one of its image processor."""
+    images = json.dumps(base.processor.image_processor.to_dict(), sort_keys=True, default=str)
+    return {
+        "base_fingerprint": fingerprint(tensor_hashes(parameters_of(base.model)))[:32],
+        "image_processor": xxhash.xxh3_64_hexdigest(images.encode()),
+    }
+
+
+def task_plan(task: Task) -> dict[str, Any]:
+    """What tells a task from every other: its name, the revision of its data, its classes, prompts and parts.
+
+    The folder a dataset lies in is not part of it: a copy elsewhere has the same revision.
+    """
+    fields = {spec.name: getattr(task, spec.name) for spec in dataclasses.fields(task) if spec.name not in _ELSEWHERE}
+    values = {name: value for name, value in fields.items() if isinstance(value, str | int | float | tuple | None)}
+    return {
+        "task": task.name, "dataset": task.dataset_name, "dataset_revision": task.dataset_revision(), **values
+    }  # fmt: skip
+
+
+def run_plan(args: TaskVectorConfig) -> dict[str, Any]:
+    """The settings of a run that decide its vector, whatever is recorded, logged or kept of it.
+
+    A batch counts over all processes and accumulated passes: how it is shared out changes nothing.
+    """
+    names = [spec.name for spec in dataclasses.fields(args) if spec.name in _DECISIVE]
+    values = {name: _plain(getattr(args, name)) for name in names}
+    values["data_seed"] = args.data_seed if args.data_seed is not None else args.seed
+    values["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """The string of an enumeration's member; anything else as it is."""
+    return getattr(value, "value", value)

@@ -1,0 +1,117 @@
+"""Work that is done once: computed, or read if it was computed with the same settings, or refused by what differs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_taskvec.errors import OutputExistsError, SettingsDifferError
+from hf_taskvec.weights.folders import read_json, write_json
+
+Result = TypeVar("Result")
+
+
+def compute_or_read(
+    path: str | os.PathLike[str],
+    plan: Mapping[str, Any],
+    *,
+    compute: Callable[[Path], object],
+    read: Callable[[Path], Result],
+) -> Result:
+    """Reads the result at `path` if it was made by `plan`; computes it if it is not there.
+
+    The plan lies beside the result, in `<path>.plan.json`.
+
+    Args:
+        path: File or folder of the result. It must appear whole or not at all, for what is there counts as finished.
+        plan: Everything the result depends on, as JSON values.
+        compute: Writes the result to the path it is given.
+        read: Opens the result.
+
+    Raises:
+        SettingsDifferError: If the result there was made by another plan, or by one that is not known.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "square.json"
+        >>> def square(x):
+        ...     return compute_or_read(
+        ...         path, {"x": x}, compute=lambda target: write_json(target, {"square": x * x}), read=read_json
+        ...     )
+        >>> square(3), square(3)
+        ({'square': 9}, {'square': 9})
+        >>> square(4)
+        Traceback (most recent call last):
+        ...
+        hf_taskvec.errors.SettingsDifferError: ...square.json was made with other settings: x=3 there, 4 here; ...
+    """
+    target = Path(path)
+    note = target.with_name(f"{target.name}.plan.json")
+    if target.exists():
+        if not note.is_file():
+            raise OutputExistsError(f"{target} is there, but no {note.name} tells how it was made; {_REMEDY}")
+        check_plan(read_json(note), plan, what=str(target))
+    else:
+        write_json(note, plain(plan))
+        compute(target)
+    return read(target)
+
+
+def claim_folder(folder: str | os.PathLike[str], plan: Mapping[str, Any], *, name: str) -> None:
+    """Takes a new or empty folder for a run, or makes sure that it holds the beginning of the same run.
+
+    Args:
+        folder: The folder of the run.
+        plan: Everything the run depends on, as JSON values.
+        name: The file in the folder that holds the plan.
+
+    Raises:
+        SettingsDifferError: If the folder holds a run by another plan.
+        OutputExistsError: If it holds something else.
+    """
+    folder = Path(folder)
+    if (folder / name).is_file():
+        check_plan(read_json(folder / name), plan, what=str(folder))
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise OutputExistsError(f"{folder} holds something else (no {name} in it); choose another output folder")
+    else:
+        write_json(folder / name, plain(plan))
+
+
+def check_plan(there: Mapping[str, Any], here: Mapping[str, Any], *, what: str) -> None:
+    """Raises a `SettingsDifferError` that names every entry in which two plans differ."""
+    if differences := plan_differences(there, here):
+        shown = "; ".join(differences[:_SHOWN])
+        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        message = f"{_cut(what, 200)} was made with other settings: {shown}{more}; {_REMEDY}"
+        raise SettingsDifferError(message, differences)
+
+
+def plan_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two plans, one line per entry."""
+    left, right = plain(there), plain(here)
+    return [
+        f"{key}={_text(left, key)} there, {_text(right, key)} here"
+        for key in dict.fromkeys([*right, *left])
+        if key not in left or key not in right or left[key] != right[key]
+    ]
+
+
+def plain(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as JSON reads it again: tuples are lists, keys are strings."""
+    return dict(json.loads(json.dumps(plan)))
+
+
+_REMEDY = "choose another output folder, or move it away"
+_SHOWN = 4
+
+
+def _text(plan: Mapping[str, Any], key: str) -> str:
+    return _cut(str(plan[key]), 40) if key in plan else "unknown"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
