@@ -6,19 +6,40 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 
+from hf_taskvec.text import listed, printable, shortened
+
 
 class TaskVecError(Exception):
-    """Base class of every error this package raises on purpose."""
+    """Base class of every error this package raises on purpose.
+
+    Its message has at most 600 characters and no control characters, whatever is quoted in it.
+
+    Args:
+        message: What is wrong, what was expected, and the remedy.
+        details: Every difference or name of which the message shows the first few.
+
+    Attributes:
+        details: The same; the whole message if it was too long and no details were given.
+    """
+
+    details: tuple[str, ...] = ()
+
+    def __init__(self, message: str, *, details: Iterable[str] = ()) -> None:
+        text = printable(message)
+        short = shortened(text)
+        self.details = tuple(details) or ((text,) if short != text else ())
+        super().__init__(short)
 
 
 class UnknownNameError(TaskVecError, ValueError):
     """A name (task, method, setting, column, split…) that is not known; the message offers the nearest one."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
-        names = sorted(known)
-        close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+        names = sorted(map(str, known))
+        wanted = name[:100] if isinstance(name, str) else name
+        close = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"no {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+        super().__init__(f"no {kind} {wanted!r}.{hint} Known: {listed(names) or 'none'}.", details=names)
 
 
 class IncompatibleVectorsError(TaskVecError, ValueError):

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_taskvec"
 FLOORS = [
-    "errors", "arguments", "weights", "hub", "tasks", "models", "vectors", "merging", "evaluation", "cards",
+    "text", "errors", "arguments", "weights", "hub", "tasks", "models", "vectors", "merging", "evaluation", "cards",
     "training", "theory",
 ]  # fmt: skip
 

@@ -6,12 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 
+from hf_taskvec.text import printable
+
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$&!])")
-
-
-def printable(text: str) -> str:
-    """The text without control characters and invisible direction marks; every odd space is a plain one."""
-    return "".join(char if char.isprintable() else " " if char.isspace() else "" for char in text)
 
 
 def clean(value: object) -> str:

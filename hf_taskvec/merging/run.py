@@ -17,6 +17,7 @@ from hf_taskvec.merging.journal import Journal, journal_key
 from hf_taskvec.merging.registry import (
     get_method,
 )
+from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, merged_info
 from hf_taskvec.vectors.files import CONFIG_NAME, load_vector, save_vector, shapes_of
 from hf_taskvec.vectors.vector import TaskVector
@@ -120,4 +121,4 @@ def _check_alike(vectors: Sequence[TaskVector], what: str, remedy: str) -> None:
     found = [getattr(vector, what) for vector in vectors]
     if len(set(found)) > 1:
         lines = [f"vector {i} ({v.info.label!r}) is {d}" for i, (v, d) in enumerate(zip(vectors, found, strict=True))]
-        raise IncompatibleVectorsError(f"{what}s differ: {'; '.join(lines)}. {remedy}")
+        raise IncompatibleVectorsError(f"{what}s differ: {listed(lines, separator='; ')}. {remedy}", details=lines)

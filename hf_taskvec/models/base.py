@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec.errors import CheckpointError, NotCachedError
+from hf_taskvec.text import listed
 
 TINY_CLIP = Path(__file__).parent / "tiny_clip"
 EMBEDDED = "hf-taskvec/tiny-clip"  # the name of the base that comes with the package
@@ -81,11 +82,10 @@ def load_base(
             f"{path!r} is neither a folder nor a CLIP model that can be fetched now; "
             f"if you are offline, fetch it first: hf download {path}"
         ) from error
-    lines = [
-        f"{key.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}" for key, names in loading.items() if names
-    ]
+    lines = [f"{key.replace('_', ' ')}: {listed(sorted(names), room=100)}" for key, names in loading.items() if names]
     if lines:
-        raise CheckpointError(f"{path} does not fit CLIPModel; {'; '.join(lines)}")
+        details = [f"{key}: {name}" for key, names in loading.items() for name in sorted(names)]
+        raise CheckpointError(f"{path} does not fit CLIPModel; {'; '.join(lines)}", details=details)
     name = EMBEDDED if source is None else path
     if source is not None and Path(path).is_dir():
         name = Path(path).resolve().name

@@ -15,6 +15,7 @@ from numpy.random import RandomState  # its streams are frozen: every version of
 
 from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.tasks.source import load_source, source_revision
+from hf_taskvec.text import listed
 
 Split = Literal["train", "validation", "test"]
 
@@ -61,7 +62,7 @@ class Task:
         if len(self.class_names) < 2:
             raise DataError(f"task {self.name!r} needs at least two class names, got {list(self.class_names)}")
         if repeated := sorted({name for name in self.class_names if self.class_names.count(name) > 1}):
-            raise DataError(f"task {self.name!r} has repeated class names: {', '.join(repeated)}")
+            raise DataError(f"task {self.name!r} has repeated class names: {listed(repeated)}", details=repeated)
         for template in self.templates:
             if template.count("{}") != 1:
                 raise DataError(f"a template of task {self.name!r} must hold '{{}}' exactly once, got {template!r}")
@@ -192,7 +193,7 @@ def _only_column(features: Features, kind: type, argument: str, dataset: str) ->
     if len(found) != 1:
         raise DataError(
             f"{dataset} has {len(found)} columns of type {kind.__name__}; choose one with {argument}. "
-            f"Columns: {', '.join(features)}"
+            f"Columns: {listed(features)}"
         )
     return found[0]
 

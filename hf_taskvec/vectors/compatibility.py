@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
+from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.names import differences
 
@@ -20,7 +21,7 @@ def check_compatible(vectors: Sequence[TaskVector]) -> None:
         label = f"vector {index} ({vector.info.label!r})"
         lines += differences(first.deltas, vector.deltas, left_name="vector 0", right_name=label)
     if lines:
-        raise IncompatibleVectorsError("; ".join(lines))
+        raise IncompatibleVectorsError(f"the vectors differ: {listed(lines, separator='; ')}", details=lines)
     for index, vector in enumerate(vectors[1:], start=1):
         ours, theirs = first.info.base_hashes, vector.info.base_hashes
         other = [name for name in ours if name in theirs and ours[name] != theirs[name]]
@@ -28,7 +29,8 @@ def check_compatible(vectors: Sequence[TaskVector]) -> None:
             raise BaseMismatchError(
                 f"vector {index} ({vector.info.label!r}) was made from {vector.info.base or 'another base'}, "
                 f"vector 0 ({first.info.label!r}) from {first.info.base or 'another base'}: "
-                f"{len(other)} base parameters differ, first {', '.join(map(repr, other[:3]))}"
+                f"{len(other)} base parameters differ, first {', '.join(map(repr, other[:3]))}",
+                details=other,
             )
 
 

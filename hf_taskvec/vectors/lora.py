@@ -79,7 +79,8 @@ def read_adapter(
     covered = covered_names(factors, include_projection=True)
     if outside := [name for name in factors if name not in covered]:
         raise IncompatibleVectorsError(
-            f"the adapter also changes {len(outside)} parameters outside the vision tower, first {outside[0]!r}"
+            f"the adapter also changes {len(outside)} parameters outside the vision tower, first {outside[0]!r}",
+            details=outside,
         )
     info = VectorInfo(
         kind="lora", base=config.base_model_name_or_path, base_revision=config.revision,

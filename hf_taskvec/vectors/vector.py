@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
+from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, merged_info
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.arithmetic import check_finite, dot, equal, scaled_sum, subtract
@@ -82,7 +83,7 @@ class TaskVector:
         theirs = {name: finetuned[name] for name in covered_names(finetuned, include_projection=include_projection)}
         ours = {name: base[name] for name in names}
         if lines := differences(ours, theirs, left_name="the base", right_name="the fine-tuned model"):
-            raise IncompatibleVectorsError("; ".join(lines))
+            raise IncompatibleVectorsError(f"the models differ: {listed(lines, separator='; ')}", details=lines)
         for name in base:
             if name not in ours and name in finetuned and not equal(base[name], finetuned[name]):
                 remedy = "pass include_projection=True" if name == PROJECTION else "it is no vision-tower task vector"
@@ -278,7 +279,7 @@ class TaskVector:
             elif weights[name].shape != delta.shape:
                 lines.append(f"{name!r} has shape {tuple(delta.shape)}, in the model {tuple(weights[name].shape)}")
         if lines:
-            raise IncompatibleVectorsError("; ".join(lines))
+            raise IncompatibleVectorsError(f"vector and model differ: {listed(lines, separator='; ')}", details=lines)
         known = self.info.base_hashes
         hashes = tensor_hashes({name: weights[name] for name in self.deltas}) if known else {}
         other = [name for name, value in hashes.items() if known.get(name) != value]
@@ -286,7 +287,8 @@ class TaskVector:
             raise BaseMismatchError(
                 f"the vector {self.info.label!r} was made from {self.info.base or 'another base'}, and {where} has "
                 f"other values in {len(other)} of {len(hashes)} parameters, first {', '.join(map(repr, other[:3]))}. "
-                "Load the base it was made from, or pass allow_other_base=True."
+                "Load the base it was made from, or pass allow_other_base=True.",
+                details=other,
             )
         return other
 
