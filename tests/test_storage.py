@@ -26,7 +26,8 @@ from tests.helpers import equal_vectors, random_deltas, tiny_vector
 INFO = VectorInfo(
     kind="fine-tuned", base="user/base", base_revision="abc", task="mnist", dataset="ylecun/mnist", epochs=1, steps=7,
     learning_rate=1e-5, seed=3, settings={"clip": 1.0, "names": ["a"]}, versions={"torch": "2.13"},
-    parents=(VectorInfo(kind="gradient", task="x"),),
+    class_names=("a cat", "a dog"), templates=("a photo of {}.",), data_settings={"labels": ["cat", "dog"]},
+    parents=(VectorInfo(kind="gradient", task="x", class_names=("zero", "one"), templates=("{}",)),),
 )  # fmt: skip
 
 
@@ -37,6 +38,12 @@ def test_save_then_load_is_equal_bit_for_bit(tmp_path: Path, dtype: torch.dtype)
     loaded = TaskVector.from_pretrained(tmp_path / "v")
     assert equal_vectors(loaded, vector)
     assert loaded.info == INFO
+
+
+def test_class_names_that_are_no_words_are_refused() -> None:
+    for value in ("cat", ["cat", 1], {"0": "cat"}, ["\x1b[2J", "dog"]):
+        with pytest.raises(CheckpointError, match="class_names"):
+            VectorInfo.from_dict({"class_names": value})
 
 
 def test_shards_load_as_one_vector_and_a_single_file_replaces_them(tmp_path: Path) -> None:

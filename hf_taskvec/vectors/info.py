@@ -31,6 +31,9 @@ class VectorInfo:
         include_projection: Whether `visual_projection` was trained and is part of the vector.
         task: Name of the task; of a merged vector, see `parents`.
         dataset, dataset_config, dataset_revision: The training data.
+        class_names: The classes that were told apart, in the order of the class numbers.
+        templates: The prompts of the zero-shot head, each with one `{}` for the class name.
+        data_settings: How the task reads its dataset, where that is not the default: columns, splits, labels.
         epochs: Epochs trained, fractions allowed.
         steps: Optimiser steps taken.
         optimizer: Name of the optimiser, as `TrainingArguments.optim` has it.
@@ -57,6 +60,9 @@ class VectorInfo:
     dataset: str | None = None
     dataset_config: str | None = None
     dataset_revision: str | None = None
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+    templates: tuple[str, ...] = field(default=(), repr=False)
+    data_settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     epochs: float | None = None
     steps: int | None = None
     optimizer: str | None = None
@@ -93,7 +99,7 @@ class VectorInfo:
             value = getattr(self, spec.name)
             default = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
             if value != default:
-                result[spec.name] = dict(value) if isinstance(value, Mapping) else value
+                result[spec.name] = _plain(value)
         if self.parents:
             drop = {"base_hashes", "layer_norms"}
             result["parents"] = [
@@ -123,6 +129,13 @@ class VectorInfo:
         return cls(**entries)
 
 
+def _plain(value: Any) -> Any:
+    """A field's value as JSON has it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _checked(key: str, value: Any, hint: Any) -> Any:
     """`value` if it has the type that the field's annotation names."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -133,6 +146,9 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         if origin is not None and issubclass(origin if isinstance(origin, type) else object, Mapping):
             if isinstance(value, dict) and _values_fit(value, typing.get_args(option)[1]):
                 return value
+        elif origin is tuple:
+            if isinstance(value, (list, tuple)) and all(type(item) is str for item in value):
+                return tuple(value)
         elif option is float and type(value) in (int, float):
             return float(value)
         elif isinstance(option, type) and type(value) is option:
