@@ -230,7 +230,7 @@ loaded = TaskVector.from_pretrained(root / "v")
 loaded.save_checkpoint(root / "base", root / "out", scaling=0.5)
 model = CLIPModel.from_pretrained(root / "base")
 model = loaded.apply_to(model)
-print(loaded.num_parameters, state["max"] * 1024)
+print(loaded.num_entries, state["max"] * 1024)
 """
 MAKE_VIT_B32 = """
 import sys, torch

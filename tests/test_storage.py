@@ -18,6 +18,7 @@ from hf_taskvec.errors import CheckpointError, NonFiniteError, OutputExistsError
 from hf_taskvec.vectors.files import load_vector, save_vector, vector_fingerprint
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.deltas import TensorDeltas
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.weights.folders import atomic_folder
 from hf_taskvec.weights.safetensors import write_safetensors
@@ -125,7 +126,7 @@ def test_an_error_in_mid_save_leaves_the_old_vector(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["v"]
 
 
-class Killing(dict[str, torch.Tensor]):
+class Killing(TensorDeltas):
     """Deltas of which the last kills the process that reads it."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -174,7 +175,7 @@ def test_loading_maps_the_file_and_reads_nothing(tmp_path: Path) -> None:
     loaded = load_vector(tmp_path / "v")
     assert time.perf_counter() - start < 1.0
     assert anonymous_bytes() - before < 16 << 20
-    assert loaded.num_parameters == 32 << 20
+    assert loaded.num_entries == 32 << 20
 
 
 def test_writing_into_a_loaded_vector_leaves_the_file_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,30 @@ def test_any_module_has_a_vector() -> None:
     before, after = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     applied = TaskVector.from_models(before, after).apply_to(before)
     torch.testing.assert_close(applied.weight, after.weight)
+
+
+def test_a_vector_is_a_value_and_not_the_callers_mapping() -> None:
+    deltas = random_deltas()
+    vector = TaskVector(deltas)
+    deltas["extra"] = torch.zeros(1)
+    assert "extra" not in vector.deltas
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        vector.deltas = deltas  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        vector.deltas["extra"] = torch.zeros(1)  # type: ignore[index]
+
+
+def test_vectors_are_equal_by_value_and_equal_ones_have_one_hash() -> None:
+    again = TaskVector(dict(reversed(random_deltas(seed=1).items())), VectorInfo(task="other"))
+    assert again == A
+    assert hash(again) == hash(A)
+    assert len({A, again, B}) == 2
+    assert (A != B, A.to(torch.float64) != A, TaskVector({"a": A["a"]}) != A, A != 0) == (True,) * 4
+
+
+def test_a_delta_is_taken_by_any_name_of_its_parameter() -> None:
+    vector = TaskVector({"vision_model.post_layernorm.bias": torch.ones(2)})
+    assert vector["post_layernorm.bias"] is vector["vision_model.post_layernorm.bias"]
+    assert "post_layernorm.bias" in vector
+    with pytest.raises(KeyError, match=r"Did you mean 'vision_model\.post_layernorm\.bias'"):
+        vector["vision_model.post_layernorm.bais"]

@@ -11,7 +11,6 @@ from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging.engine import Scope, chunks, map_chunks, map_parameters, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept, thresholds
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 
 _CLIPPED = 1e-4  # fraction of the smallest and of the largest magnitudes that pcb clips
@@ -82,7 +81,7 @@ def sce(vectors: Sequence[TaskVector], *, density: float = 0.1, scope: Scope = "
         ValueError: If `density` is outside (0, 1].
     """
     check_fraction("density", density)
-    wide, shapes = wide_dtype(vectors), shapes_of(vectors[0])
+    wide, shapes = wide_dtype(vectors), vectors[0].deltas.shapes
     bounds = thresholds(_variance, vectors, lambda size: [kept(density, size)], scope)
 
     def compute(name: str) -> Tensor:

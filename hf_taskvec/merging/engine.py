@@ -13,9 +13,9 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from hf_taskvec.errors import NonFiniteError, UnknownNameError
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_finite, one_thread
+from hf_taskvec.weights.deltas import Deltas
 
 CPU = torch.device("cpu")
 CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a core's second-level cache
@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class LazyDeltas(Mapping[str, Tensor]):
+class LazyDeltas(Deltas):
     """Deltas computed on access and not kept; `shapes`, `dtype` and `device` tell theirs without computing them."""
 
     def __init__(
@@ -49,16 +49,10 @@ class LazyDeltas(Mapping[str, Tensor]):
             raise KeyError(name)
         return self.compute(name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
 
 def map_parameters(compute: Callable[[str], Tensor], vectors: Sequence[TaskVector]) -> TaskVector:
     """A vector whose parameter `name` is `compute(name)`, with the names and shapes of `vectors`."""
-    return TaskVector(LazyDeltas(shapes_of(vectors[0]), compute, wide_dtype(vectors), vectors[0].device))
+    return TaskVector(LazyDeltas(vectors[0].deltas.shapes, compute, wide_dtype(vectors), vectors[0].device))
 
 
 def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector]) -> TaskVector:
@@ -72,7 +66,7 @@ def map_chunks(merge_chunk: MergeChunk, vectors: Sequence[TaskVector]) -> TaskVe
     Raises:
         NonFiniteError: On access, if a delta holds NaN or Inf.
     """
-    wide, shapes, device = wide_dtype(vectors), shapes_of(vectors[0]), vectors[0].device
+    wide, shapes, device = wide_dtype(vectors), vectors[0].deltas.shapes, vectors[0].device
 
     def compute(name: str) -> Tensor:
         merged = torch.empty(shapes[name].numel(), dtype=wide, device=device)
@@ -94,7 +88,7 @@ def map_rows(merge_rows: MergeRows, vectors: Sequence[TaskVector]) -> TaskVector
     Raises:
         NonFiniteError: On access, if a delta holds NaN or Inf.
     """
-    wide, shapes, device = wide_dtype(vectors), shapes_of(vectors[0]), vectors[0].device
+    wide, shapes, device = wide_dtype(vectors), vectors[0].deltas.shapes, vectors[0].device
     size = 2 * chunk_size(device)  # with no copy of the rows in the cache; fewer calls wait for the interpreter's lock
 
     def compute(name: str) -> Tensor:
@@ -225,12 +219,11 @@ def progress(items: Iterable[Item], total: int, description: str) -> Iterable[It
     return tqdm(items, total=total, desc=description, delay=2, leave=False, name=PROGRESS)
 
 
-class AheadDeltas(Mapping[str, Tensor]):
+class AheadDeltas(Deltas):
     """Deltas that a pool computes ahead of a reader who takes them in order, under a progress bar.
 
     Args:
         deltas: The lazy deltas.
-        shapes: Their shapes.
         pool: Computes them.
         ahead: How many to compute at least beyond the one asked for.
         description: Label of the progress bar.
@@ -238,15 +231,14 @@ class AheadDeltas(Mapping[str, Tensor]):
 
     def __init__(
         self,
-        deltas: Mapping[str, Tensor],
-        shapes: Mapping[str, torch.Size],
+        deltas: Deltas,
         pool: ThreadPoolExecutor,
         *,
         ahead: int,
         description: str,
     ) -> None:
-        self.shapes = dict(shapes)
-        self._names = list(shapes)
+        self.shapes, self.dtype, self.device = dict(deltas.shapes), deltas.dtype, deltas.device
+        self._names = list(self.shapes)
         self._index = {name: index for index, name in enumerate(self._names)}
         self._deltas, self._pool, self._ahead, self._description = deltas, pool, ahead, description
         self._futures: dict[str, Future[Tensor]] = {}
@@ -254,7 +246,7 @@ class AheadDeltas(Mapping[str, Tensor]):
     @classmethod
     def of(cls, vector: TaskVector, pool: ThreadPoolExecutor) -> TaskVector:
         """The vector, computed two parameters per thread ahead."""
-        ahead = cls(vector.deltas, shapes_of(vector), pool, ahead=2 * pool._max_workers, description=vector.info.label)
+        ahead = cls(vector.deltas, pool, ahead=2 * pool._max_workers, description=vector.info.label)
         return TaskVector(ahead, vector.info)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -269,6 +261,3 @@ class AheadDeltas(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(progress(self._names, len(self._names), self._description))
-
-    def __len__(self) -> int:
-        return len(self._names)

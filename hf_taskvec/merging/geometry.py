@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.merging.engine import chunks, parallel
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 
 _CHUNK = 1 << 14  # T rows of float64 stay in the second-level cache
@@ -30,7 +29,7 @@ def inner_products(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
             total += (deltas @ deltas.T).cpu()
         return total
 
-    names = list(shapes_of(vectors[0]))
+    names = list(vectors[0].deltas.shapes)
     return dict(
         zip(names, parallel(products, names, description="inner products", device=vectors[0].device), strict=True)
     )
@@ -51,7 +50,7 @@ def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
             total += (opposed + opposed.T).cpu()
         return total.long()
 
-    names = list(shapes_of(vectors[0]))
+    names = list(vectors[0].deltas.shapes)
     return dict(
         zip(names, parallel(conflicts, names, description="sign conflicts", device=vectors[0].device), strict=True)
     )

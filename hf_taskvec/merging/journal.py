@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.merging.engine import LazyDeltas, parallel
-from hf_taskvec.vectors.files import shapes_of, vector_fingerprint
+from hf_taskvec.vectors.files import vector_fingerprint
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint
 from hf_taskvec.weights.folders import write_text
@@ -40,7 +40,7 @@ class Journal:
         """The lazy vector, with each delta read from the journal or computed and written there."""
         places = {name: self.folder / f"{index}.safetensors" for index, name in enumerate(vector.deltas)}
         lazy = LazyDeltas(
-            shapes_of(vector), lambda name: self._delta(vector, name, places[name]), vector.dtype, vector.device
+            vector.deltas.shapes, lambda name: self._delta(vector, name, places[name]), vector.dtype, vector.device
         )
         return TaskVector(lazy, vector.info)
 

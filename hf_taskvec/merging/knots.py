@@ -15,7 +15,6 @@ from hf_taskvec.merging.selection import kept
 from hf_taskvec.merging.sparse import agreeing_mean, trim_
 from hf_taskvec.vectors.adapter import LoraAdapter
 from hf_taskvec.vectors.compatibility import merged_info
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.lowrank import Factors, LowRankDeltas
 
@@ -36,7 +35,7 @@ def knots(vectors: Sequence[TaskVector], *, density: float = 1.0) -> TaskVector:
         ValueError: If `density` is outside (0, 1].
     """
     check_fraction("density", density)
-    wide, shapes = wide_dtype(vectors), shapes_of(vectors[0])
+    wide, shapes = wide_dtype(vectors), vectors[0].deltas.shapes
 
     def compute(name: str) -> Tensor:
         found = [v.deltas.factors.get(name) if isinstance(v.deltas, LowRankDeltas) else None for v in vectors]

@@ -13,7 +13,6 @@ from hf_taskvec.errors import check_positive
 from hf_taskvec.merging.engine import map_parameters, parallel, stacked, wide_dtype
 from hf_taskvec.merging.linalg import leading
 from hf_taskvec.merging.registry import get_method, merge_method
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -109,7 +108,7 @@ def _inner(of: str, settings: Mapping[str, Any] | None, vectors: Sequence[TaskVe
 
 
 def _l1(vector: TaskVector) -> float:
-    names = list(shapes_of(vector))
+    names = list(vector.deltas.shapes)
 
     def norm(name: str) -> float:
         return float(vector.deltas[name].abs().double().sum())

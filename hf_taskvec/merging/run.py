@@ -19,7 +19,7 @@ from hf_taskvec.merging.registry import (
 )
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, merged_info
-from hf_taskvec.vectors.files import CONFIG_NAME, load_vector, save_vector, shapes_of
+from hf_taskvec.vectors.files import CONFIG_NAME, load_vector, save_vector
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import check_output_folder
 from hf_taskvec.weights.lowrank import LowRankDeltas
@@ -105,7 +105,7 @@ def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
     """The vector with each delta moved when it is used; low-rank deltas stay factors."""
     if isinstance(vector.deltas, LowRankDeltas):
         return TaskVector(vector.deltas.to(device), vector.info)
-    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name].to(device), vector.dtype, device)
+    lazy = LazyDeltas(vector.deltas.shapes, lambda name: vector.deltas[name].to(device), vector.dtype, device)
     return TaskVector(lazy, vector.info)
 
 
@@ -113,7 +113,7 @@ def _scaled(vector: TaskVector, factor: float) -> TaskVector:
     """The lazy vector with each delta multiplied when it is used."""
     if factor == 1:
         return vector
-    lazy = LazyDeltas(shapes_of(vector), lambda name: vector.deltas[name] * factor, vector.dtype, vector.device)
+    lazy = LazyDeltas(vector.deltas.shapes, lambda name: vector.deltas[name] * factor, vector.dtype, vector.device)
     return TaskVector(lazy, dataclasses.replace(vector.info, scaling=factor))
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hf_taskvec.merging.engine import Scope, check_scope, chunks, parallel, wide_dtype
 from hf_taskvec.merging.radix import Histograms
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 
 Score = Callable[[Tensor, str], Tensor]  # deltas (T, n) of a parameter, which it may overwrite -> scores (S, n)
@@ -55,7 +54,7 @@ def thresholds(score: Score, vectors: Sequence[TaskVector], ranks: Ranks, scope:
         NonFiniteError: If a delta holds NaN or Inf.
     """
     check_scope(scope)
-    sizes = {name: shape.numel() for name, shape in shapes_of(vectors[0]).items()}
+    sizes = {name: shape.numel() for name, shape in vectors[0].deltas.shapes.items()}
     search = _Search(score, vectors, sizes)
     together = functools.partial(parallel, description="thresholds", device=search.device)
     if scope == "parameter":

@@ -13,7 +13,6 @@ from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging.engine import CHUNK, chunks, map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.sparse import agreeing_mean
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 
 _IDENTIFYING = 1024  # entries of each parameter that tell vectors apart
@@ -144,7 +143,7 @@ def _map_dropped(
 ) -> TaskVector:
     """`combine`, through which any factor passes, of the deltas (T, n) dropped and rescaled."""
     limit = max(1, round(density * _DRAWS))
-    wide, shapes = wide_dtype(vectors), shapes_of(vectors[0])
+    wide, shapes = wide_dtype(vectors), vectors[0].deltas.shapes
 
     def compute(name: str) -> Tensor:
         streams = [chance.stream(row, name) for row in range(len(vectors))]

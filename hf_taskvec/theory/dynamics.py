@@ -193,7 +193,7 @@ def task_geometry(vectors: Mapping[str, TaskVector], *, rank: int = 8) -> Geomet
     total = torch.stack(list(inner_products(stack).values())).sum(dim=0)
     conflicts = torch.stack(list(sign_conflicts(stack).values())).sum(dim=0)
     overlap, chance = _subspace_overlap(stack, rank)
-    agreement = 1 - conflicts.double() / stack[0].num_parameters
+    agreement = 1 - conflicts.double() / stack[0].num_entries
     return Geometry(tuple(vectors), cosines(total), agreement, overlap, chance)
 
 

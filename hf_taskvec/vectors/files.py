@@ -70,7 +70,7 @@ def save_vector(
             yield name, stored
 
     with atomic_folder(folder, marker=CONFIG_NAME) as target:
-        shapes = shapes_of(vector)
+        shapes = vector.deltas.shapes
         write_sharded(
             target, STEM, rounded(), shapes=shapes, dtype=dtype, max_shard_size=max_shard_size, digests=digests
         )
@@ -80,12 +80,6 @@ def save_vector(
             info = dataclasses.replace(info, layer_norms={layer: norm**0.5 for layer, norm in norms.items()})
         write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(hashes)})
     return rounding
-
-
-def shapes_of(vector: TaskVector) -> dict[str, torch.Size]:
-    """The shape of each delta; a lazily computed mapping tells them without computing."""
-    shapes = getattr(vector.deltas, "shapes", None)
-    return dict(shapes) if shapes is not None else {name: delta.shape for name, delta in vector.deltas.items()}
 
 
 def config_of(info: VectorInfo) -> dict[str, object]:

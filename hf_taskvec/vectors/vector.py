@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
@@ -16,7 +18,8 @@ from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFi
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, merged_info
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.weights.arithmetic import check_finite, dot, equal, scaled_sum, subtract
+from hf_taskvec.weights.arithmetic import check_finite, dot, equal, same, scaled_sum, subtract
+from hf_taskvec.weights.deltas import Deltas, deltas_of
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.names import PROJECTION, canonical_name, covered_names, differences, layer_of, parameters_of
 
@@ -27,10 +30,12 @@ Target = TypeVar("Target", bound="nn.Module | Base")
 By = Literal["parameter", "layer"]
 
 
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class TaskVector:
     """Named deltas of the parameters of one base, and where they come from (Ilharco et al., arXiv 2212.04089).
 
-    A value: every operation returns a new vector. Sums and dots accumulate in float64.
+    A value: every operation returns a new vector, and two vectors are equal if their deltas are, in names, dtypes and
+    values; where they come from does not count. Dots accumulate in float64.
 
     Args:
         deltas: One tensor per parameter, under canonical names. Files stay memory-mapped.
@@ -40,13 +45,16 @@ class TaskVector:
         IncompatibleVectorsError: If a delta is not of a floating dtype.
     """
 
+    deltas: Deltas
+    info: VectorInfo
+
     def __init__(self, deltas: Mapping[str, Tensor], info: VectorInfo | None = None) -> None:
-        if isinstance(deltas, dict):
+        if not isinstance(deltas, Deltas):
             for name, delta in deltas.items():
                 if not delta.is_floating_point():
                     raise IncompatibleVectorsError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")
-        self.deltas = deltas
-        self.info = info or VectorInfo()
+        object.__setattr__(self, "deltas", deltas_of(deltas))
+        object.__setattr__(self, "info", info or VectorInfo())
 
     # -- making -------------------------------------------------------------------------------------------------------
 
@@ -365,26 +373,43 @@ class TaskVector:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @property
-    def num_parameters(self) -> int:
+    def num_entries(self) -> int:
         """Number of entries over all deltas."""
-        return sum(delta.numel() for delta in self.deltas.values())
+        return sum(shape.numel() for shape in self.deltas.shapes.values())
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest dtype among the deltas; lazy deltas tell theirs without computing."""
-        if (lazy := getattr(self.deltas, "dtype", None)) is not None:
-            return lazy
-        widest = torch.float16
-        for index, delta in enumerate(self.deltas.values()):
-            widest = delta.dtype if index == 0 else torch.promote_types(widest, delta.dtype)
-        return widest
+        """The widest dtype among the deltas."""
+        return self.deltas.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the first delta lies; lazy deltas tell it without computing."""
-        if (lazy := getattr(self.deltas, "device", None)) is not None:
-            return lazy
-        return next((delta.device for delta in self.deltas.values()), torch.device("cpu"))
+        """Where the deltas lie."""
+        return self.deltas.device
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The delta of one parameter; names of any layout of a CLIP vision tower do."""
+        for known in (name, canonical_name(name)):
+            if known in self.deltas:
+                return self.deltas[known]
+        close = difflib.get_close_matches(name, list(self.deltas), n=1)
+        raise KeyError(f"no parameter {name!r} in the vector." + (f" Did you mean {close[0]!r}?" if close else ""))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self.deltas or canonical_name(name) in self.deltas)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        if self.deltas is other.deltas:
+            return True
+        if dict(self.deltas.shapes) != dict(other.deltas.shapes):
+            return False
+        return all(same(self.deltas[name], other.deltas[name]) for name in self.deltas.shapes)
+
+    def __hash__(self) -> int:
+        """Equal for equal vectors, and taken from names and shapes alone: no delta is read."""
+        return hash(frozenset(self.deltas.shapes.items()))
 
     def __len__(self) -> int:
         return len(self.deltas)
@@ -393,7 +418,7 @@ class TaskVector:
         return iter(self.deltas)
 
     def __repr__(self) -> str:
-        return f"TaskVector({self.info.label!r}, {len(self)} parameters, {self.num_parameters:,} entries)"
+        return f"TaskVector({self.info.label!r}, {len(self)} parameters, {self.num_entries:,} entries)"
 
     def _map(self, change: Callable[[Tensor], Tensor], *, info: VectorInfo) -> TaskVector:
         return TaskVector({name: change(delta) for name, delta in self.deltas.items()}, info)

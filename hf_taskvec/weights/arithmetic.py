@@ -31,7 +31,13 @@ def subtract(after: Tensor, before: Tensor) -> Tensor:
     return (after.double() - before.to(after.device).double()).to(wide)
 
 
+def same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors have one dtype and equal values."""
+    return left.dtype == right.dtype and torch.equal(left, right.to(left.device))
+
+
 def equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors have equal values, in whatever dtype and wherever they lie."""
     return left.shape == right.shape and torch.equal(left.cpu().double(), right.cpu().double())
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from hf_taskvec.weights.deltas import Deltas
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Factors:
         return (self.left.double() @ self.right.double()).mul_(self.scaling).to(wide).reshape(self.shape)
 
 
-class LowRankDeltas(Mapping[str, Tensor]):
+class LowRankDeltas(Deltas):
     """Deltas multiplied out on access; parameters of `zeros` that have no factors are zero."""
 
     def __init__(self, factors: Mapping[str, Factors], zeros: Mapping[str, torch.Size] | None = None) -> None:
@@ -54,9 +56,3 @@ class LowRankDeltas(Mapping[str, Tensor]):
         if name in self.factors:
             return self.factors[name].delta()
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shapes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
