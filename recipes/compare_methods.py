@@ -18,6 +18,7 @@ from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import Mean
 from hf_taskvec.models.base import Base
+from hf_taskvec.text import table
 from hf_taskvec.weights.folders import read_json, write_json, write_text
 
 METHODS = [method.name for method in list_methods() if method.max_vectors is None]
@@ -54,7 +55,7 @@ def main(args: ComparisonArguments) -> str:
             report = Report.from_dict(values).with_references(zero_shot=zero_shot, individual=individual)
             results[method].append((report, values["seconds"]))
             print(f"{seed.name} {method}: {100 * report.accuracy:.1f} at {report.scaling:g}", flush=True)
-    text = table(results)
+    text = methods_table(results)
     write_text(args.table, text)
     print(text)
     return text
@@ -87,12 +88,10 @@ def measure(
     return evaluate(merged.apply_to(base, scaling=scaling), tasks, label=method, scaling=scaling), seconds
 
 
-def table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:
+def methods_table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:
     """The methods by accuracy, in percent, with 95 % intervals over seeds."""
-    lines = [
-        "| method | accuracy | above zero-shot | normalised | scalings | seconds to merge |",
-        "| --- | ---: | ---: | ---: | --- | ---: |",
-    ]
+    headers = ["method", "accuracy", "above zero-shot", "normalised", "scalings", "seconds to merge"]
+    rows = []
     for method, runs in sorted(results.items(), key=lambda item: -sum(report.accuracy for report, _ in item[1])):
         reports = [report for report, _ in runs]
         gains = [report.accuracy - (report.zero_shot or 0.0) for report in reports]
@@ -100,8 +99,8 @@ def table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:
         cells.append(Mean.of([report.normalized or 0.0 for report in reports]))
         scalings = ", ".join(f"{report.scaling:g}" for report in reports)
         seconds = sum(seconds for _, seconds in runs) / len(runs)
-        lines.append(f"| `{method}` | {' | '.join(map(str, cells))} | {scalings} | {seconds:.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{method}`", *cells, scalings, f"{seconds:.2f}"])
+    return table(headers, rows, align="lrrrlr") + "\n"
 
 
 if __name__ == "__main__":

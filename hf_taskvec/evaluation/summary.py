@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from hf_taskvec.evaluation.report import Report, TaskResult, percent
+from hf_taskvec.text import table
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,15 @@ def summary_table(reports: Mapping[str, Sequence[Report]]) -> str:
         reports: For each model, one report per seed, all on the same tasks and with references.
     """
     first = next(iter(reports.values()))
-    names = list(reports)
-    lines = [
-        "| task | zero-shot | individual | " + " | ".join(f"{name} | normalised" for name in names) + " |",
-        "| --- |" + " ---: |" * (2 + 2 * len(names)),
-    ]
+    headers = ["task", "zero-shot", "individual", *(title for name in reports for title in (name, "normalised"))]
+    cells = []
     for index, result in enumerate(first[0].results):
         rows = {name: [report.results[index] for report in runs] for name, runs in reports.items()}
-        lines.append(_row(result.task, rows))
-    lines.append(_row("**mean**", reports))
-    return "\n".join(lines)
+        cells.append(_row(result.task, rows))
+    return table(headers, [*cells, _row("**mean**", reports)])
 
 
-def _row(label: str, runs: Mapping[str, Sequence[Report | TaskResult]]) -> str:
+def _row(label: str, runs: Mapping[str, Sequence[Report | TaskResult]]) -> list[str]:
     def cell(rows: Sequence[Report | TaskResult], name: str) -> str:
         values = [getattr(row, name) for row in rows]
         return "–" if None in values else str(Mean.of(values))
@@ -62,4 +59,4 @@ def _row(label: str, runs: Mapping[str, Sequence[Report | TaskResult]]) -> str:
     cells = [percent(first[0].zero_shot), cell(first, "individual")]
     for rows in runs.values():
         cells += [cell(rows, "accuracy"), cell(rows, "normalized")]
-    return f"| {label} | {' | '.join(cells)} |"
+    return [label, *cells]

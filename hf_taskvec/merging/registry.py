@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.text import table
 from hf_taskvec.vectors.vector import TaskVector
 
 Merge = Callable[..., TaskVector]
@@ -90,11 +91,11 @@ def list_methods() -> list[MergeMethod]:
 
 def methods_table() -> str:
     """A Markdown table of every method: what it does, its paper, its defaults, whether order matters."""
-    lines = ["| method | what it does | paper | settings | order matters |", "|---|---|---|---|---|"]
+    rows = []
     for method in list_methods():
         arxiv = method.paper[:4].isdigit() and "." in method.paper
         paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if arxiv else method.paper
         settings = ", ".join(f"`{key}={value!r}`" for key, value in method.defaults.items()) or "-"
         order = "no" if method.order_independent else "yes"
-        lines.append(f"| `{method.name}` | {method.summary} | {paper} | {settings} | {order} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{method.name}`", method.summary, paper, settings, order])
+    return table(["method", "what it does", "paper", "settings", "order matters"], rows, align="lllll") + "\n"

@@ -16,6 +16,7 @@ import torch
 from hf_taskvec.errors import DataError
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
+from hf_taskvec.text import table
 from hf_taskvec.theory.gradients import gradient_vector
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.full_batch import Violation, check_deterministic, check_dtype, violated_preconditions
@@ -104,14 +105,13 @@ class Equivalence:
 
     def to_markdown(self) -> str:
         """A table, one row per task, and the verdict."""
-        lines = [
-            "| task | error float64 | error float32 | float32, weights subtracted | cosine | norm ratio |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
+        headers = ["task", "error float64", "error float32", "float32, weights subtracted", "cosine", "norm ratio"]
+        rows = []
         for task in self.tasks:
             errors = (task.error_float64, task.error_float32, task.error_float32_subtracted)
             cells = [f"{error:.1e}" for error in errors] + [f"{task.cosine:.6f}", f"{task.norm_ratio:.6f}"]
-            lines.append(f"| {task.task} | {' | '.join(cells)} |")
+            rows.append([task.task, *cells])
+        lines = [table(headers, rows)]
         if self.joint_error is not None:
             lines += ["", f"Mean of the vectors against one epoch of joint training: {self.joint_error:.1e}."]
         return "\n".join([*lines, "", self.verdict])

@@ -12,6 +12,8 @@ from statistics import median
 
 import torch
 
+from hf_taskvec.text import table, table_row
+
 
 @dataclass(frozen=True)
 class Run:
@@ -85,11 +87,9 @@ def copy_bandwidth() -> float:
 
 def line(*cells: object) -> None:
     """Prints one line of a Markdown table."""
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print(table_row(cells), flush=True)
 
 
 def header(*cells: str) -> None:
     """Prints the head of a Markdown table."""
-    print()
-    line(*cells)
-    line(*["---"] * len(cells))
+    print(f"\n{table(cells, [], align='l' * len(cells))}", flush=True)

@@ -20,6 +20,7 @@ from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.models.base import TINY_CLIP, Base
+from hf_taskvec.text import table
 from hf_taskvec.training.run import train_vector
 from hf_taskvec.weights.folders import write_json
 
@@ -82,11 +83,11 @@ def mean_recall(folder: Path) -> float | None:
     return fmean(json.loads(log.read_text(encoding="utf-8"))["recall_at_5"].values()) if log.is_file() else None
 
 
-def table(judgements: Sequence[Mapping[str, Any]]) -> str:
+def comparison(judgements: Sequence[Mapping[str, Any]]) -> str:
     """The comparison in Markdown, in percent; gains are points above zero-shot."""
     methods = list(judgements[0]["merges"])
     titles = ["variant", "fine-tuning", "recall at 5", "zero-shot", "individual", *methods]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    rows = []
     for one in sorted(judgements, key=lambda one: (one["zero_shot"], one["individual"])):
         recall = "–" if one["recall"] is None else f"{100 * one['recall']:.1f}"
         cells = [one["variant"], one["settings"], recall, f"{100 * one['zero_shot']:.1f}"]
@@ -94,8 +95,8 @@ def table(judgements: Sequence[Mapping[str, Any]]) -> str:
         for method in methods:
             best = one["merges"][method]
             cells.append(f"{against(best['accuracy'], one['zero_shot'])} at {best['scaling']:g}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return table(titles, rows, align="l" * len(titles)) + "\n"
 
 
 def against(accuracy: float, zero_shot: float) -> str:
@@ -109,8 +110,8 @@ def main(args: StudyArguments, config: TaskVectorConfig) -> list[Mapping[str, An
     files = sorted(Path(str(config.output_dir)).glob("*/judgement.json"))
     judgements = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     Path(args.table).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.table).write_text(table(judgements), encoding="utf-8")
-    print(table(judgements))
+    Path(args.table).write_text(comparison(judgements), encoding="utf-8")
+    print(comparison(judgements))
     return judgements
 
 

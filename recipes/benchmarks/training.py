@@ -22,6 +22,7 @@ from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
+from hf_taskvec.text import table
 from hf_taskvec.training.sampler import ShuffledSampler
 
 
@@ -86,9 +87,11 @@ def main(args: BenchmarkArguments) -> dict[str, float]:
     images = args.epochs * len(pixels)
     print(f"{base.name}, {task.name}, {args.epochs} epochs of {len(pixels)} images, batch {args.batch_size}, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {args.runs}\n")
-    print("| | seconds | images/s | ratio |\n| --- | ---: | ---: | ---: |")
-    for name, seconds in medians.items():
-        print(f"| {name} | {seconds:.2f} | {images / seconds:.0f} | {seconds / medians['bare loop']:.3f} |")
+    rows = [
+        [name, f"{seconds:.2f}", f"{images / seconds:.0f}", f"{seconds / medians['bare loop']:.3f}"]
+        for name, seconds in medians.items()
+    ]
+    print(table(["", "seconds", "images/s", "ratio"], rows))
     print(f"\nrelative difference of the vectors: {(vector - bare).norm() / bare.norm():.1e}")
     return medians
 

@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hf_taskvec.errors import DataError
 from hf_taskvec.tasks import Task
+from hf_taskvec.text import table
 from paper.runs import run_budgets
 from paper.settings import Reproduction
 
@@ -48,14 +49,14 @@ class Estimate:
 
     def to_markdown(self) -> str:
         """A table of hours, and the sum."""
-        lines = ["| experiment | images trained on | images evaluated | hours |", "| --- | ---: | ---: | ---: |"]
-        for work in self.works:
-            lines.append(f"| {work.name} | {work.trained:,.0f} | {work.evaluated:,.0f} | {self.hours(work):.2f} |")
+        rows = [
+            [work.name, f"{work.trained:,.0f}", f"{work.evaluated:,.0f}", f"{self.hours(work):.2f}"]
+            for work in self.works
+        ]
+        hours = table(["experiment", "images trained on", "images evaluated", "hours"], rows)
         total = sum(map(self.hours, self.works))
         speed = f"{1000 * self.training:.2f} ms per trained image and {1000 * self.evaluation:.2f} ms per evaluated one"
-        return "\n".join(
-            [*lines, "", f"In all {total:.2f} hours on {self.device}, at {speed}; loading is not counted."]
-        )
+        return "\n".join([hours, "", f"In all {total:.2f} hours on {self.device}, at {speed}; loading is not counted."])
 
 
 def estimate(settings: Reproduction) -> Estimate:

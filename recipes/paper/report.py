@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval
 from hf_taskvec.evaluation.report import percent
+from hf_taskvec.text import table
 from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import write_text
 from paper.analysis import budgets_of, compare_budgets, scores
@@ -79,15 +80,15 @@ def comparison_table(settings: Reproduction, cells: Sequence[Cell]) -> list[str]
         "Mean test accuracy in percent; differences in points, paired over seeds, with 95 % bootstrap intervals. "
         "Wins: seeds and random subsets of tasks in which one epoch ties or wins.",
         "",
-        "| optimiser | method | 1 epoch | converged | difference | normalised difference | wins |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    headers = ["optimiser", "method", "1 epoch", "converged", "difference", "normalised difference", "wins"]
+    rows = []
     for optimizer in settings.optimizers:
         for method in settings.merges:
             c = compare_budgets(cells, optimizer, method)
             figures = [points(i) for i in (c.one_epoch, c.converged, c.difference, c.normalized_difference)]
-            lines.append(f"| {optimizer} | {method} | {' | '.join(figures)} | {percent(c.wins)} % of {c.trials} |")
-    return lines
+            rows.append([optimizer, method, *figures, f"{percent(c.wins)} % of {c.trials}"])
+    return [*lines, table(headers, rows, align="llrrrrr")]
 
 
 def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
@@ -104,7 +105,7 @@ def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
             f"**{optimizer}**, converged after {epochs.mean:.1f} epochs on average; absolute (normalised), percent",
             "",
         ]
-        lines += [f"| method | {' | '.join(budgets)} |", "| --- |" + " ---: |" * len(budgets)]
+        rows = []
         for method in [*settings.merges, JOINT, INDIVIDUAL]:
             entries = []
             for budget in budgets:
@@ -112,8 +113,8 @@ def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
                 normal = [score.normalized(reference) for score, reference in zip(found, own, strict=True)]
                 absolute = bootstrap_interval([score.mean for score in found])
                 entries.append(f"{points(absolute)} ({percent(sum(normal) / len(normal))})")
-            lines.append(f"| {method} | {' | '.join(entries)} |")
-        lines.append("")
+            rows.append([method, *entries])
+        lines += [table(["method", *budgets], rows), ""]
     return lines
 
 
@@ -126,15 +127,15 @@ def geometry_table(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
         "are not opposite; overlap of the spaces of the 8 leading left singular vectors of each matrix "
         f"({random:.3f} for random ones).",
         "",
-        "| optimiser | budget | cosine | sign agreement | subspace overlap |",
-        "| --- | --- | ---: | ---: | ---: |",
     ]
+    rows = []
     for optimizer in settings.optimizers:
         own = [cell for cell in cells if cell.scores[0].optimizer == optimizer]
         for budget, label in (("1", "1 epoch"), (CONVERGED, CONVERGED)):
             means = [bootstrap_interval([cell.geometry[budget]["means"][name] for cell in own]) for name in names]
-            lines.append(f"| {optimizer} | {label} | {' | '.join(map(str, means))} |")
-    return lines
+            rows.append([optimizer, label, *means])
+    headers = ["optimiser", "budget", "cosine", "sign agreement", "subspace overlap"]
+    return [*lines, table(headers, rows, align="llrrr")]
 
 
 def points(interval: Interval) -> str:
@@ -168,8 +169,8 @@ def _head(results: Results, command: str) -> list[str]:
 
 def claim_table(claims: Sequence[Claim]) -> list[str]:
     """One row per claim: what was found, its figure with the interval, and the authors' figure."""
-    lines = ["| claim | found | here, with 95 % interval over seeds | authors |", "| --- | --- | --- | --- |"]
-    return lines + [f"| {c.text} | **{c.verdict}** | {c.figure} | {c.authors} |" for c in claims]
+    rows = [[claim.text, f"**{claim.verdict}**", claim.figure, claim.authors] for claim in claims]
+    return table(["claim", "found", "here, with 95 % interval over seeds", "authors"], rows, align="llll").splitlines()
 
 
 def _claims(claims: Sequence[Claim]) -> list[str]:
@@ -194,5 +195,5 @@ def _atm_table(results: Results) -> list[str]:
         rows[more if count != "1" else "one-shot merging by the mean (1 round)"] = point
     rows["joint training"] = data[JOINT]
     rows |= {f"post hoc, {k} rounds on validation images": point for k, point in enumerate(data["post_hoc"])}
-    lines = [f"| {data['budget']} epochs per task | mean test accuracy (%) |", "| --- | ---: |"]
-    return lines + [f"| {name} | {points(Interval(**point))} |" for name, point in rows.items()]
+    cells = [[name, points(Interval(**point))] for name, point in rows.items()]
+    return [table([f"{data['budget']} epochs per task", "mean test accuracy (%)"], cells)]
