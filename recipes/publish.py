@@ -12,7 +12,9 @@ from pathlib import Path
 
 from hf_taskvec.arguments import arg, parse_recipe
 from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_folder_card
-from hf_taskvec.cards.publish import create_collection, push_folder
+from hf_taskvec.cards.publish import create_collection
+from hf_taskvec.hub.access import PushOptions
+from hf_taskvec.hub.push import push_folder
 from hf_taskvec.models.base import TINY_CLIP
 from hf_taskvec.vectors.files import CONFIG_NAME, load_vector
 
@@ -51,10 +53,10 @@ def main(args: PublishArguments) -> list[str]:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / card.name
             gather(card, Path(args.weights_dir) / card.name, folder)
-            url = push_folder(
-                folder, repo_id, private=args.private or None, token=args.token,
-                commit_message=f"Publish {card.name}", replaces=["task_vector*"],
+            options = PushOptions(
+                private=args.private or None, token=args.token, commit_message=f"Publish {card.name}"
             )  # fmt: skip
+            url = push_folder(folder, repo_id, options, replaces=["task_vector*"])
         print(f"{card.name}: {url}")
         urls.append(url)
         repo_ids.append(repo_id)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFolder
 
-from hf_taskvec.cards.metadata import LIBRARY, task_tag
-from hf_taskvec.hub.client import hub_errors
+from hf_taskvec.cards.metadata import task_tag
+from hf_taskvec.hub.client import LIBRARY, hub_errors
 
 _EPOCH = re.compile(r"epoch-(\d+(?:\.\d+)?)")
 

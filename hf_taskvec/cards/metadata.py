@@ -10,9 +10,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_taskvec.cards.text import clean
 from hf_taskvec.evaluation.report import Report
+from hf_taskvec.hub.client import LIBRARY
 from hf_taskvec.vectors.info import VectorInfo
 
-LIBRARY = "hf-taskvec"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _TAG = re.compile(r"[\w.-]{1,80}", re.ASCII)
 

@@ -1,47 +1,34 @@
-"""The Hub: task vectors, series of them and merged models published in one commit each, found, listed and collected."""
+"""Task vectors, series of them and merged models published in one commit each; what is published is collected."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
+from typing import Unpack
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_model_card, render_vector_card
 from hf_taskvec.cards.find import epoch_folder
-from hf_taskvec.cards.metadata import LIBRARY
-from hf_taskvec.cards.text import clean
-from hf_taskvec.errors import CheckpointError, HubError
+from hf_taskvec.errors import CheckpointError
 from hf_taskvec.evaluation.report import Report
+from hf_taskvec.hub.access import HubAccess, PushKeywords, PushOptions
 from hf_taskvec.hub.client import hub_errors, with_retries
+from hf_taskvec.hub.push import push_folder
 from hf_taskvec.models.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.vectors.checkpoints import write_checkpoint
 from hf_taskvec.vectors.files import read_info, save_vector
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import write_text
 
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-
-
-# -- publishing -------------------------------------------------------------------------------------------------------
-
 
 def push_to_hub(
-    vector: TaskVector,
-    repo_id: str,
-    *,
-    report: Report | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
-    commit_message: str | None = None,
+    vector: TaskVector, repo_id: str, *, report: Report | None = None, **options: Unpack[PushKeywords]
 ) -> str:
     """Publishes a vector: weights, configuration, card and report in one commit.
 
@@ -49,11 +36,7 @@ def push_to_hub(
         vector: The vector.
         repo_id: The repository; it is created if need be.
         report: Its results, for the card.
-        private: Whether a new repository is private.
-        revision: The branch to commit on; it is created if need be.
-        create_pr: Whether to open a pull request instead of committing on the branch.
-        token: An access token with the right to write.
-        commit_message: The commit's title.
+        **options: `private`, `revision`, `create_pr`, `token`, `commit_message` and others; see `PushOptions`.
 
     Returns:
         The URL of the commit, or of the pull request.
@@ -62,24 +45,14 @@ def push_to_hub(
         HubError: If the Hub refuses or fails, or another push came in between; the repository is as it was.
         NonFiniteError: If the vector holds NaN or Inf.
     """
+    chosen = _options(options, f"Add task vector {vector.info.label}")
     with _repository_folder(repo_id) as folder:
         digests = write_repository(vector, folder, repo_id=repo_id, report=report)
-        return push_folder(
-            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token, digests=digests,
-            commit_message=commit_message or f"Add task vector {vector.info.label}", replaces=["task_vector*"],
-        )  # fmt: skip
+        return push_folder(folder, repo_id, chosen, digests=digests, replaces=["task_vector*"])
 
 
 def push_series_to_hub(
-    vectors: Sequence[TaskVector],
-    repo_id: str,
-    *,
-    report: Report | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
-    commit_message: str | None = None,
+    vectors: Sequence[TaskVector], repo_id: str, *, report: Report | None = None, **options: Unpack[PushKeywords]
 ) -> str:
     """Publishes the vectors of one run, one per epoch, as one repository in one commit.
 
@@ -90,8 +63,12 @@ def push_series_to_hub(
 
     Args:
         vectors: Vectors whose provenance tells different `epochs`.
+        repo_id: The repository; it is created if need be.
         report: Results of the last vector.
-        private, revision, create_pr, token, commit_message: As in `push_to_hub`.
+        **options: As in `push_to_hub`.
+
+    Returns:
+        The URL of the commit, or of the pull request.
 
     Raises:
         ValueError: If a vector does not tell its epochs, or two tell the same.
@@ -103,15 +80,12 @@ def push_series_to_hub(
     epochs = [vector.info.epochs or 0.0 for vector in ordered]
     if len({epoch_folder(epoch) for epoch in epochs}) < len(epochs):
         raise ValueError(f"two vectors of the series have the same epochs: {epochs}")
+    chosen = _options(options, f"Add {len(ordered)} task vectors of {ordered[-1].info.label}")
     with _repository_folder(repo_id) as folder:
         write_repository(ordered[-1], folder, repo_id=repo_id, report=report, epochs=epochs)
         for vector in ordered:
             save_vector(vector, folder / epoch_folder(vector.info.epochs or 0.0))
-        return push_folder(
-            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token,
-            commit_message=commit_message or f"Add {len(ordered)} task vectors of {ordered[-1].info.label}",
-            replaces=["task_vector*", "epoch-*/task_vector*"],
-        )  # fmt: skip
+        return push_folder(folder, repo_id, chosen, replaces=["task_vector*", "epoch-*/task_vector*"])
 
 
 def push_model_to_hub(
@@ -122,11 +96,7 @@ def push_model_to_hub(
     base: str | os.PathLike[str] | None = None,
     report: Report | None = None,
     allow_other_base: bool = False,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
-    commit_message: str | None = None,
+    **options: Unpack[PushKeywords],
 ) -> str:
     """Publishes base plus vector as a checkpoint that `CLIPModel.from_pretrained` loads; see `write_checkpoint`.
 
@@ -137,26 +107,29 @@ def push_model_to_hub(
         base: Hub id or folder of the base; by default the one the vector names.
         report: The model's results, for the card.
         allow_other_base: Whether to add the vector to weights other than those it was made from; recorded.
-        private, revision, create_pr, token, commit_message: As in `push_to_hub`.
+        **options: As in `push_to_hub`; the token also reads the base.
+
+    Returns:
+        The URL of the commit, or of the pull request.
 
     Raises:
         CheckpointError: If the vector names no base and none is given.
         BaseMismatchError, HubError: As in `apply_to` and `push_to_hub`.
     """
+    chosen = _options(options, f"Add {vector.info.label} at scaling {scaling}")
     at = vector.info.base_revision if base is None else None
     base = base or (TINY_CLIP if vector.info.base == EMBEDDED else vector.info.base)
     if base is None:
         raise CheckpointError("the vector does not tell its base; pass base=")
     with _repository_folder(repo_id) as folder:
-        write_checkpoint(vector, base, folder, scaling=scaling, revision=at, allow_other_base=allow_other_base)
+        write_checkpoint(
+            vector, base, folder, scaling=scaling, revision=at, allow_other_base=allow_other_base,
+            access=HubAccess(token=chosen.token),
+        )  # fmt: skip
         write_text(folder / CARD_NAME, render_model_card(vector.info, report, repo_id=repo_id, scaling=scaling))
         if report is not None:
             report.save(folder / REPORT_NAME)
-        return push_folder(
-            folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token,
-            commit_message=commit_message or f"Add {vector.info.label} at scaling {scaling}",
-            replaces=["model*.safetensors*"],
-        )  # fmt: skip
+        return push_folder(folder, repo_id, chosen, replaces=["model*.safetensors*"])
 
 
 def write_repository(
@@ -181,72 +154,10 @@ def write_repository(
     return digests
 
 
-def push_folder(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
-    commit_message: str,
-    replaces: Sequence[str] = (),
-    digests: Mapping[str, str] | None = None,
-) -> str:
-    """Publishes a folder as it is, in one commit that nothing may come in between.
-
-    Args:
-        folder: The folder.
-        replaces: Globs of files that go from the repository unless the folder has them.
-        digests: SHA-256 of files where it is known, by name.
-        private, revision, create_pr, token, commit_message: As in `push_to_hub`.
-
-    Raises:
-        HubError: As in `push_to_hub`.
-    """
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
-    _check_no_token([path for path in files.values() if path.suffix in (".json", ".md")], token)
-    api = HfApi(token=token, library_name=LIBRARY)
-
-    def push() -> str:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        info = api.model_info(repo_id, revision=revision)
-        if private and info.private is False:
-            raise HubError(
-                f"{repo_id} exists and is public; make it private on the Hub first, or leave out private=True"
-            )
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationDelete(sibling.rfilename)
-            for sibling in info.siblings or []
-            if sibling.rfilename not in files and any(_matches(sibling.rfilename, pattern) for pattern in replaces)
-        ]
-        for name, path in files.items():
-            operations.append(addition := CommitOperationAdd(name, path))
-            if digests and name in digests:
-                addition.upload_info.sha256 = bytes.fromhex(digests[name])
-        commit = api.create_commit(
-            repo_id, operations, commit_message=clean(commit_message), revision=revision, create_pr=create_pr,
-            parent_commit=info.sha,
-        )  # fmt: skip
-        return commit.pr_url or commit.commit_url
-
-    with hub_errors(repo_id, "pushing to"):
-        return with_retries(push)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
-
-
-def _check_no_token(paths: Sequence[Path], token: str | bool | None) -> None:
-    """Raises if a text file to be published holds an access token."""
-    used = token if isinstance(token, str) else get_token()
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        if _TOKEN.search(text) or (used and len(used) >= 8 and used in text):
-            raise HubError(f"{path.name} holds an access token, so nothing was pushed; remove it from the provenance")
+def _options(keywords: PushKeywords, message: str) -> PushOptions:
+    """The options, with a commit message."""
+    options = PushOptions.of(keywords)
+    return dataclasses.replace(options, commit_message=options.commit_message or message)
 
 
 @contextmanager
@@ -256,9 +167,6 @@ def _repository_folder(repo_id: str) -> Iterator[Path]:
         validate_repo_id(repo_id)
     with tempfile.TemporaryDirectory(prefix="hf-taskvec-") as folder:
         yield Path(folder) / "repository"
-
-
-# -- finding ----------------------------------------------------------------------------------------------------------
 
 
 def create_collection(

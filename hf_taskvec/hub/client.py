@@ -28,6 +28,7 @@ from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVec
 from hf_taskvec.weights.folders import write_text
 
 logger = logging.getLogger(__name__)
+LIBRARY = "hf-taskvec"  # the name by which the Hub knows this library
 ATTEMPTS = 3
 LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is reported instead
 TRANSIENT = {408, 429, 500, 502, 503, 504}

@@ -6,7 +6,7 @@ import glob
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -21,11 +21,31 @@ from huggingface_hub.errors import (
 )
 
 from hf_taskvec.errors import CheckpointError
+from hf_taskvec.hub.access import HubAccess, check_revision
 from hf_taskvec.hub.client import Download, hub_errors, with_retries
 from hf_taskvec.weights.folders import check_inside, check_relative
 
 logger = logging.getLogger(__name__)
 MAX_SIDE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which files of a repository are fetched.
+
+    Attributes:
+        patterns: Globs of the files wanted; none of them looks into folders.
+        missing: What the error says if the repository has none of the files.
+        checked_later: Glob of files whose content the caller checks, by a faster hash than the Hub's.
+    """
+
+    patterns: Sequence[str]
+    missing: str = "has no such files"
+    checked_later: str = ""
+
+    def fits(self, name: str) -> bool:
+        """Whether a file of the folder is wanted."""
+        return "/" not in name and any(fnmatch(name, pattern) for pattern in self.patterns)
 
 
 @dataclass(frozen=True)
@@ -45,29 +65,59 @@ class Folder:
     unchecked: tuple[Download, ...] = ()
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the Hub: its size in bytes, and its SHA-256 or, for small files, git's hash."""
+
+    size: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """What is asked for: a repository at a revision, and how it is reached."""
+
+    id: str
+    revision: str | None
+    subfolder: str
+    access: HubAccess
+
+    @property
+    def where(self) -> str:
+        return self.id if self.revision is None else f"{self.id} at revision {self.revision!r}"
+
+    @property
+    def cache(self) -> Path | None:
+        return None if self.access.cache_dir is None else Path(self.access.cache_dir)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The wanted files of one commit on the Hub, or why they could not be listed."""
+
+    commit: str = ""
+    files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    trouble: Exception | None = None
+
+
 def fetch_folder(
     source: str | os.PathLike[str],
+    wanted: Wanted,
     *,
-    patterns: Sequence[str],
     revision: str | None = None,
     subfolder: str = "",
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-    missing: str = "has no such files",
-    checked_later: str = "",
+    access: HubAccess | None = None,
 ) -> Folder:
-    """A local folder as it is, or the matching files of a Hub repository, downloaded or from the cache.
+    """A local folder as it is, or the wanted files of a Hub repository, downloaded or from the cache.
 
     Sizes are checked before the download and hashes after it, once. If the Hub is out of reach, the cache serves.
 
     Args:
         source: Folder or Hub id.
-        patterns: Globs of the files wanted; none of them looks into folders.
+        wanted: The files.
+        revision: Branch, tag or commit.
         subfolder: Folder inside the repository.
-        missing: What the error says if the repository has none of the files.
-        checked_later: Glob of files whose content the caller checks, by a faster hash than the Hub's.
+        access: How the Hub is reached.
 
     Raises:
         CheckpointError: If there is no such folder, repository or revision, or access is refused.
@@ -77,72 +127,44 @@ def fetch_folder(
     if subfolder:
         check_relative(subfolder, "subfolder")
     if os.path.isdir(source):
-        path = Path(source) / subfolder
-        if not path.is_dir():
-            raise CheckpointError(f"{source} has no folder {subfolder!r}")
-        check_inside(path, Path(source))
-        return Folder(path, Path(source).resolve().name, None)
-    repo = os.fspath(source)
-    where = repo if revision is None else f"{repo} at revision {revision!r}"
-    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-    cache = None if cache_dir is None else Path(cache_dir)
-    hashes: dict[str, str] = {}
-    trouble: Exception | None = None
-    snapshot: str | Path | None = None
-    with hub_errors(where, "reading"):
-        if not local_files_only:
-            try:
-                commit, files = with_retries(lambda: _remote_files(repo, revision=revision, token=token))
-                hashes = _matching(files, wanted, where=where, missing=missing)
-                wanted = [glob.escape(name) for name in hashes]
-                if not force_download:
-                    snapshot = _cached_snapshot(repo, hashes, commit, revision, cache)
-                    if snapshot is None and (large := _only_large({name: files[name].size for name in hashes})):
-                        hf_hub_download(repo, large, revision=commit, token=token, cache_dir=cache)
-            except (GatedRepoError, RevisionNotFoundError):
-                raise
-            except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
-                trouble = error
-        try:
-            snapshot = snapshot or with_retries(
-                lambda: snapshot_download(
-                    repo, revision=revision, allow_patterns=wanted, token=token, cache_dir=cache,
-                    local_files_only=local_files_only or trouble is not None, force_download=force_download,
-                ),
-                on=(LocalEntryNotFoundError,),  # the rest it tries again by itself
-            )  # fmt: skip
-        except LocalEntryNotFoundError as error:
-            raise trouble or error from None
-    if trouble is not None:
-        logger.warning("The Hub is out of reach (%s); %s comes from the cache", type(trouble).__name__, where)
-    path = Path(snapshot) / subfolder
+        return _local(Path(source), subfolder)
+    check_revision(revision)
+    repository = _Repository(os.fspath(source), revision, subfolder, access or HubAccess())
+    with hub_errors(repository.where, "reading"):
+        listing = _list(repository, wanted)
+        snapshot = _cached(repository, listing) or _download(repository, wanted, listing)
+    if listing.trouble is not None:
+        kind = type(listing.trouble).__name__
+        logger.warning("The Hub is out of reach (%s); %s comes from the cache", kind, repository.where)
+    return _checked(repository, wanted, snapshot, listing)
+
+
+def _local(source: Path, subfolder: str) -> Folder:
+    path = source / subfolder
     if not path.is_dir():
-        raise CheckpointError(f"{where} has no folder {subfolder!r}" if subfolder else f"{where} {missing}")
-    later = []
-    for file in sorted(file for file in path.iterdir() if file.is_file() and _fits(file.name, patterns)):
-        name = file.relative_to(snapshot).as_posix()
-        download = Download.at(file, Path(snapshot), hashes.get(name))
-        if download.is_checked:
-            continue
-        if fnmatch(file.name, checked_later):
-            later.append(download)
-        else:
-            download.check()
-    return Folder(path, repo, Path(snapshot).name, tuple(later))
+        raise CheckpointError(f"{source} has no folder {subfolder!r}")
+    check_inside(path, source)
+    return Folder(path, source.resolve().name, None)
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file on the Hub: its size in bytes, and its SHA-256 or, for small files, git's hash."""
+def _list(repository: _Repository, wanted: Wanted) -> _Listing:
+    """The wanted files, as the Hub has them now; nothing if the Hub is not to be asked or is out of reach."""
+    access = repository.access
+    if access.local_files_only:
+        return _Listing()
+    try:
+        commit, files = with_retries(lambda: _remote_files(repository))
+        return _Listing(commit, _matching(files, repository, wanted))
+    except (GatedRepoError, RevisionNotFoundError):
+        raise
+    except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
+        return _Listing(trouble=error)
 
-    size: int
-    hash: str
 
-
-def _remote_files(repo: str, *, revision: str | None, token: str | bool | None) -> tuple[str, dict[str, RemoteFile]]:
+def _remote_files(repository: _Repository) -> tuple[str, dict[str, RemoteFile]]:
     """The commit of a repository on the Hub, and its files."""
-    info = HfApi(token=token).model_info(
-        repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi(token=repository.access.token).model_info(
+        repository.id, revision=repository.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
     return info.sha or "", {
         file.rfilename: RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
@@ -150,37 +172,80 @@ def _remote_files(repo: str, *, revision: str | None, token: str | bool | None) 
     }
 
 
-def _cached_snapshot(
-    repo: str, names: Iterable[str], commit: str, revision: str | None, cache: Path | None
-) -> Path | None:
-    """The folder of a commit if the cache has all the files and knows that the revision is this commit."""
+def _matching(files: Mapping[str, RemoteFile], repository: _Repository, wanted: Wanted) -> dict[str, RemoteFile]:
+    """The files that are wanted, each of a sane size and name."""
+    folder = f"{repository.subfolder}/" if repository.subfolder else ""
+    result = {
+        name: file for name, file in files.items() if name.startswith(folder) and wanted.fits(name.removeprefix(folder))
+    }
+    if not result:
+        raise CheckpointError(f"{repository.where} {wanted.missing}")
+    for name, file in result.items():
+        check_relative(name, repository.where)
+        if not name.endswith(".safetensors") and file.size > MAX_SIDE_BYTES:
+            raise CheckpointError(
+                f"{repository.where}: {name[:200]!r} has {file.size} bytes, which is no configuration or card"
+            )
+    return result
+
+
+def _cached(repository: _Repository, listing: _Listing) -> Path | None:
+    """The folder of the commit if the cache has all the files and knows that the revision is this commit."""
+    if repository.access.force_download:
+        return None
     folder = None
-    for name in names:
-        path = try_to_load_from_cache(repo, name, cache_dir=cache, revision=revision)
+    for name in listing.files:
+        path = try_to_load_from_cache(repository.id, name, cache_dir=repository.cache, revision=repository.revision)
         folder = Path(path).parents[name.count("/")] if isinstance(path, str) else None
-        if folder is None or folder.name != commit:
+        if folder is None or folder.name != listing.commit:
             return None
     return folder
 
 
-def _only_large(sizes: Mapping[str, int]) -> str | None:
-    """The one file that is large, if it is one: a thread of its own would only slow its download down."""
-    large = [name for name, size in sizes.items() if size > MAX_SIDE_BYTES]
+def _download(repository: _Repository, wanted: Wanted, listing: _Listing) -> Path:
+    """The folder of the commit with the files downloaded, or whatever the cache has if the Hub is out of reach."""
+    access = repository.access
+    large = None if access.force_download else _only_large(listing.files)
+    if large is not None:  # a thread of its own would only slow its download down
+        hf_hub_download(repository.id, large, revision=listing.commit, token=access.token, cache_dir=repository.cache)
+    folder = f"{repository.subfolder}/" if repository.subfolder else ""
+    patterns: Iterable[str] = (
+        map(glob.escape, listing.files) if listing.files else (folder + p for p in wanted.patterns)
+    )
+    names = list(patterns)
+    offline = access.local_files_only or listing.trouble is not None
+    try:
+        return Path(with_retries(
+            lambda: snapshot_download(
+                repository.id, revision=repository.revision, allow_patterns=names, token=access.token,
+                cache_dir=repository.cache, local_files_only=offline, force_download=access.force_download,
+            ),
+            on=(LocalEntryNotFoundError,),  # the rest it tries again by itself
+        ))  # fmt: skip
+    except LocalEntryNotFoundError as error:
+        raise listing.trouble or error from None
+
+
+def _only_large(files: Mapping[str, RemoteFile]) -> str | None:
+    """The one file that is large, if it is one."""
+    large = [name for name, file in files.items() if file.size > MAX_SIDE_BYTES]
     return large[0] if len(large) == 1 else None
 
 
-def _fits(name: str, globs: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in globs)
-
-
-def _matching(files: Mapping[str, RemoteFile], globs: Sequence[str], *, where: str, missing: str) -> dict[str, str]:
-    """The hashes of the files that match, each file of a sane size and in the folder of its glob."""
-    names = [name for name in files if _fits(name, globs)]
-    if not names:
-        raise CheckpointError(f"{where} {missing}")
-    for name in names:
-        check_relative(name, where)
-        if not name.endswith(".safetensors") and files[name].size > MAX_SIDE_BYTES:
-            size = files[name].size
-            raise CheckpointError(f"{where}: {name[:200]!r} has {size} bytes, which is no configuration or card")
-    return {name: files[name].hash for name in names}
+def _checked(repository: _Repository, wanted: Wanted, snapshot: Path, listing: _Listing) -> Folder:
+    """The folder in a snapshot, each file compared with its hash unless it was before or the caller does."""
+    path = snapshot / repository.subfolder
+    if not path.is_dir():
+        lacks = f"has no folder {repository.subfolder!r}" if repository.subfolder else wanted.missing
+        raise CheckpointError(f"{repository.where} {lacks}")
+    later = []
+    for file in sorted(file for file in path.iterdir() if file.is_file() and wanted.fits(file.name)):
+        announced = listing.files.get(file.relative_to(snapshot).as_posix())
+        download = Download.at(file, snapshot, announced.hash if announced else None)
+        if download.is_checked:
+            continue
+        if fnmatch(file.name, wanted.checked_later):
+            later.append(download)
+        else:
+            download.check()
+    return Folder(path, repository.id, snapshot.name, tuple(later))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_taskvec.errors import CheckpointError, UnknownNameError
-from hf_taskvec.hub.fetch import fetch_folder
+from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.merging import merge
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
@@ -89,5 +89,5 @@ def _open(source: str) -> tuple[str, TaskVector]:
     if Path(source).is_dir():
         return source, TaskVector.from_pretrained(source)
     repo, _, revision = source.partition("@")
-    commit = fetch_folder(repo, patterns=[CONFIG_NAME], revision=revision or None).commit
+    commit = fetch_folder(repo, Wanted([CONFIG_NAME]), revision=revision or None).commit
     return f"{repo}@{commit}", TaskVector.from_pretrained(repo, revision=commit)

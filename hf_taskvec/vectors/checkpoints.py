@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.hub.fetch import fetch_folder
+from hf_taskvec.hub.access import HubAccess
+from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.weights.arithmetic import scaled_sum
 from hf_taskvec.weights.folders import atomic_folder, check_inside, write_json
 from hf_taskvec.weights.names import canonical, canonical_name
@@ -42,22 +43,14 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
+    source: str | os.PathLike[str], *, revision: str | None = None, access: HubAccess | None = None
 ) -> Checkpoint:
     """Opens the safetensors weights of a checkpoint, memory-mapped.
 
     Raises:
         CheckpointError: If there are none, or only pickled ones: to load a pickle is to run whatever code it names.
     """
-    folder = fetch_folder(
-        source, patterns=WEIGHTS, revision=revision, token=token, cache_dir=cache_dir,
-        local_files_only=local_files_only, missing=PICKLED,
-    )  # fmt: skip
+    folder = fetch_folder(source, Wanted(WEIGHTS, missing=PICKLED), revision=revision, access=access)
     return Checkpoint(folder.name, folder.commit, canonical(_open_weights(folder.path, folder.name).items()))
 
 
@@ -78,6 +71,7 @@ def write_checkpoint(
     scaling: float = 1.0,
     revision: str | None = None,
     allow_other_base: bool = False,
+    access: HubAccess | None = None,
 ) -> None:
     """Writes base plus `scaling` times the vector as a checkpoint folder, parameter by parameter.
 
@@ -91,12 +85,13 @@ def write_checkpoint(
         scaling: The factor of the vector.
         revision: Branch, tag or commit of the base.
         allow_other_base: Whether to add the vector to weights other than those it was made from.
+        access: How the Hub is reached for the base.
 
     Raises:
         BaseMismatchError, IncompatibleVectorsError, NonFiniteError: As `TaskVector.apply_to`.
         OutputExistsError: If the folder holds something else.
     """
-    folder = fetch_folder(base, patterns=[*WEIGHTS, *SIDE_FILES], revision=revision, missing=PICKLED)
+    folder = fetch_folder(base, Wanted([*WEIGHTS, *SIDE_FILES], missing=PICKLED), revision=revision, access=access)
     weights = _open_weights(folder.path, folder.name)
     other = vector.check_fits(canonical(weights.items()), allow_other_base=allow_other_base, where=repr(folder.name))
     vector.check_finite()

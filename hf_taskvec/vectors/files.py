@@ -8,13 +8,13 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, NonFiniteError
-from hf_taskvec.hub.fetch import fetch_folder
+from hf_taskvec.hub.access import HubAccess
+from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_finite
@@ -25,7 +25,11 @@ from hf_taskvec.weights.safetensors import DTYPE_CODES, MAX_SHARD_SIZE, open_saf
 
 STEM = "task_vector"
 CONFIG_NAME = "task_vector_config.json"
-FILES = [f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json", CONFIG_NAME, "README.md"]
+FILES = Wanted(
+    (f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json", CONFIG_NAME, "README.md"),
+    missing=f"has no {CONFIG_NAME}, so it holds no task vector",
+    checked_later=f"{STEM}*.safetensors",
+)
 SCHEMA_VERSION = 1
 
 
@@ -146,12 +150,11 @@ def vector_fingerprint(vector: TaskVector) -> str:
     return fingerprint(tensor_hashes(vector.deltas))
 
 
-def fetch_vector(source: str | os.PathLike[str], **hub: Any) -> TaskVector:
+def fetch_vector(
+    source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str = "", access: HubAccess
+) -> TaskVector:
     """Opens a vector by Hub id or folder; see `TaskVector.from_pretrained`."""
-    folder = fetch_folder(
-        source, patterns=FILES, missing=f"has no {CONFIG_NAME}, so it holds no task vector",
-        checked_later=f"{STEM}*.safetensors", **hub,
-    )  # fmt: skip
+    folder = fetch_folder(source, FILES, revision=revision, subfolder=subfolder, access=access)
     try:
         announced = read_config(folder.path)[1] is not None
         vector = load_vector(folder.path, verify=bool(folder.unchecked))

@@ -16,7 +16,8 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
-from hf_taskvec.hub.fetch import fetch_folder
+from hf_taskvec.hub.access import HubAccess
+from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.vectors.adapter import CONFIG, WEIGHTS, LoraAdapter
 from hf_taskvec.vectors.checkpoints import open_checkpoint
 from hf_taskvec.vectors.info import VectorInfo
@@ -47,9 +48,7 @@ def read_adapter(
     *,
     base: str | os.PathLike[str] | None = None,
     revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
+    access: HubAccess | None = None,
 ) -> LoraAdapter:
     """Opens a `peft` LoRA adapter.
 
@@ -58,17 +57,14 @@ def read_adapter(
         base: Hub id or folder of the base. With it, names and shapes are checked, the vector knows its base and covers
             the whole vision tower (parameters without factors are zero), so it merges with any vector of that base.
         revision: Branch, tag or commit of the adapter.
-        token, cache_dir, local_files_only: As in `from_pretrained` of Transformers.
+        access: How the Hub is reached.
 
     Raises:
         CheckpointError: If it is no LoRA adapter, is damaged, or changes more than the product of its factors:
             DoRA and other variants, trained biases, saved modules, initialisations that edit the base.
         IncompatibleVectorsError: If it adapts parameters outside the vision tower or does not fit `base`.
     """
-    folder = fetch_folder(
-        adapter, patterns=[CONFIG, WEIGHTS], revision=revision, token=token, cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )  # fmt: skip
+    folder = fetch_folder(adapter, Wanted([CONFIG, WEIGHTS]), revision=revision, access=access)
     config = _read_config(folder.path, folder.name)
     if not (folder.path / WEIGHTS).is_file():
         raise CheckpointError(
@@ -88,7 +84,7 @@ def read_adapter(
     )  # fmt: skip
     if base is None:
         return LoraAdapter(factors, info)
-    checkpoint = open_checkpoint(base, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    checkpoint = open_checkpoint(base, access=access)
     names = covered_names(checkpoint.tensors, include_projection=PROJECTION in factors)
     weights = {name: checkpoint.tensors[name] for name in names}
     factors = {name: _fitted(name, item, weights) for name, item in factors.items()}

@@ -9,12 +9,13 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
+from hf_taskvec.hub.access import HubAccess, HubKeywords
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, merged_info
 from hf_taskvec.vectors.info import VectorInfo
@@ -113,9 +114,7 @@ class TaskVector:
         revision: str | None = None,
         include_projection: bool = False,
         task: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
+        **hub: Unpack[HubKeywords],
     ) -> TaskVector:
         """The difference of two checkpoints, by Hub id or folder; no model is built.
 
@@ -126,7 +125,7 @@ class TaskVector:
             revision: Branch, tag or commit of `finetuned`.
             include_projection: Whether the vector covers `visual_projection`.
             task: Name of the task, for the provenance.
-            token, cache_dir, local_files_only: As in `from_pretrained` of Transformers.
+            **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
 
         Raises:
             CheckpointError: If a checkpoint has no safetensors weights or is damaged.
@@ -134,12 +133,9 @@ class TaskVector:
         """
         from hf_taskvec.vectors.checkpoints import open_checkpoint
 
-        before = open_checkpoint(
-            base, revision=base_revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
-        after = open_checkpoint(
-            finetuned, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+        access = HubAccess.of(hub)
+        before = open_checkpoint(base, revision=base_revision, access=access)
+        after = open_checkpoint(finetuned, revision=revision, access=access)
         info = VectorInfo(
             base=before.name, base_revision=before.commit, task=task,
             settings={"finetuned": after.name, "finetuned_revision": after.commit},
@@ -153,16 +149,12 @@ class TaskVector:
         *,
         base: str | os.PathLike[str] | None = None,
         revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
+        **hub: Unpack[HubKeywords],
     ) -> TaskVector:
         """The exact weight change of a `peft` LoRA adapter, by Hub id or folder; see `hf_taskvec.vectors.lora`."""
         from hf_taskvec.vectors.lora import read_adapter
 
-        return read_adapter(
-            adapter, base=base, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        ).to_vector()
+        return read_adapter(adapter, base=base, revision=revision, access=HubAccess.of(hub)).to_vector()
 
     # -- saving and loading -------------------------------------------------------------------------------------------
 
@@ -198,10 +190,7 @@ class TaskVector:
         *,
         revision: str | None = None,
         subfolder: str = "",
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
+        **hub: Unpack[HubKeywords],
     ) -> TaskVector:
         """Opens a saved vector by Hub id or folder, memory-mapped.
 
@@ -209,7 +198,7 @@ class TaskVector:
             source: Hub id or folder.
             revision: Branch, tag or commit.
             subfolder: Folder inside the repository.
-            token, cache_dir, local_files_only, force_download: As in `from_pretrained` of Transformers.
+            **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
 
         Raises:
             CheckpointError: If the files are missing, damaged or hostile.
@@ -217,10 +206,7 @@ class TaskVector:
         """
         from hf_taskvec.vectors.files import fetch_vector
 
-        return fetch_vector(
-            source, revision=revision, subfolder=subfolder, token=token, cache_dir=cache_dir,
-            local_files_only=local_files_only, force_download=force_download,
-        )  # fmt: skip
+        return fetch_vector(source, revision=revision, subfolder=subfolder, access=HubAccess.of(hub))
 
     # -- applying -----------------------------------------------------------------------------------------------------
 
@@ -261,6 +247,7 @@ class TaskVector:
         scaling: float = 1.0,
         revision: str | None = None,
         allow_other_base: bool = False,
+        **hub: Unpack[HubKeywords],
     ) -> None:
         """Writes base plus vector as a checkpoint folder for `CLIPModel` or `CLIPVisionModel`; no model is built.
 
@@ -269,7 +256,8 @@ class TaskVector:
         from hf_taskvec.vectors.checkpoints import write_checkpoint
 
         write_checkpoint(
-            self, base, output_dir, scaling=scaling, revision=revision, allow_other_base=allow_other_base
+            self, base, output_dir, scaling=scaling, revision=revision, allow_other_base=allow_other_base,
+            access=HubAccess.of(hub),
         )  # fmt: skip
 
     def check_fits(
