@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from hf_taskvec.text import listed, printable, shortened
+
+_WORD_END = re.compile(r"[-_\W]+")
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that was probably meant: nearly the same letters, the same initials, or the same words in it.
+
+    Example:
+        >>> nearest("lr", ["learning_rate", "seed"]), nearest("epochs", ["num_train_epochs", "seed"])
+        ('learning_rate', 'num_train_epochs')
+    """
+    bare = {candidate.lstrip("-"): candidate for candidate in known}
+    if close := difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.5):
+        return bare[close[0]]
+    words = [word for word in _WORD_END.split(name.lower()) if word]
+    for candidate in known:
+        parts = [part for part in _WORD_END.split(candidate.lower()) if part]
+        if words and ("".join(part[0] for part in parts) == "".join(words) or set(words) <= set(parts)):
+            return candidate
+    return None
 
 
 class TaskVecError(Exception):
@@ -37,9 +58,13 @@ class UnknownNameError(TaskVecError, ValueError):
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         names = sorted(map(str, known))
         wanted = name[:100] if isinstance(name, str) else name
-        close = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        close = nearest(str(name)[:100], names)
+        hint = f" Did you mean {close!r}?" if close else ""
         super().__init__(f"no {kind} {wanted!r}.{hint} Known: {listed(names) or 'none'}.", details=names)
+
+
+class ArgumentsError(TaskVecError, ValueError):
+    """An argument of a recipe, on the command line or in its YAML file, that cannot be read."""
 
 
 class IncompatibleVectorsError(TaskVecError, ValueError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import Mean
@@ -104,4 +104,7 @@ def methods_table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(ComparisonArguments))
+    run_recipe(
+        main, ComparisonArguments,
+        stopped="Every finished result is in --results_dir; the same command goes on with the next.",
+    )  # fmt: skip

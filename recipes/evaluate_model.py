@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_taskvec import Report, TaskVector, choose_scaling, evaluate, get_tasks, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.tasks import Split
 
 
@@ -41,4 +41,4 @@ def main(args: EvaluateArguments) -> Report:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(EvaluateArguments))
+    run_recipe(main, EvaluateArguments, stopped="No report was written; the same command begins anew.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 
 
 @dataclass
@@ -38,4 +38,7 @@ def main(args: FinetuneArguments, config: TaskVectorConfig) -> TaskVector:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(FinetuneArguments, TaskVectorConfig))
+    run_recipe(
+        main, FinetuneArguments, TaskVectorConfig,
+        stopped="The same command goes on from the last checkpoint in --output_dir, or anew where there is none.",
+    )  # fmt: skip

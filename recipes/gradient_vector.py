@@ -6,13 +6,11 @@ python recipes/gradient_vector.py --task digits --learning_rate 0.05 --output_di
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 
 from hf_taskvec import TaskVector, get_task, gradient_vector, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, command_line, run_recipe
 
 
 @dataclass
@@ -25,15 +23,14 @@ class GradientArguments:
     output_dir: str = arg("Where to save the vector.", default="out/gradient")
 
 
-def main(args: GradientArguments, command: str | None = None) -> TaskVector:
+def main(args: GradientArguments) -> TaskVector:
     base, task, start = load_base(args.base), get_task(args.task, data_dir=args.data_dir), time.perf_counter()
     vector = gradient_vector(base, task, learning_rate=args.learning_rate, epochs=args.epochs, progress=True)
-    info = dataclasses.replace(vector.info, command=command, seconds=round(time.perf_counter() - start, 1))
+    info = dataclasses.replace(vector.info, command=command_line(), seconds=round(time.perf_counter() - start, 1))
     TaskVector(vector.deltas, info).save_pretrained(args.output_dir)
     print(f"The vector is in {args.output_dir}")
     return TaskVector.from_pretrained(args.output_dir)
 
 
 if __name__ == "__main__":
-    (arguments,) = parse_recipe(GradientArguments)
-    main(arguments, shlex.join(["python", *sys.argv]))
+    run_recipe(main, GradientArguments, stopped="No vector was written; the same command begins anew.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_taskvec import Report, TaskVector, evaluate, get_tasks, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.cards import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_folder_card
 from hf_taskvec.cards.metadata import task_names
 from hf_taskvec.evaluation.accuracy import evaluate_individually
@@ -91,4 +91,4 @@ def measure(vector: TaskVector, experts: dict[str, TaskVector], folder: Path, *,
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(CardArguments))
+    run_recipe(main, CardArguments, stopped="Finished cards stay; the same command makes all of them again.")

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import disable_progress_bars
 
 from hf_taskvec import TaskVector
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.merging import methods_table
 from hf_taskvec.merging.engine import PROGRESS
-from hf_taskvec.merging.recipes import MergeRecipe, parse_settings
+from hf_taskvec.merging.recipes import MergeRecipe
 
 
 @dataclass
 class MergeArguments:
     vectors: list[str] = arg("Hub ids (with @revision if wanted) or folders of the vectors to merge.", default=[])
     method: str = arg("Merge method; --list_methods shows all.", default="task_arithmetic")
-    settings: list[str] = arg("Settings of the method, each name=value.", default=[])
+    settings: dict[str, Any] = arg("Settings of the method, each name=value; in YAML a mapping.", default={})
     scaling: float = arg("Factor of the result.", default=1.0)
     dtype: str | None = arg("Dtype of the result, as float16; float32 or wider if left out.", default=None)
     device: str | None = arg("Where to compute, as cuda; where the vectors are if left out.", default=None)
@@ -42,8 +43,7 @@ def main(args: MergeArguments) -> TaskVector | None:
     if args.repeat is not None:
         recipe = MergeRecipe.from_info(TaskVector.from_pretrained(args.repeat).info)
     else:
-        settings = parse_settings(args.settings)
-        recipe = MergeRecipe(tuple(args.vectors), args.method, settings, args.scaling, args.dtype)
+        recipe = MergeRecipe(tuple(args.vectors), args.method, args.settings, args.scaling, args.dtype)
     merged = recipe.run(output_dir=args.output_dir, device=args.device)
     if not args.quiet:
         print(f"{merged.info.label} of {len(merged.info.parents)} vectors is in {Path(args.output_dir)}")
@@ -51,4 +51,8 @@ def main(args: MergeArguments) -> TaskVector | None:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(MergeArguments))
+    run_recipe(
+        main, MergeArguments,
+        stopped="No half result is left; what a slow method had finished is kept beside --output_dir, so the same "
+        "command goes on where it was.",
+    )  # fmt: skip

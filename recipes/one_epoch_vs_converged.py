@@ -11,7 +11,7 @@ from paper.report import budget_tables, comparison_table
 from paper.results import claim_folder
 from paper.settings import Reproduction
 
-from hf_taskvec.arguments import parse_recipe
+from hf_taskvec.arguments import run_recipe
 
 
 def main(settings: Reproduction) -> list[Cell]:
@@ -22,4 +22,4 @@ def main(settings: Reproduction) -> list[Cell]:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(Reproduction))
+    run_recipe(main, Reproduction, stopped="Finished runs are in --output_dir; the same command goes on from there.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pretraining.trainer import PretrainingConfig, pretrain
 
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 
 
 @dataclass
@@ -22,9 +22,14 @@ class PretrainArguments:
 
 
 def main(args: PretrainArguments, config: PretrainingConfig) -> dict[str, float]:
-    """Trains, saves and returns the retrieval figures."""
-    return pretrain(args.pairs, config=config, output_dir=args.output_dir, generated=args.generated_pairs)
+    """Trains, saves, prints and returns the retrieval figures."""
+    figures = pretrain(args.pairs, config=config, output_dir=args.output_dir, generated=args.generated_pairs)
+    print(figures)
+    return figures
 
 
 if __name__ == "__main__":
-    print(main(*parse_recipe(PretrainArguments, PretrainingConfig)))
+    run_recipe(
+        main, PretrainArguments, PretrainingConfig,
+        stopped="The same command goes on from the last saved state in --output_dir (one every --save_steps).",
+    )  # fmt: skip

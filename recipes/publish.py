@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_folder_card
 from hf_taskvec.cards.publish import create_collection
 from hf_taskvec.hub.access import PushOptions
@@ -66,4 +66,7 @@ def main(args: PublishArguments) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(PublishArguments))
+    run_recipe(
+        main, PublishArguments,
+        stopped="What was pushed is complete; the same command pushes the rest and leaves what is there as it is.",
+    )  # fmt: skip

@@ -7,18 +7,19 @@ python recipes/quickstart.py --tasks vision8 --base openai/clip-vit-base-patch32
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_taskvec import Report, TaskVectorConfig, choose_weights, evaluate, get_tasks, load_base, merge
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.plots import plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import summary_table
+from hf_taskvec.models.base import EMBEDDED
 from hf_taskvec.training.run import train_vector
 
 TINY_CLIP_SETTINGS = Path(__file__).parent / "configs" / "quickstart.yaml"
@@ -32,6 +33,11 @@ class QuickstartArguments:
     methods: list[str] = arg("Merge methods.", default=["task_arithmetic"])
     choose_weights: bool = arg("Also merge with one weight per vector, chosen on validation data.", default=False)
     seeds: list[int] = arg("Seeds of the fine-tuning runs.", default=[0])
+
+
+def tiny_clip_settings(args: argparse.Namespace) -> Path | None:
+    """The file of settings for the embedded base, which is tiny and needs larger steps than the literature's."""
+    return TINY_CLIP_SETTINGS if args.base in (None, EMBEDDED) else None
 
 
 def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[Report]]:
@@ -81,9 +87,7 @@ def print_summary(reports: dict[str, list[Report]]) -> None:
 
 
 if __name__ == "__main__":
-    # The embedded base is tiny and needs larger steps than the literature's, which TaskVectorConfig defaults to.
-    main(
-        *parse_recipe(
-            QuickstartArguments, TaskVectorConfig, default_config=None if "--base" in sys.argv else TINY_CLIP_SETTINGS
-        )
-    )
+    run_recipe(
+        main, QuickstartArguments, TaskVectorConfig, defaults=tiny_clip_settings,
+        stopped="Finished vectors stay in --output_dir; the same command begins anew.",
+    )  # fmt: skip

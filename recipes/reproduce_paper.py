@@ -7,8 +7,6 @@ python recipes/reproduce_paper.py --config recipes/configs/paper7_vit_b16.yaml -
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from paper.report import write_report
 from paper.results import reproduce
 from paper.settings import Reproduction
 
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, command_line, run_recipe
 
 
 @dataclass
@@ -25,15 +23,17 @@ class RunArguments:
     dry_run: bool = arg("Only count the work and estimate its time on this machine.", default=False)
 
 
-def main(settings: Reproduction, run: RunArguments, command: str = "python recipes/reproduce_paper.py") -> Path | None:
+def main(settings: Reproduction, run: RunArguments) -> Path | None:
     if run.dry_run:
         print(estimate(settings).to_markdown())
         return None
-    path = write_report(reproduce(settings), command=command)
+    path = write_report(reproduce(settings), command=command_line())
     print(f"The report is in {path}")
     return path
 
 
 if __name__ == "__main__":
-    settings, run = parse_recipe(Reproduction, RunArguments)
-    main(settings, run, command=shlex.join(["python", *sys.argv]))
+    run_recipe(
+        main, Reproduction, RunArguments,
+        stopped="Finished runs are in --output_dir; the same command goes on from there.",
+    )  # fmt: skip

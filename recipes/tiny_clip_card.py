@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import DatasetCard
 
 from hf_taskvec import evaluate, get_tasks, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.cards import render_base_card
 from hf_taskvec.models.base import TINY_CLIP
 from hf_taskvec.vectors.info import library_versions
@@ -91,4 +91,4 @@ def source(name: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(CardArguments))
+    run_recipe(main, CardArguments, stopped="No card was written; the same command begins anew.")

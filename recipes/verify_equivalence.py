@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from accelerate import PartialState
 
 from hf_taskvec import TaskVectorConfig, get_tasks, load_base, verify_equivalence
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.theory.equivalence import Equivalence
 
@@ -35,4 +35,4 @@ def main(args: VerifyArguments, config: TaskVectorConfig) -> Equivalence:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(VerifyArguments, TaskVectorConfig))
+    run_recipe(main, VerifyArguments, TaskVectorConfig, stopped="Nothing is kept; the same command begins anew.")

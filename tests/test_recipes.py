@@ -5,56 +5,17 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from hf_taskvec import Report, TaskVector, TaskVectorConfig
-from hf_taskvec.arguments import arg, parse_recipe
-from hf_taskvec.errors import OutputExistsError, UnknownNameError
+from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from recipes import compare_methods, evaluate_model, finetune, quickstart
 from tests.bases import save_colour_dataset, save_tiny_base
 
 ROOT = Path(__file__).parents[1]
-
-
-@dataclass
-class Arguments:
-    method: str = arg("A method.")
-    density: float = arg("A fraction.", default=0.2)
-    vectors: list[str] = arg("Some vectors.", default=["a"])
-    quiet: bool = arg("Whether to be quiet.", default=False)
-
-
-def write(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    return str(path)
-
-
-def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
-    config = write(tmp_path, "method: ties\ndensity: 1e-1\nvectors: [x, y]\nquiet: true\n")
-    (arguments,) = parse_recipe(Arguments, argv=["--config", config, "--density", "0.5"])
-    assert arguments == Arguments("ties", 0.5, ["x", "y"], True)
-
-
-def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
-    (arguments,) = parse_recipe(Arguments, argv=["--config", write(tmp_path, "method: ties\ndensity: 1e-5\n")])
-    assert arguments.density == 1e-5
-
-
-def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'density'"):
-        parse_recipe(Arguments, argv=["--config", write(tmp_path, "method: ties\ndensty: 0.5\n")])
-
-
-def test_a_nested_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="flat mapping"):
-        parse_recipe(Arguments, argv=["--config", write(tmp_path, "- ties\n")])
-    with pytest.raises(ValueError, match="density must be a value or a list"):
-        parse_recipe(Arguments, argv=["--config", write(tmp_path, "method: ties\ndensity: {a: 1}\n")])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)

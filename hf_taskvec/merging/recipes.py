@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,24 +63,6 @@ class MergeRecipe:
             [vector for _, vector in opened], self.method, output_dir=output_dir, scaling=self.scaling, device=device,
             dtype=DTYPES[self.dtype] if self.dtype else None, recipe=dataclasses.asdict(recipe), **self.settings,
         )  # fmt: skip
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Settings from `name=value` texts; a value is JSON (`0.2`, `[1, 2]`, `true`) or else a word.
-
-    Raises:
-        ValueError: If a text is no `name=value`.
-    """
-    result: dict[str, Any] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise ValueError(f"a setting is name=value, got {text!r}")
-        try:
-            result[name.strip()] = json.loads(value)
-        except ValueError:
-            result[name.strip()] = value.strip()
-    return result
 
 
 def _open(source: str) -> tuple[str, TaskVector]:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from hf_taskvec import Base, Task, get_task, gradient_vector, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.tasks.subsets import subset
@@ -64,4 +64,4 @@ def _bare(base: Base, task: Task, batch_size: int) -> float:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(BenchmarkArguments))
+    run_recipe(main, BenchmarkArguments)

@@ -39,7 +39,7 @@ import torch  # noqa: E402
 from huggingface_hub import HfApi, hf_hub_download  # noqa: E402
 from transformers import CLIPVisionConfig, CLIPVisionModel  # noqa: E402
 
-from hf_taskvec.arguments import arg, parse_recipe  # noqa: E402
+from hf_taskvec.arguments import arg, run_recipe  # noqa: E402
 from hf_taskvec.cards.publish import push_to_hub, write_repository  # noqa: E402
 from hf_taskvec.vectors.vector import TaskVector  # noqa: E402
 from hf_taskvec.weights.fingerprint import tensor_hashes  # noqa: E402
@@ -135,4 +135,4 @@ def main(args: BenchmarkArguments) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(BenchmarkArguments))
+    run_recipe(main, BenchmarkArguments)

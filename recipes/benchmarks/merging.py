@@ -24,7 +24,7 @@ import torch
 from merging_bounds import bounds_table
 from merging_tables import Bench, growth_table, lora_table, peers_table, spread_table
 
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 
 METHODS = [
     "average", "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus_ta", "magmax", "pcb", "della", "sce",
@@ -67,4 +67,4 @@ def main(args: BenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(BenchmarkArguments))
+    run_recipe(main, BenchmarkArguments)

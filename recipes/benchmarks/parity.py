@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from hf_taskvec import TaskVector, merge
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.vectors.checkpoints import open_checkpoint
@@ -128,4 +128,4 @@ def main(args: ParityArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(ParityArguments))
+    run_recipe(main, ParityArguments)

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, get_tasks, load_base, merge
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.models.base import TINY_CLIP, Base
@@ -116,4 +116,4 @@ def main(args: StudyArguments, config: TaskVectorConfig) -> list[Mapping[str, An
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(StudyArguments, TaskVectorConfig))
+    run_recipe(main, StudyArguments, TaskVectorConfig)

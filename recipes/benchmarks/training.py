@@ -17,7 +17,7 @@ from transformers import ProgressCallback
 from transformers.trainer_callback import PrinterCallback
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Task
@@ -97,4 +97,4 @@ def main(args: BenchmarkArguments) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(BenchmarkArguments))
+    run_recipe(main, BenchmarkArguments)

@@ -17,7 +17,7 @@ from merging_data import heavy_tailed
 from merging_runs import header, line
 from torch import Tensor
 
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.merging.wudi import descend, normal_equations, solve
 
 
@@ -62,4 +62,4 @@ def main(args: SolverArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(SolverArguments))
+    run_recipe(main, SolverArguments)
