@@ -83,15 +83,59 @@ def get_tasks(names: str | Iterable[str], *, data_dir: str | Path | None = None)
     Raises:
         UnknownNameError: If there is no such task or suite.
         DataError: If a task comes twice.
+
+    Example:
+        >>> [task.name for task in get_tasks("mini")]
+        ['digits', 'shapes', 'patterns', 'counts']
     """
-    names = [names] if isinstance(names, str) else list(names)
-    tasks = [get_task(task, data_dir=data_dir) for name in names for task in SUITES.get(name, (name,))]
-    seen: set[str] = set()
+    return as_tasks(names, data_dir=data_dir)
+
+
+def as_tasks(tasks: Task | str | Iterable[Task | str], *, data_dir: str | Path | None = None) -> list[Task]:
+    """The tasks that a caller means: one or many, each a `Task` or the name of a task or suite.
+
+    Args:
+        tasks: The tasks; none is no error.
+        data_dir: A folder of datasets for the names, as for `get_task`.
+
+    Raises:
+        UnknownNameError: If there is no such task or suite.
+        DataError: If two tasks have one name: results are told apart by it.
+        TypeError: If something is neither a task nor a name.
+
+    Example:
+        >>> [task.name for task in as_tasks([get_task("digits"), "counts"])]
+        ['digits', 'counts']
+    """
+    if isinstance(tasks, (Task, str)):
+        tasks = [tasks]
+    if isinstance(tasks, Mapping) or not isinstance(tasks, Iterable):
+        raise TypeError(f"tasks must be a Task, a name, or a list of them, got {_kind(tasks)}")
+    chosen: list[Task] = []
     for task in tasks:
-        if task.name in seen:
-            raise DataError(f"task {task.name!r} comes twice in {', '.join(names)}")
-        seen.add(task.name)
-    return tasks
+        if isinstance(task, str):
+            chosen += [get_task(name, data_dir=data_dir) for name in SUITES.get(task, (task,))]
+        elif isinstance(task, Task):
+            chosen.append(task)
+        else:
+            raise TypeError(f"tasks must hold Tasks and names, got {_kind(task)}; see Task.from_dataset for own data")
+    _check_distinct(chosen)
+    return chosen
+
+
+def _kind(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
+def _check_distinct(tasks: Iterable[Task]) -> None:
+    datasets: dict[str, str] = {}
+    for task in tasks:
+        if task.name in datasets:
+            raise DataError(
+                f"task {task.name!r} comes twice, on {datasets[task.name]} and on {task.dataset}: results are told "
+                "apart by a task's name. If they are two tasks, give one a name: Task.from_dataset(..., name=...)"
+            )
+        datasets[task.name] = task.dataset
 
 
 def _key(name: str) -> str:
