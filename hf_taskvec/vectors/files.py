@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ FILES = Wanted(
     checked_later=f"{STEM}*.safetensors",
 )
 SCHEMA_VERSION = 1
+_WEIGHTS = re.compile(rf"{STEM}(-\d+-of-\d+)?\.safetensors")
 
 
 def save_vector(
@@ -73,7 +75,7 @@ def save_vector(
                 norms[layer_of(name)] += float(torch.linalg.vector_norm(stored, dtype=torch.float32)) ** 2
             yield name, stored
 
-    with atomic_folder(folder, marker=CONFIG_NAME) as target:
+    with atomic_folder(folder, marker=CONFIG_NAME, own=is_own) as target:
         shapes = vector.deltas.shapes
         write_sharded(
             target, STEM, rounded(), shapes=shapes, dtype=dtype, max_shard_size=max_shard_size, digests=digests
@@ -84,6 +86,11 @@ def save_vector(
             info = dataclasses.replace(info, layer_norms={layer: norm**0.5 for layer, norm in norms.items()})
         write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(hashes)})
     return rounding
+
+
+def is_own(name: str) -> bool:
+    """Whether a file is one of a vector's, which the next vector in its folder replaces."""
+    return name in (CONFIG_NAME, f"{STEM}.safetensors.index.json") or _WEIGHTS.fullmatch(name) is not None
 
 
 def config_of(info: VectorInfo) -> dict[str, object]:

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_taskvec.errors import CheckpointError, OutputExistsError
+from hf_taskvec.weights.temporary import Own, clear_stale, new_temporary, put_in_place
+
+
+def nothing(name: str) -> bool:
+    """No name is an artefact's own beside those that a new one has too."""
+    return False
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], *, marker: str, own: Own = nothing) -> Iterator[Path]:
     """Yields an empty temporary folder beside `path` that takes its place when the block ends without an error.
+
+    What an artefact of this kind has is replaced; whatever else lies in the folder stays. The temporary folders of
+    writers that died are removed.
 
     Args:
         path: The folder to write. One that holds `marker` is an earlier artefact of this kind and is replaced.
         marker: A file that every artefact of this kind has.
+        own: Which names of an earlier artefact go even if the new one does not have them.
 
     Raises:
         OutputExistsError: If `path` holds something else.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     check_output_folder(target, marker=marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
+    clear_stale(target, own)
+    with new_temporary(target, folder=True) as temporary:
         yield temporary
-        temporary.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.rename(target, old / "was")
-            os.rename(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        check_output_folder(target, marker=marker)
+        put_in_place(temporary, target, own)
 
 
 def check_output_folder(path: str | os.PathLike[str], *, marker: str) -> None:
@@ -57,14 +57,10 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file under a temporary name and renames it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
+    clear_stale(target, nothing)
+    with new_temporary(target, folder=False) as temporary:
+        temporary.write_bytes(content)
         os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
