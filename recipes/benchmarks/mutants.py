@@ -22,7 +22,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 
 from hf_taskvec.arguments import arg, parse_recipe
-from hf_taskvec.evaluation.report import table
+from hf_taskvec.text import table
 
 ROOT = Path(__file__).parents[2]
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
@@ -90,7 +90,14 @@ def candidates(home: Path, items: Sequence[WorkItem]) -> list[WorkItem]:
     """The mutants that change what runs."""
     skipped = {path: annotations((home / path).read_text()) for path in {i.mutations[0].module_path for i in items}}
     chosen = [item for item in items if item.mutations[0].start_pos[0] not in skipped[item.mutations[0].module_path]]
-    return sorted(chosen, key=lambda item: (str(item.mutations[0].module_path), item.mutations[0].start_pos, item.job_id))
+    return sorted(
+        chosen,
+        key=lambda item: (
+            str(item.mutations[0].module_path),
+            item.mutations[0].start_pos,
+            item.mutations[0].operator_name,
+        ),
+    )
 
 
 def draw_sample(homes: dict[str, Path], args: MutantArguments) -> None:
