@@ -10,6 +10,7 @@ where it was. With two cores, start a second call with `--groups` of its own in 
 from __future__ import annotations
 
 import ast
+import os
 import random
 import shutil
 import subprocess
@@ -49,12 +50,13 @@ class MutantArguments:
 
 
 def annotations(source: str) -> set[int]:
-    """The lines on which only annotations, decorators of dataclasses or nothing at all can be changed."""
+    """The lines on which an annotation stands."""
     lines: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        notes = [getattr(node, name, None) for name in ("annotation", "returns")]
-        for note in filter(None, notes):
-            lines |= {*range(note.lineno, (note.end_lineno or note.lineno) + 1)}
+        for name in ("annotation", "returns"):
+            note = getattr(node, name, None)
+            if isinstance(note, ast.expr):
+                lines |= {*range(note.lineno, (note.end_lineno or note.lineno) + 1)}
     return lines
 
 
@@ -83,21 +85,20 @@ def prepare(group: str, args: MutantArguments) -> Path:
 
 
 def run_tool(home: Path, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "cosmic_ray.cli", *words], cwd=home, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(home.resolve()), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "cosmic_ray.cli", *words], cwd=home, env=environment, check=True)
 
 
 def candidates(home: Path, items: Sequence[WorkItem]) -> list[WorkItem]:
     """The mutants that change what runs."""
     skipped = {path: annotations((home / path).read_text()) for path in {i.mutations[0].module_path for i in items}}
     chosen = [item for item in items if item.mutations[0].start_pos[0] not in skipped[item.mutations[0].module_path]]
-    return sorted(
-        chosen,
-        key=lambda item: (
-            str(item.mutations[0].module_path),
-            item.mutations[0].start_pos,
-            item.mutations[0].operator_name,
-        ),
-    )
+    return sorted(chosen, key=_place)
+
+
+def _place(item: WorkItem) -> tuple[str, tuple[int, int], str]:
+    mutation = item.mutations[0]
+    return str(mutation.module_path), mutation.start_pos, mutation.operator_name
 
 
 def draw_sample(homes: dict[str, Path], args: MutantArguments) -> None:
@@ -125,16 +126,19 @@ def results(home: Path) -> Iterator[tuple[WorkItem, WorkResult]]:
 def main(args: MutantArguments) -> None:
     homes = {group: prepare(group, args) for group in args.groups}
     draw_sample(homes, args)
-    rows, survivors = [], []
+    counts: dict[str, tuple[int, int]] = {}
+    survivors: list[tuple[str, str]] = []
     for group, home in homes.items():
         run_tool(home, "exec", "mutants.toml", "session.sqlite")
         done = list(results(home))
-        alive = [(item, result) for item, result in done if result.test_outcome == TestOutcome.SURVIVED]
-        rows.append([group, len(done), len(done) - len(alive)])
-        survivors += [(group, result.diff or "") for _, result in alive]
-    total, caught = (sum(row[column] for row in rows) for column in (1, 2))
-    rows.append(["**all**", total, f"{caught} ({100 * caught / max(total, 1):.0f} %)"])
-    print(table(["group", "mutants", "caught"], rows))
+        alive = [result for _, result in done if result.test_outcome == TestOutcome.SURVIVED]
+        counts[group] = len(done), len(done) - len(alive)
+        survivors += [(group, result.diff or "") for result in alive]
+    total, caught = (sum(count[column] for count in counts.values()) for column in (0, 1))
+    rows = [[group, *count] for group, count in counts.items()]
+    print(
+        table(["group", "mutants", "caught"], [*rows, ["**all**", total, f"{caught} ({caught / max(total, 1):.0%})"]])
+    )
     for group, diff in survivors:
         print(f"\n{group}\n" + "\n".join(line for line in diff.splitlines() if line[:1] in "+-@"))
 
