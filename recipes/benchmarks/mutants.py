@@ -49,7 +49,7 @@ class MutantArguments:
     timeout: float = arg("Seconds after which a mutant counts as caught.", default=240.0)
 
 
-def annotations(source: str) -> set[int]:
+def annotated_lines(source: str) -> set[int]:
     """The lines on which an annotation stands."""
     lines: set[int] = set()
     for node in ast.walk(ast.parse(source)):
@@ -91,7 +91,7 @@ def run_tool(home: Path, *words: str) -> None:
 
 def candidates(home: Path, items: Sequence[WorkItem]) -> list[WorkItem]:
     """The mutants that change what runs."""
-    skipped = {path: annotations((home / path).read_text()) for path in {i.mutations[0].module_path for i in items}}
+    skipped = {path: annotated_lines((home / path).read_text()) for path in {i.mutations[0].module_path for i in items}}
     chosen = [item for item in items if item.mutations[0].start_pos[0] not in skipped[item.mutations[0].module_path]]
     return sorted(chosen, key=_place)
 
