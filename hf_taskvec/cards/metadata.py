@@ -10,10 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_taskvec.cards.text import clean
 from hf_taskvec.evaluation.report import Report
+from hf_taskvec.hub.access import is_repo_id
 from hf_taskvec.hub.client import LIBRARY
 from hf_taskvec.vectors.info import VectorInfo
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _TAG = re.compile(r"[\w.-]{1,80}", re.ASCII)
 
 
@@ -61,8 +61,8 @@ def task_names(info: VectorInfo) -> list[str]:
 
 
 def _yaml(info: VectorInfo, report: Report | None, *, repo_id: str, tags: list[str], **entries: Any) -> str:
-    datasets = list(dict.fromkeys(name for name in _datasets(info).values() if _REPO_ID.fullmatch(name)))
-    if info.base and _REPO_ID.fullmatch(info.base):
+    datasets = list(dict.fromkeys(name for name in _datasets(info).values() if is_repo_id(name)))
+    if info.base and is_repo_id(info.base):
         entries |= {"base_model": info.base, "base_model_relation": entries.pop("relation")}
     else:
         entries.pop("relation")
@@ -85,7 +85,7 @@ def _results(report: Report | None, info: VectorInfo) -> Iterator[EvalResult]:
     datasets = _datasets(info)
     for result in report.results if report else ():
         dataset = datasets.get(result.task, result.task)
-        if not _REPO_ID.fullmatch(dataset):
+        if not is_repo_id(dataset):
             dataset = re.sub(r"[^\w.-]+", "-", result.task, flags=re.ASCII).strip("-.")[:96] or "task"
         yield EvalResult(
             task_type="image-classification", dataset_type=dataset, dataset_name=clean(result.task),

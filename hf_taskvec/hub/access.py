@@ -14,6 +14,7 @@ from hf_taskvec.errors import CheckpointError, UnknownNameError
 # Git's rules for the name of a branch or tag, and what a cache of files can bear besides.
 _BAD_REVISION = re.compile(r"^[-/]|[/.]$|\.lock(/|$)|(^|/)\.|\.\.|//|@\{|[\x00-\x20\x7f~^:?*\[\\]")
 _MAX_REVISION = 250
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
 AnyPath = str | os.PathLike[str]
 Value = TypeVar("Value")
@@ -126,6 +127,16 @@ def from_keywords(kind: type[Value], keywords: Mapping[str, Any]) -> Value:
         if name not in known:
             raise UnknownNameError("keyword", name, known)
     return kind(**keywords)
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether a text has the form of a Hub id, user/name.
+
+    Example:
+        >>> is_repo_id("openai/clip-vit-base-patch32"), is_repo_id("out/eight/mnist")
+        (True, False)
+    """
+    return _REPO_ID.fullmatch(text) is not None and ".." not in text
 
 
 def check_revision(revision: str | None) -> None:

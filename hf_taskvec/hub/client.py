@@ -78,8 +78,8 @@ def translated(error: Exception, where: str, doing: str) -> Exception:
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.ConnectError)):
         cause = f" ({reason(error.__cause__)})" if isinstance(error.__cause__, HfHubHTTPError) else ""
         return NotCachedError(
-            f"{where} is not in the cache and the Hub is out of reach{cause}; "
-            f"fetch it while online: hf download {where.split(' ')[0]}"
+            f"there is no folder {where.split(' ')[0]!r} here; on the Hub, {where} is out of reach{cause} and not in "
+            f"the cache: fetch it while online: hf download {where.split(' ')[0]}"
         )
     if isinstance(error, httpx2.HTTPError):
         return HubError(f"{doing} {where} failed: the connection was lost or too slow ({error!r}); run it again")

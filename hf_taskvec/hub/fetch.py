@@ -27,6 +27,12 @@ from hf_taskvec.weights.folders import check_inside, check_relative
 
 logger = logging.getLogger(__name__)
 MAX_SIDE_BYTES = 64 << 20
+WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
+SIDE_FILES = ("*.json", "*.txt", "*.model")
+PICKLED = (
+    "has no model.safetensors. Pickled weights (pytorch_model.bin) are refused, since loading them can run code: "
+    "load them where you trust them and save_pretrained() them again."
+)
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,31 @@ class Wanted:
 
     Attributes:
         patterns: Globs of the files wanted; none of them looks into folders.
-        missing: What the error says if the repository has none of the files.
+        required: Globs of which one must fit a file; `patterns` if left out, in a local folder none.
+        missing: What the error says if no file fits them.
         checked_later: Glob of files whose content the caller checks, by a faster hash than the Hub's.
     """
 
     patterns: Sequence[str]
+    required: Sequence[str] = ()
     missing: str = "has no such files"
     checked_later: str = ""
 
     def fits(self, name: str) -> bool:
         """Whether a file of the folder is wanted."""
-        return "/" not in name and any(fnmatch(name, pattern) for pattern in self.patterns)
+        return _fits(name, self.patterns)
+
+    def check(self, names: Iterable[str], where: str) -> None:
+        """Raises a `CheckpointError` if what is required is not among the names of a folder's files."""
+        if not any(_fits(name, self.required or self.patterns) for name in names):
+            raise CheckpointError(f"{where} {self.missing}")
+
+
+def _fits(name: str, globs: Sequence[str]) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in globs)
+
+
+CHECKPOINT = Wanted((*WEIGHTS, *SIDE_FILES), required=WEIGHTS, missing=PICKLED)
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,9 @@ def fetch_folder(
     if subfolder:
         check_relative(subfolder, "subfolder")
     if os.path.isdir(source):
-        return _local(Path(source), subfolder)
+        return _local(Path(source), subfolder, wanted)
+    if os.path.exists(source):
+        raise CheckpointError(f"{os.fspath(source)} is a file; pass the folder that holds it, or a Hub id")
     check_revision(revision)
     repository = _Repository(os.fspath(source), revision, subfolder, access or HubAccess())
     with hub_errors(repository.where, "reading"):
@@ -139,11 +161,13 @@ def fetch_folder(
     return _checked(repository, wanted, snapshot, listing)
 
 
-def _local(source: Path, subfolder: str) -> Folder:
+def _local(source: Path, subfolder: str, wanted: Wanted) -> Folder:
     path = source / subfolder
     if not path.is_dir():
         raise CheckpointError(f"{source} has no folder {subfolder!r}")
     check_inside(path, source)
+    if wanted.required:
+        wanted.check(os.listdir(path), str(source))
     return Folder(path, source.resolve().name, None)
 
 
@@ -178,8 +202,7 @@ def _matching(files: Mapping[str, RemoteFile], repository: _Repository, wanted: 
     result = {
         name: file for name, file in files.items() if name.startswith(folder) and wanted.fits(name.removeprefix(folder))
     }
-    if not result:
-        raise CheckpointError(f"{repository.where} {wanted.missing}")
+    wanted.check((name.removeprefix(folder) for name in result), repository.where)
     for name, file in result.items():
         check_relative(name, repository.where)
         if not name.endswith(".safetensors") and file.size > MAX_SIDE_BYTES:

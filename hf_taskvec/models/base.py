@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
-from hf_taskvec.errors import CheckpointError, NotCachedError
+from hf_taskvec.errors import CheckpointError
+from hf_taskvec.hub.access import HubAccess, HubKeywords, is_repo_id
+from hf_taskvec.hub.fetch import CHECKPOINT, fetch_folder
 from hf_taskvec.text import listed
 
 TINY_CLIP = Path(__file__).parent / "tiny_clip"
@@ -51,42 +53,54 @@ def load_base(
     source: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
+    base_name: str | None = None,
     dtype: torch.dtype = torch.float32,
+    **hub: Unpack[HubKeywords],
 ) -> Base:
     """Loads a CLIP model with its processor, in evaluation mode.
 
     Args:
         source: Hub id or folder of any `CLIPModel`; the embedded tiny CLIP if left out.
         revision: Branch, tag or commit on the Hub.
-        token, cache_dir, local_files_only: As in `from_pretrained` of Transformers.
+        base_name: Hub id of the model in a folder, for the provenance of vectors; by default the folder's name.
         dtype: Dtype of the weights in memory; float32 also for a half-precision file.
+        **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
+
+    Returns:
+        The base; its revision is the commit that was loaded.
 
     Raises:
-        CheckpointError: If parameters are missing or left over; all are named.
+        CheckpointError: If there is no such model, access is refused, or parameters are missing or left over.
         NotCachedError: If the Hub is out of reach and the cache has no copy.
+        HubError: If the download failed or is damaged.
+
+    Example:
+        >>> load_base().name
+        'hf-taskvec/tiny-clip'
     """
-    path = os.fspath(source) if source is not None else os.fspath(TINY_CLIP)
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    access = HubAccess.of(hub)
+    if base_name is not None:
+        _check_base_name(base_name, source)
+    folder = fetch_folder(TINY_CLIP if source is None else source, CHECKPOINT, revision=revision, access=access)
+    path = os.fspath(folder.path)
     try:
         model, loading = CLIPModel.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
         )
-        processor = CLIPProcessor.from_pretrained(path, **hub)
-    except (OSError, HfHubHTTPError) as error:
-        if Path(path).is_dir():
-            raise CheckpointError(f"{path} holds no loadable CLIP model: {error}") from error
-        raise NotCachedError(
-            f"{path!r} is neither a folder nor a CLIP model that can be fetched now; "
-            f"if you are offline, fetch it first: hf download {path}"
-        ) from error
+        processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{source} holds no loadable CLIP model: {error}") from error
     lines = [f"{key.replace('_', ' ')}: {listed(sorted(names), room=100)}" for key, names in loading.items() if names]
     if lines:
         details = [f"{key}: {name}" for key, names in loading.items() for name in sorted(names)]
-        raise CheckpointError(f"{path} does not fit CLIPModel; {'; '.join(lines)}", details=details)
-    name = EMBEDDED if source is None else path
-    if source is not None and Path(path).is_dir():
-        name = Path(path).resolve().name
-    return Base(model.eval(), processor, name, getattr(model.config, "_commit_hash", None))
+        raise CheckpointError(f"{source} does not fit CLIPModel; {'; '.join(lines)}", details=details)
+    name = EMBEDDED if source is None else base_name or folder.name
+    return Base(model.eval(), processor, name, folder.commit)
+
+
+def _check_base_name(name: str, source: str | os.PathLike[str] | None) -> None:
+    """Raises a `ValueError` if a name can or need not be given."""
+    if source is None or not os.path.isdir(source):
+        raise ValueError("base_name is for folders; a base from the Hub, and the embedded one, have their names")
+    if not is_repo_id(name):
+        raise ValueError(f"base_name must be a Hub id (user/name), got {name!r}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import HubAccess
-from hf_taskvec.hub.fetch import Wanted, fetch_folder
+from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
 from hf_taskvec.weights.arithmetic import scaled_sum
 from hf_taskvec.weights.folders import atomic_folder, check_inside, write_json
 from hf_taskvec.weights.names import canonical, canonical_name
@@ -23,13 +23,7 @@ from hf_taskvec.weights.safetensors import open_safetensors, shard_files, write_
 if TYPE_CHECKING:
     from hf_taskvec.vectors.vector import TaskVector
 
-WEIGHTS = ["model*.safetensors", "model*.safetensors.index.json"]
-SIDE_FILES = ["*.json", "*.txt", "*.model"]
 APPLIED_NAME = "task_vector_applied.json"
-PICKLED = (
-    "has no model.safetensors. Pickled weights (pytorch_model.bin) are refused, since loading them can run code: "
-    "load them where you trust them and save_pretrained() them again."
-)
 logger = logging.getLogger(__name__)
 
 
@@ -91,7 +85,7 @@ def write_checkpoint(
         BaseMismatchError, IncompatibleVectorsError, NonFiniteError: As `TaskVector.apply_to`.
         OutputExistsError: If the folder holds something else.
     """
-    folder = fetch_folder(base, Wanted([*WEIGHTS, *SIDE_FILES], missing=PICKLED), revision=revision, access=access)
+    folder = fetch_folder(base, CHECKPOINT, revision=revision, access=access)
     weights = _open_weights(folder.path, folder.name)
     other = vector.check_fits(canonical(weights.items()), allow_other_base=allow_other_base, where=repr(folder.name))
     vector.check_finite()
