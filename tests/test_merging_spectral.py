@@ -12,11 +12,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from hf_taskvec import TaskVectorConfig, TaskVectorTrainer, get_task, load_base
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError
 from hf_taskvec.merging import lapack, merge
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.merging.linalg import leading, polar
 from hf_taskvec.merging.wudi import normal_equations
+from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.vectors.adapter import LoraAdapter
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.lora import read_adapter
@@ -62,10 +64,10 @@ def test_leading_triplets_are_those_of_a_full_svd(shape: tuple[int, int], rank: 
     u, s, v = svd(matrix)
     found = leading(matrix, rank)
     count = len(s) if rank is None else min(rank, len(s))
-    torch.testing.assert_close(found.values, s[:count], rtol=1e-7, atol=0)
+    torch.testing.assert_close(found.values, s[:count], rtol=1e-7, atol=1e-9 * float(s[0]))
     product = found.left * found.values @ found.right.T
     torch.testing.assert_close(product, u[:, :count] * s[:count] @ v[:count], rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(found.left.T @ found.left, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.left.T @ found.left, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", [1, 7, 60])
@@ -79,7 +81,7 @@ def test_part_of_a_spectrum_is_that_of_the_whole(rank: int, compiled: bool, monk
     before = gram.copy()
     values, vectors = lapack.largest_eigenpairs(gram, rank)
     assert (gram == before).all()
-    np.testing.assert_allclose(values, np.linalg.eigvalsh(gram)[-rank:], rtol=1e-12)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(gram)[-rank:], rtol=0, atol=1e-12 * values[-1])
     np.testing.assert_allclose(gram @ vectors, vectors * values, atol=1e-12 * values[-1])
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-12)
 
@@ -94,11 +96,66 @@ def test_polar_factors_stay_exact_however_the_spectrum_decays(condition: float) 
     assert mean == pytest.approx(float(spectrum.mean()))
 
 
-def test_directions_below_rounding_carry_nothing() -> None:
-    matrix = deltas_of(1, (60, 4))[0] @ deltas_of(1, (4, 50))[0]
-    factor, _ = polar(matrix)
-    assert float(torch.linalg.matrix_norm(factor).square()) == pytest.approx(4, abs=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("rank", "shape"), [(4, (60, 50)), (40, (90, 80)), (8, (64, 700))])
+def test_directions_below_rounding_carry_nothing(dtype: torch.dtype, rank: int, shape: tuple[int, int]) -> None:
+    left, right = deltas_of(1, (shape[0], rank))[0].double(), deltas_of(1, (rank, shape[1]))[0].double()
+    stored = torch.linalg.qr(left).Q @ torch.linalg.qr(right.T).Q.T
+    factor, _ = polar(stored.to(dtype), rounding=torch.finfo(dtype).eps)
+    assert float(torch.linalg.matrix_norm(factor).square()) == pytest.approx(rank, abs=1e-6)
     assert float(polar(torch.zeros(40, 40))[0].norm()) == 0
+
+
+def with_spectrum(spectrum: Tensor, rows: int, *, seed: int = 0) -> Tensor:
+    """A float64 matrix (rows, n) with random singular vectors."""
+    generator, columns = torch.Generator().manual_seed(seed), len(spectrum)
+    u, v = (
+        torch.linalg.qr(torch.randn(n, columns, generator=generator, dtype=torch.float64)).Q for n in (rows, columns)
+    )
+    return u * spectrum @ v.T
+
+
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "svc"])
+@pytest.mark.parametrize("rows", [80, 800])
+@pytest.mark.parametrize("span", [5.3, 5.45, 5.5, 6.0, 6.4])
+def test_the_same_numbers_in_float32_and_float64_merge_alike_across_the_routes(
+    method: str, rows: int, span: float
+) -> None:
+    spectrum = torch.logspace(0, -span, 80, dtype=torch.float64)
+    deltas = [with_spectrum(spectrum, rows, seed=seed).float() for seed in (0, 1)]
+    narrow = merged_values(deltas[:1] if method == "iso_c" else deltas, method)
+    wide = merged_values([delta.double() for delta in (deltas[:1] if method == "iso_c" else deltas)], method)
+    check(narrow, wide, tolerance=1e-6)
+    if method == "iso_c":
+        u, s, v = svd(deltas[0])
+        check(narrow, u @ v * s.mean(), tolerance=1e-3)  # as the definition has it: no direction is missing
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"full_batch": True, "learning_rate": 0.3},
+        {"optim": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "per_device_train_batch_size": 32},
+    ],
+)
+def test_vectors_of_plain_descent_keep_all_their_directions(setting: dict[str, object], tmp_path: Path) -> None:
+    vectors = []
+    for name in ("digits", "shapes"):
+        args = TaskVectorConfig(
+            output_dir=str(tmp_path / name), num_train_epochs=2, save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, report_to="none", trainable_parameters=["*.1.mlp.fc1.weight"], **setting,
+        )  # fmt: skip
+        trainer = TaskVectorTrainer(load_base(), args, task=subset(get_task(name), max_train=64))
+        trainer.train()
+        vectors.append(trainer.task_vector())
+    (name,) = vectors[0].deltas
+    total = sum(vector.deltas[name].double() for vector in vectors)
+    u, s, v = svd(total)
+    assert s[-1] < s[0] * 1e-6  # beyond the reach of the Gram route
+    check(merge(vectors, "iso_c").deltas[name], u @ v * s.mean(), tolerance=1e-3)
+    for method in ("iso_cts", "tsv_m", "svc"):
+        wide = merge([vector.to(torch.float64) for vector in vectors], method)
+        check(merge(vectors, method).deltas[name], wide.deltas[name], tolerance=1e-3)
 
 
 # -- spectral methods -------------------------------------------------------------------------------------------------
@@ -209,7 +266,7 @@ def test_the_precomputed_gradient_is_that_of_the_loss() -> None:
 
 
 def test_wudi_descends_as_adam_on_the_loss_does() -> None:
-    deltas = deltas_of(3, (16, 24))
+    deltas = deltas_of(3, (16, 24)).double()  # Adam's first step is a sign: float32 might round it either way
     point = deltas.sum(0).clone().requires_grad_()
     adam = torch.optim.Adam([point], lr=1e-3)
     for _ in range(40):
@@ -230,7 +287,7 @@ def test_the_exact_solver_is_the_limit_of_descent() -> None:
     for _ in range(2000):
         point = point - 0.9 * (point @ square - cross) / torch.linalg.matrix_norm(square, 2)
     loss = float(wudi_loss(merged, deltas))
-    assert loss <= float(wudi_loss(point, deltas)) <= loss * 1.01
+    assert loss * (1 - 1e-9) <= float(wudi_loss(point, deltas)) <= loss * 1.01  # equal up to rounding, or just above
     assert loss < float(wudi_loss(deltas.sum(0), deltas)) / 2
     with pytest.raises(UnknownNameError, match="solver"):
         merge([TaskVector({"w": deltas[0]})], "wudi", solver="sgd")
@@ -256,7 +313,7 @@ def test_knots_in_the_factor_core_is_knots_on_the_full_matrices(density: float) 
 def test_knots_on_a_given_device_stays_in_the_factor_core() -> None:
     inputs = [adapter(rank, seed=rank).to_vector() for rank in (2, 3)]
     moved, expected = merge(inputs, "knots", device="cpu"), merge(inputs, "knots")
-    assert torch.equal(moved.deltas["w.weight"], expected.deltas["w.weight"])
+    check(moved.deltas["w.weight"], expected.deltas["w.weight"])
 
 
 def test_knots_names_the_vector_whose_factors_hold_nan() -> None:

@@ -174,6 +174,11 @@ def wide_dtype(vectors: Sequence[TaskVector]) -> torch.dtype:
     return wide
 
 
+def rounding_of(vectors: Sequence[TaskVector]) -> float:
+    """The relative rounding of the deltas as they are stored: eps of their dtype, whatever they are computed in."""
+    return max(torch.finfo(vector.dtype).eps for vector in vectors)
+
+
 def check_finite_deltas(deltas: Tensor, name: str, vectors: Sequence[TaskVector], rows: Sequence[int]) -> None:
     """Raises a `NonFiniteError` that names the parameter and the vector in which it holds NaN or Inf."""
     try:

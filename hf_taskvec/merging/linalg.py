@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_taskvec.merging.lapack import largest_eigenpairs
 
 GRAM_SPAN = 3e5  # largest over smallest singular value for which the Gram route is taken
+_ROUNDED = 0.22  # root of the mean square of (x - rounded x) / (eps x), with mantissas spread as logarithms are
 _SMALL = 32  # up to this side, an SVD costs nothing
 _FEW = 4  # from this fraction of the spectrum on, all of it costs less than a part
 
@@ -23,7 +24,7 @@ _FEW = 4  # from this fraction of the spectrum on, all of it costs less than a p
 class Singular:
     """Leading singular triplets: left (m, k), values (k,) descending, right (n, k), all float64.
 
-    Values below the rounding of the input are exactly 0, and so are their vectors.
+    Values within the noise of the input are exactly 0, and so are their vectors.
     """
 
     left: Tensor
@@ -36,54 +37,102 @@ class Singular:
         return Singular(self.left * alive, self.values * alive, self.right * alive)
 
 
-def leading(matrix: Tensor, rank: int | None = None) -> Singular:
-    """The `rank` largest singular values of a matrix (m, n) with their vectors; all of them if left out."""
+def leading(matrix: Tensor, rank: int | None = None, *, rounding: float | None = None) -> Singular:
+    """The `rank` largest singular values of a matrix (m, n) with their vectors; all of them if left out.
+
+    Args:
+        matrix: The matrix.
+        rank: How many are wanted.
+        rounding: Relative rounding of the matrix's entries, that of its dtype if left out. Singular values up to its
+            `noise` are set to 0, whatever the route and the size of the matrix.
+    """
     rows, columns = matrix.shape
     if rows < columns:
-        turned = leading(matrix.T, rank)
+        turned = leading(matrix.T, rank, rounding=rounding)
         return Singular(turned.right, turned.values, turned.left)
     rank = columns if rank is None else min(rank, columns)
-    tolerance = torch.finfo(matrix.dtype).eps * rows
-    wide = matrix.double()
-    if (found := _by_gram(wide, rank)) is not None:
-        values, right = found
-        return Singular(wide @ right / values, values, right)
-    left, values, right = torch.linalg.svd(wide, full_matrices=False)
-    alive = (values > tolerance * values[0])[:rank]
-    return Singular(left[:, :rank] * alive, values[:rank] * alive, right[:rank].T * alive)
+    wide, rounding = matrix.double(), _rounding(matrix, rounding)
+    if (pairs := _by_gram(wide, rank)) is not None:
+        values, right = pairs
+        return Singular(wide @ right / values, values, right).above(noise(wide, float(values[0]), rounding))
+    return _by_svd(wide, rank, rounding)
 
 
-def leading_and_rest(matrix: Tensor, rank: int) -> tuple[Singular, Tensor]:
+def leading_and_rest(matrix: Tensor, rank: int, *, rounding: float | None = None) -> tuple[Singular, Tensor]:
     """The `rank` largest singular values of a matrix (m, n), m <= n, with their vectors, and what those leave out.
 
     The second is an orthonormal basis (m, m - rank, or more where singular values are 0) of the left space outside.
     """
-    wide = matrix.double()
-    if (found := _by_gram(wide.T, rank, whole=True)) is not None:
-        values, left = found
-        chosen = left[:, :rank]
-        return Singular(chosen, values, wide.T @ chosen / values), left[:, rank:]
-    left, values, right = torch.linalg.svd(wide, full_matrices=False)
-    alive = values > torch.finfo(matrix.dtype).eps * matrix.shape[1] * values[0]
-    alive[rank:] = False
-    shared = Singular((left * alive)[:, :rank], (values * alive)[:rank], (right.T * alive)[:, :rank])
+    wide, rounding = matrix.double(), _rounding(matrix, rounding)
+    if (pairs := _by_gram(wide.T, rank, whole=True)) is not None:
+        values, left = pairs
+        shared = Singular(left[:, :rank], values, wide.T @ left[:, :rank] / values).above(
+            noise(wide, float(values[0]), rounding)
+        )
+    else:
+        left, values, right = torch.linalg.svd(wide, full_matrices=False)
+        shared = Singular(left[:, :rank], values[:rank], right[:rank].T).above(noise(wide, float(values[0]), rounding))
+    alive = torch.zeros(left.shape[1], dtype=torch.bool, device=left.device)
+    alive[:rank] = shared.values > 0
     return shared, left[:, ~alive]
 
 
-def polar(matrix: Tensor) -> tuple[Tensor, float]:
+def polar(matrix: Tensor, *, rounding: float | None = None) -> tuple[Tensor, float]:
     """The factor `U Vᵀ` of a matrix `U S Vᵀ`, (m, n) in float64, and the mean of all its singular values.
 
-    Directions whose singular value is below the rounding of the input are left out.
+    Directions whose singular value is below the rounding of the input are left out; see `leading`.
     """
     if matrix.shape[0] < matrix.shape[1]:
-        factor, mean = polar(matrix.T)
+        factor, mean = polar(matrix.T, rounding=rounding)
         return factor.T, mean
-    wide = matrix.double()
-    if (found := _by_gram(wide, matrix.shape[1])) is not None:
-        values, right = found
-        return wide @ _gram((right / values.sqrt()).T), float(values.mean())  # M V S⁻¹ Vᵀ without the left vectors
-    parts = leading(matrix)
-    return parts.left @ parts.right.T, float(parts.values.mean())
+    wide, rounding = matrix.double(), _rounding(matrix, rounding)
+    if (pairs := _by_gram(wide, matrix.shape[1])) is not None:
+        values, right = pairs
+        alive = values > noise(wide, float(values[0]), rounding)
+        weighted = right / values.sqrt() * alive
+        return wide @ _gram(weighted.T), float((values * alive).mean())  # M V S⁻¹ Vᵀ without the left vectors
+    kept = _by_svd(wide, matrix.shape[1], rounding)
+    return kept.left @ kept.right.T, float(kept.values.mean())
+
+
+def noise(matrix: Tensor, largest: float, rounding: float) -> float:
+    """What the rounding of a matrix's entries can add in any direction: singular values up to it tell nothing.
+
+    Entries rounded to nearest err by `_ROUNDED` of `rounding` in the mean square, and no singular value of those errors
+    exceeds their norm. Never above `rounding` times the largest singular value, nor below what float64 rounds.
+
+    Args:
+        matrix: The matrix.
+        largest: Its largest singular value.
+        rounding: Relative rounding of its entries: eps of the dtype in which they are stored.
+    """
+    bound = rounding * min(largest, _ROUNDED * float(torch.linalg.vector_norm(matrix)))
+    return max(bound, torch.finfo(torch.float64).eps * max(matrix.shape) * largest)
+
+
+def spectral_norm(matrix: Tensor, *, steps: int = 8) -> float:
+    """The largest singular value of a matrix (m, n) by power iteration: from below, within a fifth or far closer.
+
+    It serves where a bound is wanted, and costs next to nothing.
+    """
+    direction = torch.ones(matrix.shape[1], dtype=matrix.dtype, device=matrix.device) + matrix[0].sign() / 2
+    value = 0.0
+    for _ in range(steps):
+        image = matrix @ direction
+        length = float(torch.linalg.vector_norm(direction))
+        value = max(value, float(torch.linalg.vector_norm(image)) / length if length > 0 else 0.0)
+        direction = matrix.T @ (image / torch.linalg.vector_norm(image).clamp(min=torch.finfo(image.dtype).tiny))
+    return value
+
+
+def _rounding(matrix: Tensor, rounding: float | None) -> float:
+    return torch.finfo(matrix.dtype).eps if rounding is None else rounding
+
+
+def _by_svd(matrix: Tensor, rank: int, rounding: float) -> Singular:
+    """The largest singular values of a float64 matrix (m, n), m >= n, above its noise."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return Singular(left[:, :rank], values[:rank], right[:rank].T).above(noise(matrix, float(values[0]), rounding))
 
 
 def _by_gram(matrix: Tensor, rank: int, *, whole: bool = False) -> tuple[Tensor, Tensor] | None:

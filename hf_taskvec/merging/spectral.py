@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hf_taskvec.errors import check_fraction
 from hf_taskvec.merging import lapack
-from hf_taskvec.merging.arithmetic import average
-from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
-from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, polar
+from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, rounding_of, stacked, wide_dtype
+from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, noise, polar, spectral_norm
 from hf_taskvec.merging.registry import merge_method
+from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 
 
@@ -27,12 +27,14 @@ def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
     The paper's scaling is 1.
     """
 
+    rounding = rounding_of(vectors)
+
     def merge_matrices(deltas: Tensor) -> Tensor:
         rank = max(1, min(deltas.shape[1:]) // len(deltas))
-        parts = [leading(delta, rank) for delta in deltas]
-        left, _ = polar(torch.cat([part.left for part in parts], dim=1))
-        right, _ = polar(torch.cat([part.right for part in parts], dim=1))
-        return left * torch.cat([part.values for part in parts]) @ right.T
+        own = [leading(delta, rank, rounding=rounding) for delta in deltas]
+        left, _ = polar(torch.cat([each.left for each in own], dim=1))
+        right, _ = polar(torch.cat([each.right for each in own], dim=1))
+        return left * torch.cat([each.values for each in own]) @ right.T
 
     return map_matrices(merge_matrices, vectors)
 
@@ -41,11 +43,16 @@ def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
 def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
     """Sums the vectors and gives each matrix a flat spectrum: all singular values become their mean."""
 
-    def merge_matrices(deltas: Tensor) -> Tensor:
-        factor, mean = polar(deltas[0])
-        return factor * (mean * len(vectors))
+    rounding, wide, shapes = rounding_of(vectors), wide_dtype(vectors), shapes_of(vectors[0])
 
-    return map_matrices(merge_matrices, [average(vectors)])  # the sum up to its length, read chunk by chunk
+    def compute(name: str) -> Tensor:
+        if len(shapes[name]) != 2 or 0 in shapes[name]:
+            return stacked(vectors, name, wide).mean(dim=0)
+        factor, mean = polar(_sum(vectors, name), rounding=rounding)
+        return (factor * mean).to(wide)
+
+    lapack.load()  # before a pool limits the threads of what is loaded
+    return map_parameters(compute, vectors)
 
 
 @merge_method("iso_cts", paper="2502.04959", resumable=True)
@@ -60,35 +67,39 @@ def iso_cts(vectors: Sequence[TaskVector], *, common: float = 0.8) -> TaskVector
         ValueError: If `common` is outside (0, 1].
     """
     check_fraction("common", common)
+    rounding = rounding_of(vectors)
 
     def merge_matrices(deltas: Tensor) -> Tensor:
         rank, count = min(deltas.shape[1:]), len(deltas)
         each = min(round((rank - int(rank * common)) / count), (rank - 1) // count)
-        total = deltas.sum(dim=0)
+        total = deltas.sum(dim=0, dtype=torch.float64)  # float32 would round the weakest directions away
         if not each:
-            factor, mean = polar(total)
+            factor, mean = polar(total, rounding=rounding)
             return factor * mean
-        shared, parts = _shared_and_own(total, deltas, rank - each * count, each)
+        shared, own = _shared_and_own(total, deltas, rank - each * count, each, rounding)
         # the vectors' own directions are orthogonal to the shared ones on the left, so that those stay as they are
-        left = torch.cat([shared.left, polar(torch.cat([part.left for part in parts], dim=1))[0]], dim=1)
-        right, _ = polar(torch.cat([part.right for part in (shared, *parts)], dim=1))
-        return left @ right.T * torch.cat([part.values for part in (shared, *parts)]).mean()
+        left = torch.cat([shared.left, polar(torch.cat([each.left for each in own], dim=1))[0]], dim=1)
+        right, _ = polar(torch.cat([each.right for each in (shared, *own)], dim=1))
+        return left @ right.T * torch.cat([each.values for each in (shared, *own)]).mean()
 
     return map_matrices(merge_matrices, vectors)
 
 
-def _shared_and_own(total: Tensor, deltas: Tensor, keep: int, each: int) -> tuple[Singular, list[Singular]]:
+def _shared_and_own(
+    total: Tensor, deltas: Tensor, keep: int, each: int, rounding: float
+) -> tuple[Singular, list[Singular]]:
     """Leading directions of the sum of matrices (T, m, n), and of each matrix outside the sum's left ones."""
     if deltas.shape[1] > deltas.shape[2]:
-        shared = leading(total, keep)
+        shared = leading(total, keep, rounding=rounding)
         basis = shared.left
-        own = [leading(delta - basis @ (basis.T @ delta.double()), each) for delta in deltas]
+        own = [leading(delta - basis @ (basis.T @ delta.double()), each, rounding=0) for delta in deltas]
     else:
-        shared, rest = leading_and_rest(total, keep)
-        small = [leading(rest.T @ delta.double(), each) for delta in deltas]  # few rows: cheap to decompose
+        shared, rest = leading_and_rest(total, keep, rounding=rounding)
+        small = [leading(rest.T @ delta.double(), each, rounding=0) for delta in deltas]  # few rows: cheap to decompose
         own = [Singular(rest @ part.left, part.values, part.right) for part in small]
-    rounding = torch.finfo(deltas.dtype).eps
-    return shared, [part.above(rounding * float(delta.norm())) for part, delta in zip(own, deltas, strict=True)]
+    # what is rounded is the whole matrix, whatever is left of it outside
+    bounds = [noise(delta, spectral_norm(delta), rounding) for delta in deltas]
+    return shared, [part.above(bound) for part, bound in zip(own, bounds, strict=True)]
 
 
 @merge_method("cart", paper="2412.12153", resumable=True)
@@ -104,16 +115,28 @@ def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float =
         ValueError: If `rank` is outside (0, 1].
     """
     check_fraction("rank", rank)
+    rounding = rounding_of(vectors)
 
     def merge_matrices(deltas: Tensor) -> Tensor:
         mean = deltas.mean(dim=0)
         result = mean.to(torch.float64, copy=True)
         for delta in deltas:
-            part = leading(delta - mean, max(1, round(rank * min(mean.shape))))
-            result += strength * (part.left * part.values @ part.right.T)
+            centred = leading(delta - mean, max(1, round(rank * min(mean.shape))), rounding=rounding)
+            result += strength * (centred.left * centred.values @ centred.right.T)
         return result
 
     return map_matrices(merge_matrices, vectors)
+
+
+def _sum(vectors: Sequence[TaskVector], name: str) -> Tensor:
+    """The sum of one parameter's deltas in float64, which keeps directions that float32 would round away."""
+    total = vectors[0].deltas[name].to(torch.float64, copy=True)
+    for vector in vectors[1:]:
+        total += vector.deltas[name]
+    if not torch.isfinite(total.sum()):
+        for index, vector in enumerate(vectors):
+            check_finite_deltas(vector.deltas[name].unsqueeze(0), name, vectors, [index])
+    return total
 
 
 def map_matrices(merge_matrices: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector]) -> TaskVector:
