@@ -16,7 +16,6 @@ from hf_taskvec.merging import lapack
 from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, rounding_of, stacked, wide_dtype
 from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, noise, polar, spectral_norm
 from hf_taskvec.merging.registry import merge_method
-from hf_taskvec.vectors.files import shapes_of
 from hf_taskvec.vectors.vector import TaskVector
 
 
@@ -43,7 +42,7 @@ def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
 def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
     """Sums the vectors and gives each matrix a flat spectrum: all singular values become their mean."""
 
-    rounding, wide, shapes = rounding_of(vectors), wide_dtype(vectors), shapes_of(vectors[0])
+    rounding, wide, shapes = rounding_of(vectors), wide_dtype(vectors), vectors[0].deltas.shapes
 
     def compute(name: str) -> Tensor:
         if len(shapes[name]) != 2 or 0 in shapes[name]:
