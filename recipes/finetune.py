@@ -1,7 +1,7 @@
 """Fine-tunes a CLIP vision tower on one task and saves its task vector.
 
 accelerate launch recipes/finetune.py --task mnist --base openai/clip-vit-base-patch32 --output_dir out/mnist
-python recipes/finetune.py --config recipes/configs/finetune_tiny.yaml
+python recipes/finetune.py --config recipes/configs/quickstart.yaml --task digits --output_dir out/digits
 """
 
 from __future__ import annotations

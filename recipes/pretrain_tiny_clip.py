@@ -1,6 +1,6 @@
 """Trains a small CLIP from scratch on image-text pairs.
 
-accelerate launch recipes/pretrain_tiny_clip.py --config recipes/configs/tiny_clip.yaml --output_dir out/tiny-clip
+accelerate launch recipes/pretrain_tiny_clip.py --config recipes/configs/tiny_clip.yaml --pairs <folder>/photo-captions
 """
 
 from __future__ import annotations

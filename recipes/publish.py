@@ -1,6 +1,6 @@
 """Publishes the artefacts that have a card in `hub_cards`, exactly as the card, configuration and report there say.
 
-python recipes/publish.py --weights_dir out/published --token hf_…
+python recipes/publish.py --weights_dir out/published --namespace user    # after `hf auth login`
 """
 
 from __future__ import annotations

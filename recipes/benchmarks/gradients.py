@@ -22,7 +22,7 @@ from hf_taskvec.tasks.subsets import subset
 @dataclass
 class BenchmarkArguments:
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
-    task: str = arg("Task.", default="digits")
+    task: str = arg("The task whose gradient is taken.", default="digits")
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     max_train: int | None = arg("Most training images.", default=None)
     batch_size: int = arg("Images per pass.", default=256)

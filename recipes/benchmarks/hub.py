@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-if os.environ.get("HF_TASKVEC_BENCHMARK") != "1":  # the Hub client reads its endpoint when it is imported
+if (
+    __name__ == "__main__" and os.environ.get("HF_TASKVEC_BENCHMARK") != "1"
+):  # the Hub client reads its endpoint when it is imported
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "tests.hub_server", "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as server:
