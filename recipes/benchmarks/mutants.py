@@ -22,7 +22,7 @@ from pathlib import Path
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.text import table
 
 ROOT = Path(__file__).parents[2]
@@ -144,4 +144,4 @@ def main(args: MutantArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(MutantArguments))
+    run_recipe(main, MutantArguments, stopped="The same command goes on where it was.")
