@@ -184,6 +184,14 @@ def test_nan_and_inf_are_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nan_in_a_single_number_is_named_too(name: str) -> None:
+    inputs = vectors(counts(name, [3, 2])[0])
+    inputs[1].deltas["vision_model.class"].fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match=r"vision_model\.class.*vector 1 \('task1'\)"):
+        merge(inputs, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("density", [0, -0.1, 1.5, float("nan")])
 def test_a_density_outside_its_range_is_refused(name: str, density: float) -> None:
     if "density" in get_method(name).defaults:

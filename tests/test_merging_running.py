@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ import hf_taskvec
 from hf_taskvec import merge_method
 from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import CheckpointError, UnknownNameError
-from hf_taskvec.merging import METHODS, merge
-from hf_taskvec.merging.engine import map_chunks, map_parameters
+from hf_taskvec.merging import METHODS, engine, merge
+from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, map_chunks, map_parameters
 from hf_taskvec.merging.recipes import MergeRecipe
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.vector import TaskVector
@@ -145,6 +146,48 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_computed_ahead_is_asked_for_once_and_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "AHEAD", 100)
+    shapes = {f"w{index}": torch.Size([10]) for index in range(50)} | {
+        "big": torch.Size([1000]),
+        "end": torch.Size([1]),
+    }
+    asked: list[str] = []
+
+    def compute(name: str) -> Tensor:
+        asked.append(name)
+        return torch.zeros(shapes[name])
+
+    with ThreadPoolExecutor(1) as pool:
+        lazy = LazyDeltas(shapes, compute, torch.float32, torch.device("cpu"))
+        ahead = AheadDeltas(lazy, pool, ahead=2, description="test")
+        for place, name in enumerate(shapes):
+            assert ahead[name].shape == shapes[name]
+            pool.submit(int).result()  # all that was submitted before has been computed
+            assert len(asked) - place - 1 <= 12  # 100 entries, or two parameters
+        assert asked == list(shapes)
+        assert ahead["w3"].shape == (10,)  # once more
+        assert ahead["big"].shape == (1000,)
+
+
+def test_the_cost_of_a_parameter_does_not_grow_with_their_number() -> None:
+    class Names(list):  # type: ignore[type-arg]
+        reads = 0
+
+        def __getitem__(self, place):  # type: ignore[no-untyped-def]
+            Names.reads += len(range(*place.indices(len(self)))) if isinstance(place, slice) else 1
+            return super().__getitem__(place)
+
+    count = 4000
+    shapes = {f"w{index}": torch.Size([1]) for index in range(count)}
+    lazy = LazyDeltas(shapes, lambda name: torch.zeros(1), torch.float32, torch.device("cpu"))
+    with ThreadPoolExecutor(1) as pool:
+        ahead = AheadDeltas(lazy, pool, ahead=2, description="test")
+        ahead._names = Names(shapes)
+        assert all(ahead[name].numel() == 1 for name in shapes)
+    assert Names.reads <= 4 * count
 
 
 def test_what_is_computed_does_not_depend_on_the_threads() -> None:

@@ -184,7 +184,7 @@ def check_finite_deltas(deltas: Tensor, name: str, vectors: Sequence[TaskVector]
     try:
         check_finite(name, deltas)
     except NonFiniteError:
-        index = rows[int((~torch.isfinite(deltas)).flatten(1).any(dim=1).nonzero()[0])]
+        index = rows[int((~torch.isfinite(deltas)).reshape(len(deltas), -1).any(dim=1).nonzero()[0])]
         raise NonFiniteError(f"{name!r} of vector {index} ({vectors[index].info.label!r}) holds NaN or Inf") from None
 
 
@@ -247,6 +247,7 @@ class AheadDeltas(Deltas):
         self._index = {name: index for index, name in enumerate(self._names)}
         self._deltas, self._pool, self._ahead, self._description = deltas, pool, ahead, description
         self._futures: dict[str, Future[Tensor]] = {}
+        self._next, self._waiting = 0, 0  # the first name not yet submitted, and entries submitted and not yet taken
 
     @classmethod
     def of(cls, vector: TaskVector, pool: ThreadPoolExecutor) -> TaskVector:
@@ -255,14 +256,22 @@ class AheadDeltas(Deltas):
         return TaskVector(ahead, vector.info)
 
     def __getitem__(self, name: str) -> Tensor:
-        waiting = 0
-        for place, later in enumerate(self._names[self._index[name] :]):
-            waiting += self.shapes[later].numel()
-            if place > self._ahead and waiting > AHEAD:
+        place = self._index[name]
+        if name not in self._futures:
+            self._next = place  # out of order, or once more
+        while self._next < len(self._names):
+            size = self.shapes[self._names[self._next]].numel()
+            if self._next > place + self._ahead and self._waiting + size > AHEAD:
                 break
-            if later not in self._futures:
-                self._futures[later] = self._pool.submit(self._deltas.__getitem__, later)
+            self._submit(self._names[self._next], size)
+        self._waiting -= self.shapes[name].numel()
         return self._futures.pop(name).result()
+
+    def _submit(self, name: str, size: int) -> None:
+        self._next += 1
+        if name not in self._futures:
+            self._futures[name] = self._pool.submit(self._deltas.__getitem__, name)
+            self._waiting += size
 
     def __iter__(self) -> Iterator[str]:
         return iter(progress(self._names, len(self._names), self._description))
