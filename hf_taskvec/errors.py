@@ -107,7 +107,7 @@ class SettingsDifferError(OutputExistsError):
     """
 
     def __init__(self, message: str, differences: Sequence[str]) -> None:
-        super().__init__(message)
+        super().__init__(message, details=differences)
         self.differences = tuple(differences)
 
 

@@ -96,7 +96,8 @@ def test_a_joint_run_on_one_task_is_that_tasks_run(tmp_path: Path) -> None:
     settings = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "save_strategy": "no", "disable_tqdm": True}
     vectors = []
     for trainer_class, named in ((TaskVectorTrainer, {"task": toy_task()}), (JointTrainer, {"tasks": [toy_task()]})):
-        trainer = trainer_class(toy_base(), TaskVectorConfig(output_dir=str(tmp_path), **settings), **named)
+        folder = tmp_path / trainer_class.__name__
+        trainer = trainer_class(toy_base(), TaskVectorConfig(output_dir=str(folder), **settings), **named)
         trainer.train()
         vectors.append(trainer.task_vector())
     assert relative_error(*vectors) <= 1e-4

@@ -155,7 +155,7 @@ def test_one_full_batch_step_of_sgd_is_the_negative_gradient(base: Base, task: T
 
 
 def test_the_log_holds_the_course_of_the_gradients(base: Base, task: Task, tmp_path: Path) -> None:
-    trainer = TaskVectorTrainer(base, settings(tmp_path, max_grad_norm=0.01), task=task)
+    trainer = TaskVectorTrainer(base, settings(tmp_path, max_grad_norm=0.01, track_gradients=True), task=task)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "cosine_to_first_epoch" in entry]
     assert [entry["epoch"] for entry in logs] == [1.0, 2.0]
@@ -238,8 +238,9 @@ def test_the_sampler_pads_for_several_processes_and_shuffles_by_epoch() -> None:
     first = list(sampler)
     assert sorted(first) == [PADDING] * 3 + [0, 1, 2, 3, 4]
     assert first == list(sampler)
-    sampler.epoch = 1
+    sampler.set_epoch(1)
     assert list(sampler) != first
+    assert list(ShuffledSampler(3, seed=0, multiple=2, shuffle=False)) == [0, 1, 2, PADDING]
 
 
 def test_padding_is_no_image(base: Base, task: Task) -> None:

@@ -91,6 +91,18 @@ class ImageClassifier(nn.Module):
         head = zero_shot_head(base, task.class_names, task.templates)
         self.register_buffer("head", head.to(self.visual_projection.weight), persistent=False)
 
+    @property
+    def config(self) -> Any:
+        """The configuration of the vision tower, where Transformers looks for one."""
+        return self.vision_model.config
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Recomputes activations in the backward pass instead of keeping them; see `PreTrainedModel`.
+
+        The last layer, which runs on the class token alone, keeps its few.
+        """
+        self.vision_model.activation_checkpointing_enable(**settings)
+
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Logits (N, C) of uint8 images (N, 3, H, W)."""
         return {"logits": classify(self, self.head, self.normalize(pixel_values))}

@@ -21,8 +21,8 @@ from hf_taskvec.merging.geometry import cosines, inner_products, sign_conflicts
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
 from hf_taskvec.theory.gradients import gradient_vector
+from hf_taskvec.training.output import FULL_GRADIENTS, GRADIENT_VECTORS, VECTORS, RunFolder, epoch_name
 from hf_taskvec.training.plan import base_plan, task_plan
-from hf_taskvec.training.recording import FULL_GRADIENTS, GRADIENT_VECTORS, VECTORS, epoch_name
 from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
@@ -136,8 +136,9 @@ def measure_dynamics(
             )  # fmt: skip
             save_vector(-descent, target)
 
-        path = folder / FULL_GRADIENTS / epoch_name(epoch + 1)
-        full.append(compute_or_read(path, plan, compute=compute, read=load_vector))
+        name = f"{FULL_GRADIENTS}/{epoch_name(epoch + 1)}"
+        RunFolder(folder).adopt(name, f"{name}.plan.json")  # a later run in the folder replaces them
+        full.append(compute_or_read(folder / name, plan, compute=compute, read=load_vector))
     norms = tuple(float(vector.info.settings["mean_gradient_norm"]) for vector in accumulated)
     return Dynamics(task.name, norms, _by_layer(_strip([*full, *accumulated, *vectors])))
 

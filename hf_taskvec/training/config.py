@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -17,6 +18,16 @@ class TaskVectorConfig(TrainingArguments):
     AdamW at 1e-5 with weight decay 0.1, a cosine schedule with warm-up, batches of 128 and clipping at 1.0
     (Ilharco et al., arXiv 2212.04089). The literature warms up for 500 of some 4,000 steps; here that is a tenth of the
     run, so that short runs reach their learning rate too.
+
+    Settings of `TrainingArguments` that would do nothing or something else here are refused by name.
+
+    Raises:
+        ValueError: If a setting cannot work.
+
+    Example:
+        >>> config = TaskVectorConfig(num_train_epochs=3, full_batch=True)
+        >>> config.lr_scheduler_type, config.weight_decay
+        ('constant', 0.0)
     """
 
     output_dir: str | None = field(
@@ -32,6 +43,9 @@ class TaskVectorConfig(TrainingArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clipping norm; 0 switches clipping off."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write checkpoints to resume from."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints to keep."})
+    logging_steps: float = field(
+        default=0.05, metadata={"help": "Steps from one log line to the next, or below 1 a fraction of the run's."}
+    )
     report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
     include_projection: bool = field(
         default=False, metadata={"help": "Train visual_projection too and make it part of the vector."}
@@ -56,16 +70,17 @@ class TaskVectorConfig(TrainingArguments):
         default_factory=list, metadata={"help": "Fractions of the first epoch, in (0, 1), whose vectors to keep."}
     )
     track_gradients: bool = field(
-        default=True, metadata={"help": "Log each epoch's gradient norm and cosines; costs two copies of the tower."}
+        default=False, metadata={"help": "Log each epoch's gradient norm and cosines; costs two copies of the tower."}
     )
     record_gradients: bool = field(
-        default=False, metadata={"help": "Keep each epoch's accumulated gradient too; needs track_gradients."}
+        default=False, metadata={"help": "Keep each epoch's accumulated gradient too; includes track_gradients."}
     )
+    # Values, not factories: HfArgumentParser takes a bool without a value for False.
     dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; pointless without a GPU."}
+        default=torch.cuda.is_available(), metadata={"help": "Pin memory; pointless without a GPU."}
     )
     use_cpu: bool = field(  # without it, torchrun on a machine without accelerator starts unconnected copies of the run
-        default_factory=lambda: not torch.accelerator.is_available(), metadata={"help": "Train on the CPU."}
+        default=not torch.accelerator.is_available(), metadata={"help": "Train on the CPU."}
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: batches come ready-made."})
@@ -79,8 +94,47 @@ class TaskVectorConfig(TrainingArguments):
                 raise ValueError(f"record_steps must be positive, got {step}")
         if not self.trainable_parameters:
             raise ValueError("trainable_parameters is empty, so nothing would be trained; ['*'] trains all of them")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must stay False: batches come ready-made")
+        _check_inherited(self)
+        self.track_gradients = self.track_gradients or self.record_gradients
         if self.full_batch:
             apply_full_batch(self)
         super().__post_init__()
+
+
+# Inherited settings that this trainer does not follow: the values it works with, and why with no others.
+_WHOLE_COPY = "each process trains a whole copy of the tower, which the vector is taken from"
+_ROUNDS = "it rounds the very weights that the vector is a difference of; fp16 or bf16 evaluates in half precision too"
+_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "remove_unused_columns": ((False,), "batches come ready-made"),
+    "train_sampling_strategy": (("random", "sequential"), "images have no lengths to group by"),
+    "neftune_noise_alpha": ((None,), "its noise is for the embeddings of texts"),
+    "use_liger_kernel": ((False,), "it has no kernel for this tower"),
+    "fsdp": ((None, False, "", []), _WHOLE_COPY),
+    "deepspeed": ((None,), _WHOLE_COPY),
+    "parallelism_config": ((None,), _WHOLE_COPY),
+    "fp16_full_eval": ((False,), _ROUNDS),
+    "bf16_full_eval": ((False,), _ROUNDS),
+    "eval_do_concat_batches": ((True,), "accuracy counts over all batches"),
+    "average_tokens_across_devices": ((True,), "several processes would take other steps than one"),
+    "include_num_input_tokens_seen": (("no", False), "images have no tokens"),
+    "label_names": ((None, ["labels"]), "batches hold 'labels'"),
+}  # fmt: skip
+
+
+def _check_inherited(args: TaskVectorConfig) -> None:
+    """Raises a `ValueError` that names an inherited setting with which the run would not do what it says."""
+    for name, (allowed, reason) in _UNSUPPORTED.items():
+        value = getattr(args, name)
+        if getattr(value, "value", value) not in allowed:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, allowed[:2]))}, got {value!r}: {reason}")
+    if not 0 <= args.label_smoothing_factor < 1:
+        raise ValueError(f"label_smoothing_factor must be in [0, 1), got {args.label_smoothing_factor}")
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        settings = getattr(args, name)
+        if isinstance(settings, dict) and settings.get("use_reentrant") and args.trainable_parameters != ["*"]:
+            raise ValueError(
+                f"{name} must not hold use_reentrant=True while trainable_parameters leaves some out: frozen ones "
+                "before the trained would cut off the gradients"
+            )
+    if args.full_batch and args.auto_find_batch_size:
+        raise ValueError("full_batch fixes the size of a step, so auto_find_batch_size must be False")

@@ -6,17 +6,15 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from transformers import TrainingArguments
 
 from hf_taskvec.models.base import Base
-
-if TYPE_CHECKING:
-    from hf_taskvec.training.config import TaskVectorConfig
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class Violation:
         return f"{self.name}={self.value} (needs {self.needed})"
 
 
-def apply_full_batch(args: TaskVectorConfig) -> None:
+def apply_full_batch(args: TrainingArguments) -> None:
     """Gives every setting that still has its default the value that full-batch gradient descent needs."""
     defaults = {spec.name: spec.default for spec in dataclasses.fields(args)}
     for name, needed in FULL_BATCH_SETTINGS.items():
@@ -46,7 +44,7 @@ def apply_full_batch(args: TaskVectorConfig) -> None:
             setattr(args, name, needed)
 
 
-def violated_preconditions(args: TaskVectorConfig) -> tuple[Violation, ...]:
+def violated_preconditions(args: TrainingArguments) -> tuple[Violation, ...]:
     """Every setting of a run under which its first epoch's vector is not −η∇L."""
     needed = {"full_batch": True, **FULL_BATCH_SETTINGS}
     if _plain(args.lr_scheduler_type) == "constant":
@@ -63,7 +61,7 @@ def violated_preconditions(args: TaskVectorConfig) -> tuple[Violation, ...]:
     return tuple(found)
 
 
-def prepare_full_batch(args: TaskVectorConfig, num_images: int, base: Base) -> None:
+def prepare_full_batch(args: TrainingArguments, num_images: int, base: Base) -> None:
     """Makes an epoch of `num_images` one accumulated step and logs, by name, what keeps it from being −η∇L.
 
     Raises:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import TrainerCallback
 
 from hf_taskvec.errors import DataError
@@ -18,6 +18,8 @@ from hf_taskvec.models.classifier import ImageClassifier, classify, zero_shot_he
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.pixels import IGNORED, PADDING, PixelDataset, load_pixels
 from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.objective import Loss, summed_cross_entropy
+from hf_taskvec.training.plan import task_plan
 from hf_taskvec.training.trainer import TaskVectorTrainer
 from hf_taskvec.vectors.info import VectorInfo
 
@@ -75,11 +77,62 @@ class JointClassifier(ImageClassifier):
         return {"logits": logits.masked_fill(self.class_owners.ne(owners[:, None]), -torch.inf)}
 
 
+@dataclass(frozen=True)
+class JointTasks:
+    """Several tasks at once: the mean over the tasks of their mean losses, so that a small one counts like a large one.
+
+    Args:
+        tasks: The tasks.
+
+    Raises:
+        DataError: If there is no task.
+    """
+
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise DataError("joint training needs at least one task, got none")
+
+    def images(self, base: Base, split: Split) -> JointPixels:
+        """The images of a part of every task."""
+        parts = [load_pixels(task, split, base.processor.image_processor) for task in self.tasks]
+        return JointPixels(parts, self._num_classes())
+
+    def classifier(self, base: Base, *, include_projection: bool) -> ImageClassifier:
+        """The tower with the heads of all tasks."""
+        return JointClassifier(base, self.tasks, include_projection=include_projection)
+
+    def loss(self, images: PixelDataset, *, label_smoothing: float) -> Loss:
+        """The mean of the tasks' mean losses."""
+        if label_smoothing:
+            raise ValueError(
+                f"label_smoothing_factor must be 0 in joint training, got {label_smoothing}: a label would be spread "
+                "over the classes of other tasks"
+            )
+        sizes = [len(part) for part in images.parts] if isinstance(images, JointPixels) else []
+        factors = [sum(sizes) / (len(sizes) * size) for size in sizes]
+        weight = torch.tensor(factors, dtype=torch.float64).repeat_interleave(torch.tensor(self._num_classes()))
+        return summed_cross_entropy(weight=weight)
+
+    def plan(self) -> dict[str, Any]:
+        """What tells the tasks from all others."""
+        return {"tasks": [task_plan(task) for task in self.tasks]}
+
+    def describe(self, info: VectorInfo) -> VectorInfo:
+        """The provenance with the tasks' names."""
+        names = [task.name for task in self.tasks]
+        return dataclasses.replace(info, method="joint_training", settings={**info.settings, "tasks": names})
+
+    def _num_classes(self) -> list[int]:
+        return [len(task.class_names) for task in self.tasks]
+
+
 class JointTrainer(TaskVectorTrainer):
     """Fine-tunes one vision tower on several tasks at once, each with its frozen zero-shot head.
 
-    An epoch sees each image of every task once; the loss is the mean over the tasks of their mean losses, so that a
-    small task counts as much as a large one. With `full_batch` this is the joint training of the theory.
+    An epoch sees each image of every task once; see `JointTasks` for the loss. With `full_batch` this is the joint
+    training of the theory.
 
     Args:
         base: The model to start from, left unchanged.
@@ -95,42 +148,4 @@ class JointTrainer(TaskVectorTrainer):
         self, base: Base, args: TaskVectorConfig | None = None, *, tasks: Sequence[Task],
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:  # fmt: skip
-        if not tasks:
-            raise DataError("joint training needs at least one task, got none")
-        self.tasks = tuple(tasks)
-        super().__init__(base, args, task=self.tasks[0], callbacks=callbacks)
-        sizes = [len(part) for part in self.train_dataset.parts]
-        weights = [sum(sizes) / (len(sizes) * size) for size in sizes]
-        self.class_weights = torch.tensor(weights, dtype=torch.float64).repeat_interleave(
-            torch.tensor(self._num_classes())
-        )
-        self.compute_loss_func = self._weighted_cross_entropy
-
-    def load_images(self, split: Split) -> JointPixels:
-        """The images of a part of every task."""
-        image_processor = self.base.processor.image_processor
-        return JointPixels([load_pixels(task, split, image_processor) for task in self.tasks], self._num_classes())
-
-    def build_classifier(self, include_projection: bool) -> ImageClassifier:
-        """The model to train."""
-        return JointClassifier(self.base, self.tasks, include_projection=include_projection)
-
-    def vector_info(self) -> VectorInfo:
-        """Provenance of the vector of this moment."""
-        info = super().vector_info()
-        names = [task.name for task in self.tasks]
-        return dataclasses.replace(
-            info, task=None, dataset=None, dataset_config=None, dataset_revision=None, method="joint_training",
-            settings={**info.settings, "tasks": names},
-        )  # fmt: skip
-
-    def _num_classes(self) -> list[int]:
-        return [len(task.class_names) for task in self.tasks]
-
-    def _weighted_cross_entropy(
-        self, outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Any = None
-    ) -> Tensor:
-        logits = outputs["logits"]
-        weight = self.class_weights.to(logits)
-        total = functional.cross_entropy(logits, labels, weight=weight, ignore_index=IGNORED, reduction="sum")
-        return total / (num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum())
+        super().__init__(base, args, task=JointTasks(tuple(tasks)), callbacks=callbacks)

@@ -15,10 +15,28 @@ from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
 
 _DECISIVE = {
-    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "max_grad_norm",
-    "label_smoothing_factor", "seed", "bf16", "fp16", "full_batch", "include_projection", "trainable_parameters",
-}  # fmt: skip
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim",
+    "optim_args",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "train_sampling_strategy",
+    "seed",
+    "bf16",
+    "fp16",
+    "full_batch",
+    "include_projection",
+    "trainable_parameters",
+}
 _ELSEWHERE = {"name", "dataset", "revision", "epochs"}  # told otherwise, or without influence
 
 

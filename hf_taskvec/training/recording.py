@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
-from hf_taskvec.vectors.files import save_vector
+from hf_taskvec.training.output import GRADIENT_VECTORS, RunFolder, epoch_name
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import write_bytes
 
-if TYPE_CHECKING:
-    from hf_taskvec.training.trainer import TaskVectorTrainer
+logger = logging.getLogger(__name__)
 
-VECTORS = "vectors"
-GRADIENT_VECTORS = "gradients"
-FULL_GRADIENTS = "full_gradients"  # which `measure_dynamics` adds
 GRADIENTS = "epoch_gradients.safetensors"
+FEW_STEPS = 100  # in a shorter run one step counts
+
+
+class Recorded(Protocol):
+    """A run as its recorder sees it."""
+
+    folder: RunFolder
+
+    def record(self, name: str) -> None:
+        """Saves the vector of this moment under a name."""
+
+    def task_vector(self) -> TaskVector:
+        """The vector of this moment."""
+
+    def vector_info(self) -> VectorInfo:
+        """Provenance of the vector of this moment."""
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Adds numbers to the run's log."""
+
+    def push_to_hub(self, commit_message: str | None = None) -> str | None:
+        """Publishes what there is."""
 
 
 class GradientTracker:
@@ -75,61 +94,74 @@ class GradientTracker:
         state["counts"] = torch.tensor([self.steps, self.norms], dtype=torch.float64)
         write_bytes(folder / GRADIENTS, save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
 
-    def load(self, folder: Path, device: torch.device) -> None:
-        """Reads the state from a checkpoint folder."""
-        state = load_file(folder / GRADIENTS, device=str(device))
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> GradientTracker:
+        """Reads the state from a checkpoint folder; without it, or if it is damaged, starts afresh and says so."""
+        try:
+            return cls()._read(load_file(folder / GRADIENTS, device=str(device)))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            reason = "is damaged" if (folder / GRADIENTS).exists() else "is not there"
+            logger.warning(
+                "track_gradients: %s %s, so the gradients' course starts afresh: cosine_to_first_epoch is that to the "
+                "first epoch from here on (%s)", folder / GRADIENTS, reason, type(error).__name__,
+            )  # fmt: skip
+            return cls()
+
+    def _read(self, state: dict[str, Tensor]) -> GradientTracker:
         steps, self.norms = state.pop("counts").tolist()
         self.steps = int(steps)
         for name, tensor in state.items():
             group, parameter = name.split(".", 1)
-            (self.first if group == "first" else self.running)[parameter] = tensor
+            {"first": self.first, "running": self.running}[group][parameter] = tensor
+        return self
 
 
 class Recorder(TrainerCallback):
     """Saves the vector at epoch ends and chosen steps, logs the gradients' course, and resumes with the run."""
 
-    def __init__(self, trainer: TaskVectorTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, run: Recorded) -> None:
+        self.run = run
+        self.tracker = GradientTracker()
+        self.resumed_from: Path | None = None
         self.pushed_step: int | None = None
         self.steps: dict[int, str] = {}  # optimiser step -> name of its vector
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts afresh, or where the checkpoint stopped."""
-        trainer = self.trainer
-        trainer.gradients = GradientTracker()
         per_epoch = math.ceil(state.max_steps / max(state.num_train_epochs, 1))
         fractions = {
             max(1, round(fraction * per_epoch)): f"fraction-{fraction:g}" for fraction in args.record_fractions
         }
         self.steps = fractions | {step: f"step-{step}" for step in args.record_steps}
-        if trainer.resumed_from is not None:
-            if args.track_gradients:
-                trainer.gradients.load(trainer.resumed_from, args.device)
-        elif args.should_save:
-            for name in (VECTORS, GRADIENT_VECTORS, FULL_GRADIENTS):
-                shutil.rmtree(Path(str(args.output_dir)) / name, ignore_errors=True)
+        self.tracker = GradientTracker()
+        if self.resumed_from is not None and args.track_gradients:
+            self.tracker = GradientTracker.load(self.resumed_from, args.device)
 
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Chooses the epoch's shuffling."""
-        self.trainer.sampler.epoch = math.floor((state.epoch or 0.0) + 1e-6)
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tells a first step that moves nothing."""
+        optimizer = kwargs.get("optimizer")
+        if state.global_step == 0 and optimizer and not any(group["lr"] for group in optimizer.param_groups):
+            level = logging.WARNING if state.max_steps < FEW_STEPS else logging.INFO
+            logger.log(
+                level, "the learning rate is 0 in the first of %d steps, where the warm-up starts: it moves nothing; "
+                "warmup_steps=0 does without", state.max_steps,
+            )  # fmt: skip
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves the vector of a chosen step."""
         if state.global_step in self.steps:
-            self.trainer.record(self.steps[state.global_step])
+            self.run.record(self.steps[state.global_step])
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves the epoch's vector and logs its gradient."""
-        trainer = self.trainer
+        name = epoch_name(state.epoch or 0)
         if args.record_epochs:
-            trainer.record(epoch_name(round(state.epoch or 0)))
-        if args.track_gradients and trainer.gradients.running:
+            self.run.record(name)
+        if args.track_gradients and self.tracker.running:
             if args.record_gradients and args.should_save:
-                gradient = trainer.gradients.vector(trainer.vector_info())
-                save_vector(
-                    gradient, Path(str(args.output_dir)) / GRADIENT_VECTORS / epoch_name(round(state.epoch or 0))
-                )
-            trainer.log(trainer.gradients.end_epoch(trainer.task_vector()))
+                path = self.run.folder.claim(f"{GRADIENT_VECTORS}/{name}")
+                self.tracker.vector(self.run.vector_info()).save_pretrained(path)
+            self.run.log(self.tracker.end_epoch(self.run.task_vector()))
         if args.hub_strategy != HubStrategy.END:
             self._push(args, state)
 
@@ -137,17 +169,12 @@ class Recorder(TrainerCallback):
         """Publishes the final vector if asked."""
         self._push(args, state)
 
+    def save(self, checkpoint: Path) -> None:
+        """Adds the gradients' course to a checkpoint."""
+        if self.tracker.running:
+            self.tracker.save(checkpoint)
+
     def _push(self, args: Any, state: TrainerState) -> None:
         if args.push_to_hub and state.global_step != self.pushed_step:
-            self.trainer.push_to_hub(f"Epoch {state.epoch:g}")
+            self.run.push_to_hub(f"Epoch {state.epoch:g}")
             self.pushed_step = state.global_step
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Adds the gradients' course to the checkpoint."""
-        if args.should_save and self.trainer.args.track_gradients:
-            self.trainer.gradients.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
-
-def epoch_name(epoch: int) -> str:
-    """Folder name of an epoch's vector."""
-    return f"epoch-{epoch}"

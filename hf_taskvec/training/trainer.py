@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalPrediction
 
 from hf_taskvec.cards.publish import push_series_to_hub, push_to_hub
 from hf_taskvec.errors import UnknownNameError
-from hf_taskvec.evaluation.metrics import Accuracy
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Split, Task
-from hf_taskvec.tasks.pixels import IGNORED, PixelDataset, keep_batch, load_pixels
+from hf_taskvec.tasks.pixels import PixelDataset, keep_batch
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.full_batch import prepare_full_batch
-from hf_taskvec.training.recording import VECTORS, GradientTracker, Recorder, epoch_name
+from hf_taskvec.training.given import checked_args, objective_of, refuse
+from hf_taskvec.training.objective import Objective, accuracy_of
+from hf_taskvec.training.output import (
+    RUN_FILE,
+    VECTORS,
+    RunFolder,
+    check_checkpoint,
+    epoch_name,
+    last_checkpoint,
+    what_lies_in,
+)
+from hf_taskvec.training.plan import base_plan, run_plan
+from hf_taskvec.training.provenance import fine_tuned_info
+from hf_taskvec.training.recording import Recorder
 from hf_taskvec.training.sampler import ShuffledSampler
-from hf_taskvec.vectors.files import load_vector, save_vector
-from hf_taskvec.vectors.info import VectorInfo, library_versions
+from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.folders import write_json
 from hf_taskvec.weights.names import parameters_of
+
+logger = logging.getLogger(__name__)
 
 
 class TaskVectorTrainer(Trainer):
@@ -36,15 +55,33 @@ class TaskVectorTrainer(Trainer):
     over images divided by their number in the whole accumulated batch, so that accumulation, a ragged last batch and
     several processes change nothing.
 
+    A run's `output_dir` is its own while it trains and belongs to its task and base afterwards: a run of another task
+    or base is refused there, one of the same replaces the vectors of the last and nothing else.
+
     Args:
         base: The model to start from, left unchanged.
         args: The run's settings.
-        task: The task; its train part is trained on, its validation part evaluated if `args.eval_strategy` asks.
+        task: The task, or a registered task's name; its train part is trained on, its validation part evaluated if
+            `args.eval_strategy` asks.
+        compute_metrics: Metrics of an evaluation instead of the accuracy, as `Trainer` takes them.
+        preprocess_logits_for_metrics: As `Trainer` takes it.
         callbacks: Further callbacks.
         optimizers: Optimiser and schedule, instead of those `args` names.
+        **refused: Arguments of `Trainer` that a base and a task take the place of; each is refused by name.
 
     Raises:
         DataError: If an image does not decode, or the task's classes do not fit its labels.
+        TypeError: If an argument is of another kind, or one of `Trainer`'s that has no place here.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_taskvec import get_task, load_base
+        >>> from hf_taskvec.tasks.subsets import subset
+        >>> config = TaskVectorConfig(output_dir=tempfile.mkdtemp(), max_steps=1, warmup_steps=0, disable_tqdm=True)
+        >>> trainer = TaskVectorTrainer(load_base(), config, task=subset(get_task("digits"), max_train=8))
+        >>> _ = trainer.remove_callback(PrinterCallback)  # doctest: +SKIP
+        >>> trainer.task_vector().norm()
+        0.0
     """
 
     args: TaskVectorConfig
@@ -55,20 +92,23 @@ class TaskVectorTrainer(Trainer):
         base: Base,
         args: TaskVectorConfig | None = None,
         *,
-        task: Task,
+        task: Task | str | Objective,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        preprocess_logits_for_metrics: Callable[..., Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        **refused: Any,
     ) -> None:
-        args = args or TaskVectorConfig()
-        self.base, self.task = base, task
-        self.dataset_revision = task.dataset_revision()
+        refuse(refused)
+        args = checked_args(base, args)
+        self.base, self.objective = base, objective_of(task)
         with args.main_process_first(local=True, desc="decoding images"):
-            train = self.load_images("train")
+            train = self.objective.images(base, "train")
             wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-            validation = self.load_images("validation") if wanted else None
+            validation = self.objective.images(base, "validation") if wanted else None
         if args.full_batch:
             prepare_full_batch(args, len(train), base)
-        model = self.build_classifier(args.include_projection)
+        model = self.objective.classifier(base, include_projection=args.include_projection)
         model.freeze_except(args.trainable_parameters)
         super().__init__(
             model=model,
@@ -76,26 +116,20 @@ class TaskVectorTrainer(Trainer):
             train_dataset=train,
             eval_dataset=validation,
             data_collator=keep_batch,
-            compute_loss_func=summed_cross_entropy,
-            compute_metrics=accuracy_of if validation else None,
+            compute_loss_func=self.objective.loss(train, label_smoothing=args.label_smoothing_factor),
+            compute_metrics=compute_metrics or accuracy_of,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.resumed_from: Path | None = None
+        self.folder = RunFolder(str(args.output_dir))
+        self.plan: dict[str, Any] = {}
+        self._own_optimizer = optimizers[0]
+        self._best: tuple[float, int] | None = None  # epochs and steps of the weights, if they are not the last ones
         self._started: float | None = None
         self._ended: float | None = None
-        self.gradients = GradientTracker()
-        self.add_callback(Recorder(self))
-
-    # -- what a run is made of; a subclass that trains otherwise replaces these --------------------------------------
-
-    def load_images(self, split: Split) -> PixelDataset:
-        """The images of a part of the task."""
-        return load_pixels(self.task, split, self.base.processor.image_processor)
-
-    def build_classifier(self, include_projection: bool) -> ImageClassifier:
-        """The model to train."""
-        return ImageClassifier(self.base, self.task, include_projection=include_projection)
+        self.recorder = Recorder(self)
+        self.add_callback(self.recorder)
 
     # -- what a run gives ---------------------------------------------------------------------------------------------
 
@@ -108,46 +142,61 @@ class TaskVectorTrainer(Trainer):
         )
 
     def task_vectors(self) -> list[TaskVector]:
-        """The vectors at each epoch's end so far, memory-mapped from `output_dir/vectors/epoch-N`."""
-        epochs = range(1, int(self.state.epoch or 0) + 1)
-        return [self.recorded_vector(epoch_name(epoch)) for epoch in epochs] if self.args.record_epochs else []
+        """The vectors at each epoch's end so far and at the end, memory-mapped from `output_dir/vectors/epoch-N`.
+
+        Raises:
+            OutputExistsError: If another run has written into `output_dir` since.
+        """
+        if not self.args.record_epochs:
+            return []
+        last = float(self.state.epoch or 0)
+        epochs = [*range(1, int(last) + 1), *([last] if last % 1 else [])]
+        return [self.recorded_vector(epoch_name(epoch)) for epoch in epochs]
 
     def recorded_vector(self, name: str) -> TaskVector:
-        """A recorded vector by its name: `epoch-2`, `step-100`, `fraction-0.25`."""
+        """A recorded vector by its name: `epoch-2`, `step-100`, `fraction-0.25`.
+
+        Raises:
+            UnknownNameError: If there is none of that name.
+            OutputExistsError: If another run has written into `output_dir` since.
+        """
+        self.folder.check_owner()
         names = [path.name for path in self.vectors_folder.glob("*") if not path.name.startswith(".")]
         if name not in names:
             raise UnknownNameError("recorded vector", name, names)
-        return load_vector(self.vectors_folder / name)
+        return TaskVector.from_pretrained(self.vectors_folder / name)
 
     def record(self, name: str) -> None:
         """Saves the vector of this moment under `output_dir/vectors/<name>`."""
         if self.args.should_save:
-            save_vector(self.task_vector(), self.vectors_folder / name)
+            self.task_vector().save_pretrained(self.folder.claim(f"{VECTORS}/{name}"))
 
     def vector_info(self) -> VectorInfo:
         """Provenance of the vector of this moment."""
-        args, state = self.args, self.state
-        return VectorInfo(
-            kind="fine-tuned", base=self.base.name, base_revision=self.base.revision, task=self.task.name,
-            dataset=self.task.dataset_name, dataset_config=self.task.config,
-            dataset_revision=self.dataset_revision,
-            epochs=float(state.epoch or 0), steps=state.global_step,
-            optimizer=str(getattr(args.optim, "value", args.optim)), learning_rate=float(args.learning_rate),
-            weight_decay=float(args.weight_decay),
-            batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            num_images=len(self.train_dataset), seed=args.seed,
-            settings={
-                "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-                "warmup_steps": args.warmup_steps, "max_grad_norm": args.max_grad_norm,
-                "num_train_epochs": args.num_train_epochs, "trainable_parameters": args.trainable_parameters,
-            },
-            versions=library_versions(), seconds=self.seconds,
+        info = fine_tuned_info(
+            self.base, self.args, self.state, num_images=len(self.train_dataset), seconds=self.seconds,
+            optimizer=self._own_optimizer,
         )  # fmt: skip
+        if self._best is not None:
+            chosen = {
+                "chosen_by": str(self.args.metric_for_best_model), "trained_epochs": info.epochs,
+                "trained_steps": info.steps,
+            }  # fmt: skip
+            epochs, steps = self._best
+            info = dataclasses.replace(info, epochs=epochs, steps=steps, settings={**info.settings, **chosen})
+        return self.objective.describe(info)
 
     @property
     def vectors_folder(self) -> Path:
         """Where recorded vectors lie."""
-        return Path(str(self.args.output_dir)) / VECTORS
+        return self.folder.path / VECTORS
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the last call of `train` took, or has taken so far; `None` before the first."""
+        if self._started is None:
+            return None
+        return round((self._ended or time.perf_counter()) - self._started, 1)
 
     def push_to_hub(
         self, commit_message: str | None = None, *, token: str | None = None, revision: str | None = None
@@ -165,7 +214,8 @@ class TaskVectorTrainer(Trainer):
             return None
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
-        args, vectors = self.args, self.task_vectors()
+        args, now = self.args, self.vector_info()
+        vectors = [vector for vector in self.task_vectors() if (vector.info.epochs or 0) <= (now.epochs or 0)]
         options = {
             "token": token or args.hub_token, "revision": revision or args.hub_revision,
             "private": args.hub_private_repo, "commit_message": commit_message,
@@ -174,34 +224,162 @@ class TaskVectorTrainer(Trainer):
             return push_series_to_hub(vectors, str(self.hub_model_id), **options)
         return push_to_hub(self.task_vector(), str(self.hub_model_id), **options)
 
-    # -- hooks of Trainer ---------------------------------------------------------------------------------------------
+    # -- training -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As `Trainer.train`; `True` resumes from the last checkpoint in `output_dir`."""
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(str(self.args.output_dir))
-            if checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint")
-        self.resumed_from = None if checkpoint is None else Path(checkpoint)
-        self._started, self._ended = time.perf_counter(), None
-        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        self._ended = time.perf_counter()
+        """As `Trainer.train`; `True` resumes from the last whole checkpoint in `output_dir`.
+
+        Raises:
+            CheckpointError: If the checkpoint is unfinished or holds the weights only.
+            SettingsDifferError: If it belongs to another run, or `output_dir` to another task or base; what differs is
+                named. A longer run may be resumed.
+            OutputExistsError: If another run is at work in `output_dir`, or it holds something else where this run
+                would write.
+        """
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        writes = self.args.should_save and self._keeps_something()
+        if writes or checkpoint:
+            self.plan = self.objective.plan() | base_plan(self.base) | self._settings()
+        if checkpoint:
+            check_checkpoint(checkpoint, self.plan)
+        with self.folder.locked() if writes else nullcontext():
+            if writes:
+                self.folder.begin(self.plan, resumed=checkpoint is not None)
+            self.recorder.resumed_from, self._best = checkpoint, None
+            self._started, self._ended = time.perf_counter(), None
+            try:
+                result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+            except KeyboardInterrupt:
+                logger.warning("%s", self._what_is_left())
+                raise
+            self._ended = time.perf_counter()
+        self._tell(writes)
         return result
 
-    @property
-    def seconds(self) -> float | None:
-        """How long the last call of `train` took, or has taken so far; `None` before the first."""
-        if self._started is None:
-            return None
-        return round((self._ended or time.perf_counter()) - self._started, 1)
+    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
+        if wanted is not True:
+            return Path(wanted) if wanted else None
+        checkpoint = last_checkpoint(self.folder.path)
+        if checkpoint is None:
+            raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint")
+        return checkpoint
+
+    def _settings(self) -> dict[str, Any]:
+        settings = run_plan(self.args)
+        if self._own_optimizer is not None:
+            settings["optim"] = type(self._own_optimizer).__name__
+        return settings
+
+    def _keeps_something(self) -> bool:
+        args = self.args
+        checkpoints = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
+        return bool(
+            checkpoints or args.record_epochs or args.record_steps or args.record_fractions or args.record_gradients
+        )
+
+    def _what_is_left(self) -> str:
+        """What an interrupted run leaves behind, and how to go on."""
+        checkpoint = last_checkpoint(self.folder.path) if self.folder.path.is_dir() else None
+        where = f"interrupted at step {self.state.global_step} of {self.state.max_steps}"
+        if checkpoint is None:
+            return f"{where}, before the first checkpoint: start it again"
+        return f"{where}; {checkpoint} is left: train(resume_from_checkpoint=True) goes on there"
+
+    def _tell(self, writes: bool) -> None:
+        """Says where the vectors are and what else the run left, and warns of a vector of zeros."""
+        if not self.is_world_process_zero():
+            return
+        base = parameters_of(self.base.model)
+        weights = self.model.weights().items()
+        if all(torch.equal(weight.to(base[name].device), base[name]) for name, weight in weights):
+            logger.warning(
+                "the task vector is zero: %d steps moved no weight (learning rate 0, as in a warm-up's first step, or "
+                "steps below the weights' rounding); train longer, with a larger learning_rate, or with warmup_steps=0",
+                self.state.global_step,
+            )
+        if writes and (left := what_lies_in(self.folder.path)):
+            logger.info("%s", left)
+            watched = {type(callback) for callback in self.callback_handler.callbacks}
+            if watched & {ProgressCallback, PrinterCallback}:
+                tqdm.write(left)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`, on a part of the task by name: the validation part if left out.
+
+        Args:
+            eval_dataset: `train`, `validation` or `test`.
+            **kwargs: As in `Trainer.evaluate`.
+
+        Raises:
+            TypeError: If it is something else.
+        """
+        if eval_dataset is None and self.eval_dataset is None:
+            eval_dataset = "validation"
+        return super().evaluate(self._images(eval_dataset), **kwargs)
+
+    def predict(self, test_dataset: Any, **kwargs: Any) -> Any:
+        """As `Trainer.predict`, on a part of the task by name; see `evaluate`."""
+        return super().predict(self._images(test_dataset), **kwargs)
+
+    def _images(self, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {name: self._images(each) for name, each in data.items()}
+        if data is None or isinstance(data, PixelDataset):
+            return data
+        if isinstance(data, str):
+            if data not in get_args(Split):
+                raise UnknownNameError("part of the task", data, get_args(Split))
+            return self.objective.images(self.base, data)  # type: ignore[arg-type]
+        raise TypeError(
+            f"a trainer evaluates a part of its task by name (train, validation, test), got {type(data).__name__}; for "
+            "other data: hf_taskvec.evaluate(trainer.task_vector().apply_to(base), [task])"
+        )
+
+    # -- hooks of Trainer ---------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the tower as `CLIPVisionModel.from_pretrained` and `TaskVector.from_checkpoints` read it."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint, before older ones go
+            self.recorder.save(Path(output_dir))
+            write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a vector's card is written where it is published, by `push_to_hub`."""
+        raise TypeError("a task vector's card is made by push_to_hub, with its measured accuracies: hf_taskvec.cards")
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a run's vectors lie in its one `output_dir`."""
+        raise TypeError(
+            "hyperparameter_search would write the vectors of all trials into one output_dir; train one trainer "
+            "per trial, each with an output_dir of its own"
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = output_dir or str(self.args.output_dir)
+            config = type(self.model.config).from_dict(self.model.config.to_dict())
+            config.architectures = ["CLIPVisionModelWithProjection"]
+            config.save_pretrained(folder)
+            self.base.processor.image_processor.save_pretrained(folder)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        step = self.state.best_global_step or self.state.global_step
+        epochs = [entry["epoch"] for entry in self.state.log_history if entry["step"] == step and "epoch" in entry]
+        self._best = (float(epochs[-1]), step) if epochs else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledSampler:
         args = self.args
-        multiple = 1 if args.world_size == 1 else args.world_size * self._train_batch_size
-        seed = args.data_seed if args.data_seed is not None else args.seed
-        self.sampler = ShuffledSampler(len(self.train_dataset), seed=seed, multiple=multiple)
-        return self.sampler
+        return ShuffledSampler(
+            len(self.train_dataset),
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            multiple=1 if args.world_size == 1 else args.world_size * self._train_batch_size,
+            shuffle=args.train_sampling_strategy == "random",
+        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: the recorder pushes vectors."""
@@ -213,19 +391,5 @@ class TaskVectorTrainer(Trainer):
             clipped = float(norm) / limit if limit > 0 and float(norm) > limit else 1.0  # undoes the clipping
             named = self.model.named_parameters()
             gradients = {name: p.grad for name, p in named if p.grad is not None}
-            self.gradients.add(gradients, norm=float(norm), factor=clipped)
+            self.recorder.tracker.add(gradients, norm=float(norm), factor=clipped)
         return norm
-
-
-def summed_cross_entropy(
-    outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
-    """The cross-entropy summed over images and divided by their number in the whole accumulated batch."""
-    total = functional.cross_entropy(outputs["logits"], labels, ignore_index=IGNORED, reduction="sum")
-    return total / (num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum())
-
-
-def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
-    """The accuracy for `Trainer.evaluate`."""
-    predictions = torch.as_tensor(prediction.predictions).argmax(dim=-1)
-    return Accuracy().compute(predictions=predictions, references=prediction.label_ids)

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
 from hf_taskvec.training.joint import JointTrainer
-from hf_taskvec.training.recording import epoch_name
+from hf_taskvec.training.output import epoch_name
 from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
 from hf_taskvec.vectors.files import load_vector, save_vector

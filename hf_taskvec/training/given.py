@@ -1,0 +1,60 @@
+"""What a trainer is given: arguments of the right kind, or a sentence that says what to pass instead."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from hf_taskvec.models.base import Base
+from hf_taskvec.tasks import Task, get_task
+from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.objective import Objective, SingleTask
+
+_REPLACED = {
+    "model": "the base is the first argument",
+    "model_init": "every run starts from the base",
+    "train_dataset": "pass task=, whose train part is trained on",
+    "eval_dataset": "pass task=, whose validation part is evaluated with eval_strategy",
+    "data_collator": "batches come ready-made from the task's images",
+    "processing_class": "the base brings its processor",
+    "tokenizer": "the base brings its processor",
+    "compute_loss_func": "the loss is the cross-entropy against the frozen zero-shot head",
+    "optimizer_cls_and_kwargs": "name the optimiser in args.optim, or pass optimizers=",
+}
+
+
+def refuse(arguments: dict[str, Any]) -> None:
+    """Raises a `TypeError` that names an argument of `Trainer` which has no place here."""
+    for name in arguments:
+        if name in _REPLACED:
+            raise TypeError(f"TaskVectorTrainer takes no {name}: {_REPLACED[name]}")
+        known = ["task", "compute_metrics", "preprocess_logits_for_metrics", "callbacks", "optimizers"]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise TypeError(f"TaskVectorTrainer takes no argument {name!r}.{hint} It takes {', '.join(known)}")
+
+
+def checked_args(base: Any, args: Any) -> TaskVectorConfig:
+    """The settings, or the default ones; raises a `TypeError` if they or the base are of another kind."""
+    if not isinstance(base, Base):
+        raise TypeError(
+            f"base must be a Base (a CLIP model with its processor), got {type(base).__name__}; load_base() gives "
+            "one, and Base(model, processor, name) makes one"
+        )
+    if args is not None and not isinstance(args, TaskVectorConfig):
+        raise TypeError(f"args must be a TaskVectorConfig, got {type(args).__name__}")
+    return args or TaskVectorConfig()
+
+
+def objective_of(task: Any) -> Objective:
+    """What to learn, of a task, its name or an objective; raises a `TypeError` for anything else."""
+    if isinstance(task, str):
+        return SingleTask(get_task(task))
+    if isinstance(task, Task):
+        return SingleTask(task)
+    if isinstance(task, Objective):
+        return task
+    raise TypeError(
+        f"task must be a Task or a registered task's name, got {type(task).__name__}; Task.from_dataset makes one of "
+        "other data, JointTrainer(tasks=[...]) takes several"
+    )

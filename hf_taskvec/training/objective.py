@@ -1,0 +1,102 @@
+"""What a run minimises: its images, its model and its loss, for one task; `hf_taskvec.training.joint` has several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.trainer_utils import EvalPrediction
+
+from hf_taskvec.evaluation.metrics import Accuracy
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.tasks import Split, Task
+from hf_taskvec.tasks.pixels import IGNORED, PixelDataset, load_pixels
+from hf_taskvec.training.plan import task_plan
+from hf_taskvec.vectors.info import VectorInfo
+
+Loss = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> the loss
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The part of a run that depends on what is learned."""
+
+    def images(self, base: Base, split: Split) -> PixelDataset:
+        """The images of a part."""
+
+    def classifier(self, base: Base, *, include_projection: bool) -> ImageClassifier:
+        """The model to train."""
+
+    def loss(self, images: PixelDataset, *, label_smoothing: float) -> Loss:
+        """The loss over `images`, as `Trainer` wants it."""
+
+    def plan(self) -> dict[str, Any]:
+        """What tells this objective from every other."""
+
+    def describe(self, info: VectorInfo) -> VectorInfo:
+        """The provenance of a vector with what is known of the tasks."""
+
+
+@dataclass(frozen=True)
+class SingleTask:
+    """One task against its frozen zero-shot head."""
+
+    task: Task
+
+    def images(self, base: Base, split: Split) -> PixelDataset:
+        """The images of a part of the task."""
+        return load_pixels(self.task, split, base.processor.image_processor)
+
+    def classifier(self, base: Base, *, include_projection: bool) -> ImageClassifier:
+        """The tower with the task's head."""
+        return ImageClassifier(base, self.task, include_projection=include_projection)
+
+    def loss(self, images: PixelDataset, *, label_smoothing: float) -> Loss:
+        """The mean cross-entropy; see `summed_cross_entropy`."""
+        return summed_cross_entropy(label_smoothing=label_smoothing)
+
+    def plan(self) -> dict[str, Any]:
+        """What tells the task from every other."""
+        return task_plan(self.task)
+
+    def describe(self, info: VectorInfo) -> VectorInfo:
+        """The provenance with the task's name, data, classes and prompts."""
+        task = self.task
+        return dataclasses.replace(
+            info, task=task.name, dataset=task.dataset_name, dataset_config=task.config,
+            dataset_revision=task.dataset_revision(), class_names=tuple(task.class_names),
+            templates=tuple(task.templates),
+        )  # fmt: skip
+
+
+def summed_cross_entropy(*, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Loss:
+    """The cross-entropy summed over images and divided by their number in the whole accumulated batch.
+
+    So accumulation, a ragged last batch and several processes change nothing.
+
+    Args:
+        label_smoothing: The share of each label that is spread over all classes, in [0, 1).
+        weight: A factor for each class (C,).
+    """
+
+    def loss(outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        logits = outputs["logits"]
+        total = functional.cross_entropy(
+            logits, labels, weight=None if weight is None else weight.to(logits), ignore_index=IGNORED,
+            reduction="sum", label_smoothing=label_smoothing,
+        )  # fmt: skip
+        return total / (num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum())
+
+    return loss
+
+
+def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
+    """The accuracy for `Trainer.evaluate`."""
+    predictions = torch.as_tensor(prediction.predictions).argmax(dim=-1)
+    return Accuracy().compute(predictions=predictions, references=prediction.label_ids)
