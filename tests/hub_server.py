@@ -17,7 +17,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +42,8 @@ class Fault:
         status: Answer with this status instead.
         headers: Headers to add to the answer, or to replace in it.
         cut: Close the connection after this many bytes of the body, of the answer or (`PUT`, `POST`) of the request.
+        body: Answer with this JSON, or these bytes, instead.
+        replace: A text to replace in the answer, and by what.
         delay: Seconds to wait before the answer.
         corrupt: Flip a bit in the middle of the answer's body.
         lose: Do what was asked, then close the connection without an answer.
@@ -55,6 +56,8 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    body: Any = None
+    replace: tuple[str, str] | None = None
     delay: float = 0.0
     corrupt: bool = False
     lose: bool = False
@@ -118,6 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         line = f"{self.command} {parts.path}"
         self.server.log.append(line)
+        self.server.authorizations.append(self.headers.get("Authorization", ""))
         with self.server.api.store.lock:
             fault = next((fault for fault in self.server.faults if fault.strikes(line)), None)
         writing = self.command in ("PUT", "POST")
@@ -131,8 +135,15 @@ class Handler(BaseHTTPRequestHandler):
                 response = as_json({"error": "something went wrong"}, status=fault.status)
             else:
                 response = self.respond(request)
+            if fault and fault.body is not None:
+                text = fault.body if isinstance(fault.body, bytes) else as_json(fault.body).body
+                response = Response(text, response.status, {**response.headers, "Content-Type": "application/json"})
+            if fault and fault.replace:
+                old, new = (text.encode() for text in fault.replace)
+                response = Response(response.body.replace(old, new), response.status, response.headers)  # type: ignore[union-attr]
             body.read()
-            time.sleep(fault.delay if fault else 0)
+            if fault and fault.delay:
+                threading.Event().wait(fault.delay)  # not time.sleep, which a test may have replaced
             if fault and fault.lose:
                 raise Cut
             self.send(response, fault or Fault(""), cut=None if writing or not fault else fault.cut)
@@ -194,6 +205,7 @@ class HubServer(ThreadingHTTPServer):
         api: Tokens, grants, collections and settings.
         faults: What is to go wrong.
         log: `METHOD /path` of every request so far.
+        authorizations: The `Authorization` of every request, empty where it had none.
     """
 
     daemon_threads = True
@@ -209,6 +221,7 @@ class HubServer(ThreadingHTTPServer):
             self.api.tokens[f"expired-{user}"] = Token(user, expired=True)
         self.faults: list[Fault] = []
         self.log: list[str] = []
+        self.authorizations: list[str] = []
 
     def __enter__(self) -> HubServer:
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -230,6 +243,7 @@ class HubServer(ThreadingHTTPServer):
             self.api.multipart = 1 << 40
             self.faults.clear()
             self.log.clear()
+            self.authorizations.clear()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         with suppress(OSError):  # a client that went away is no error of the server

@@ -130,7 +130,7 @@ def test_a_hub_that_stays_broken_is_named_without_a_cache(published: HubServer, 
     with pytest.raises(HubError, match=r"reading user/vector failed: the Hub has trouble \(503"):
         pull(tmp_path)
     published.faults[:] = [Fault("GET /api", status=400)]
-    with pytest.raises(HubError, match="reading the Hub's list failed"):
+    with pytest.raises(HubError, match="listing task vectors failed"):
         list_vectors()
 
 
@@ -264,10 +264,14 @@ def test_a_repository_deleted_between_calls(published: HubServer, tmp_path: Path
         pull(tmp_path / "elsewhere")
 
 
-def test_a_deleted_repository_lives_on_in_the_cache(published: HubServer, tmp_path: Path, vector: TaskVector) -> None:
+def test_a_deleted_repository_is_told_and_lives_on_in_the_cache(
+    published: HubServer, tmp_path: Path, vector: TaskVector
+) -> None:
     pull(tmp_path)
     published.store.delete("model", REPO)
-    assert equal_vectors(pull(tmp_path), vector)
+    with pytest.raises(CheckpointError, match="local_files_only=True"):
+        pull(tmp_path)
+    assert equal_vectors(pull(tmp_path, local_files_only=True), vector)
 
 
 def test_a_branch_moved_between_calls_mixes_nothing(

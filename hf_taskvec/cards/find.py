@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi
-from huggingface_hub.hf_api import RepoFolder
+from huggingface_hub.hf_api import ModelInfo, RepoFolder
 
 from hf_taskvec.cards.metadata import task_tag
-from hf_taskvec.hub.client import LIBRARY, hub_errors
+from hf_taskvec.errors import CheckpointError
+from hf_taskvec.hub.access import check_revision, is_repo_id
+from hf_taskvec.hub.client import COMMIT, LIBRARY, hub_errors
 
-_EPOCH = re.compile(r"epoch-(\d+(?:\.\d+)?)")
+MAX_LISTED = 10_000
+_EPOCH = re.compile(r"epoch-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", re.ASCII)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,37 +54,68 @@ def list_vectors(
         author: Only those of this user or organisation.
         token: An access token, to see private ones.
 
+    Returns:
+        One entry per repository; one whose name is none is left out, and told.
+
     Raises:
         NotCachedError, HubError: If the Hub is out of reach or fails.
     """
     tags = [LIBRARY, "task-vector"]
     tags += [f"base_model:{base_model}"] if base_model else []
     tags += [task_tag(task)] if task else []
-    with hub_errors("the Hub's list", "reading"):
-        found = list(HfApi(token=token).list_models(filter=tags, author=author, full=True))
-    return [
-        PublishedVector(info.id, _tag(info.tags, "base_model:"), tuple(_tags(info.tags, "task:")), info.sha)
-        for info in found
-    ]
+    with hub_errors("task vectors", "listing"):
+        models = HfApi(token=token).list_models(filter=tags, author=author, full=True)
+        infos = list(itertools.islice(models, MAX_LISTED + 1))
+    if len(infos) > MAX_LISTED:
+        logger.warning("The Hub has more than %d such vectors; only the first are listed", MAX_LISTED)
+    entries = [_published(info) for info in infos[:MAX_LISTED]]
+    if odd := entries.count(None):
+        logger.warning("%d entries of the Hub's list have no sane name and are left out", odd)
+    return [entry for entry in entries if entry is not None]
 
 
-def _tags(tags: Sequence[str] | None, prefix: str) -> list[str]:
-    return [tag.removeprefix(prefix) for tag in tags or [] if tag.startswith(prefix)]
+def _published(info: ModelInfo) -> PublishedVector | None:
+    """One entry of the Hub's list; `None` if it names no repository."""
+    if not isinstance(info.id, str) or not is_repo_id(info.id):
+        return None
+    tags = [tag for tag in info.tags or [] if isinstance(tag, str) and tag.isprintable()]
+    bases = [base for base in _tags(tags, "base_model:") if is_repo_id(base)]  # others name the relation, too
+    commit = info.sha if isinstance(info.sha, str) and COMMIT.fullmatch(info.sha) else None
+    return PublishedVector(info.id, bases[0] if bases else None, tuple(_tags(tags, "task:")), commit)
 
 
-def _tag(tags: Sequence[str] | None, prefix: str) -> str | None:
-    return next(iter(_tags(tags, prefix)), None)
+def _tags(tags: Sequence[str], prefix: str) -> list[str]:
+    return [tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)]
 
 
 def epoch_folder(epochs: float) -> str:
-    """The folder of a series' vector after `epochs` epochs."""
+    """The folder of a series' vector after `epochs` epochs.
+
+    Example:
+        >>> epoch_folder(2.0)
+        'epoch-2'
+    """
     return f"epoch-{epochs:g}"
 
 
 def list_epochs(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[float]:
-    """The epochs of a published series, in order; empty if it holds a single vector."""
+    """The epochs of a published series, in order; empty if it holds a single vector.
+
+    Args:
+        repo_id: The repository.
+        revision: Branch, tag or commit.
+        token: An access token, for a private repository.
+
+    Raises:
+        CheckpointError: If there is no such repository or revision, or access is refused.
+        NotCachedError, HubError: If the Hub is out of reach or fails.
+    """
+    if not is_repo_id(repo_id):
+        raise CheckpointError(f"{repo_id!r} is no Hub id (user/name)")
+    check_revision(revision)
     where = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
-    with hub_errors(where, "reading"):
-        items = list(HfApi(token=token).list_repo_tree(repo_id, revision=revision))
-    matches = [_EPOCH.fullmatch(item.path) for item in items if isinstance(item, RepoFolder)]
-    return sorted(float(match[1]) for match in matches if match)
+    with hub_errors(f"the epochs of {where}", "listing"):
+        tree = HfApi(token=token).list_repo_tree(repo_id, revision=revision)
+        paths = [item.path for item in itertools.islice(tree, MAX_LISTED) if isinstance(item, RepoFolder)]
+    matches = [_EPOCH.fullmatch(path) for path in paths if isinstance(path, str)]
+    return sorted(epoch for match in matches if match and math.isfinite(epoch := float(match[1])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
+from huggingface_hub import ModelInfo, constants
 from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -25,12 +28,13 @@ from huggingface_hub.errors import (
 )
 
 from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
+from hf_taskvec.hub.guard import LONGEST_WAIT, guarded, retry_after
 from hf_taskvec.weights.folders import write_text
 
 logger = logging.getLogger(__name__)
 LIBRARY = "hf-taskvec"  # the name by which the Hub knows this library
 ATTEMPTS = 3
-LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is reported instead
+COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 Value = TypeVar("Value")
@@ -38,29 +42,39 @@ Value = TypeVar("Value")
 
 @contextmanager
 def hub_errors(where: str, doing: str) -> Iterator[None]:
-    """Turns the Hub client's errors into this package's.
+    """An exchange with the Hub: guarded, and its client's errors turned into this package's.
 
     Args:
         where: The repository, for the message.
-        doing: What is being done, for the message: "reading" and the like.
+        doing: What is being done, for the message: "reading", "listing", "pushing to" and the like.
 
     Raises:
         CheckpointError: If there is no such repository, revision or file, or access is refused.
         NotCachedError: If the Hub is out of reach and the cache has no copy.
-        HubError: If the Hub, the connection or the disk failed.
+        HubError: If the Hub, the connection or the disk failed, or the answer is none of a Hub.
     """
     try:
-        yield
+        with guarded():
+            yield
     except TaskVecError:
         raise
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise translated(error, where, doing) from error
+    except (LookupError, TypeError, AttributeError, AssertionError) as error:  # of a client that read an odd answer
+        raise HubError(
+            f"{doing} {where} failed: the answer of {constants.ENDPOINT} is not as a Hub's "
+            f"({type(error).__name__}: {plain(error)})"
+        ) from error
 
 
-def translated(error: Exception, where: str, doing: str) -> Exception:
+def translated(error: Exception, where: str, doing: str) -> TaskVecError:
     """This package's error for one of the Hub client's."""
+    if isinstance(error, TaskVecError):
+        return error
     if isinstance(error, HFValidationError):
         return CheckpointError(f"{where!r} is neither a folder nor a Hub id (user/name)")
+    if isinstance(error, LocalTokenNotFoundError):
+        return HubError(f"{doing} {where} needs a token, and none is stored: log in (hf auth login) or pass token=")
     if isinstance(error, GatedRepoError):
         return CheckpointError(f"{where} is gated: accept its terms on the Hub and log in (hf auth login)")
     if isinstance(error, RepositoryNotFoundError):
@@ -76,14 +90,29 @@ def translated(error: Exception, where: str, doing: str) -> Exception:
     if isinstance(error.__cause__, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
         return translated(error.__cause__, where, doing)  # the client wraps what goes wrong in an upload
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.ConnectError)):
-        cause = f" ({reason(error.__cause__)})" if isinstance(error.__cause__, HfHubHTTPError) else ""
-        return NotCachedError(
-            f"there is no folder {where.split(' ')[0]!r} here; on the Hub, {where} is out of reach{cause} and not in "
-            f"the cache: fetch it while online: hf download {where.split(' ')[0]}"
-        )
+        return _out_of_reach(error, where, doing)
     if isinstance(error, httpx2.HTTPError):
         return HubError(f"{doing} {where} failed: the connection was lost or too slow ({error!r}); run it again")
     return HubError(f"{doing} {where} failed: {plain(error)}")
+
+
+def _out_of_reach(error: Exception, where: str, doing: str) -> TaskVecError:
+    """The error where the Hub is not to be asked, or does not answer."""
+    if constants.is_offline_mode():
+        why = "HF_HUB_OFFLINE is set"
+    elif isinstance(error, LocalEntryNotFoundError) and error.__cause__ is None:
+        why = "local_files_only=True asks no Hub"
+    else:
+        cause = f" ({reason(error.__cause__)})" if isinstance(error.__cause__, HfHubHTTPError) else ""
+        why = f"the Hub at {constants.ENDPOINT} is out of reach{cause}"
+    if doing == "reading":
+        repo = where.split(" ")[0]
+        return NotCachedError(
+            f"there is no folder {repo!r} here, {where} is not in the cache, and {why}; "
+            f"fetch it while online: hf download {repo}"
+        )
+    kind = NotCachedError if doing == "listing" else HubError
+    return kind(f"{doing} {where} needs the Hub, and {why}; do it again while online")
 
 
 def plain(text: object) -> str:
@@ -102,11 +131,31 @@ def reason(error: HfHubHTTPError) -> str:
     if status in (409, 412):
         return f"{said}: another push came first and nothing of this one was kept; look at the repository, push again"
     if status == 429:
-        wait = error.response.headers.get("Retry-After")
-        return f"the Hub limits the rate of requests (429); try again {f'in {plain(wait)} s' if wait else 'later'}"
+        wait = retry_after(error.response.headers)
+        later = "later" if wait is None else f"in {wait:.0f} s"
+        return f"the Hub limits the rate of requests (429); try again {later}"
+    if status in (405, 501, 505):
+        return f"{constants.ENDPOINT} does not offer this ({status}: {said}); is HF_ENDPOINT a Hub?"
     if status >= 500:
         return f"the Hub has trouble ({status}: {said}); try again later"
     return said
+
+
+def commit_of(info: ModelInfo, where: str) -> str:
+    """The commit that a Hub names; it becomes the name of a folder in the cache.
+
+    Raises:
+        HubError: If it is none.
+    """
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
+        raise HubError(f"the Hub names {plain(info.sha)[:80]!r} as the commit of {where}, which is none")
+    return info.sha
+
+
+def is_clear(error: HfHubHTTPError) -> bool:
+    """Whether an answer is a clear no, which no copy in the cache may hide, rather than trouble that passes."""
+    status = error.response.status_code
+    return 400 <= status < 500 and status not in TRANSIENT
 
 
 def with_retries(
@@ -114,30 +163,41 @@ def with_retries(
     *,
     on: tuple[type[Exception], ...] = (httpx2.HTTPError, LocalEntryNotFoundError, FileMetadataError),
 ) -> Value:
-    """The result of `call`, which is tried again after passing trouble; it must be safe to repeat."""
+    """The result of `call`, which is tried again after passing trouble; it must be safe to repeat.
+
+    All waits together take at most `LONGEST_WAIT` seconds, and each is told.
+    """
+    left = LONGEST_WAIT
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
         except on as error:
             wait = seconds_to_wait(error, attempt)
-            if attempt == ATTEMPTS or wait is None:
+            if attempt == ATTEMPTS or wait is None or wait > left:
                 raise
-            logger.warning("The Hub has trouble (%s); trying again in %.0f s", type(error).__name__, wait)
+            left -= wait
+            logger.warning("The Hub has trouble (%s); trying again in %.0f s", trouble(error), wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
+def trouble(error: BaseException) -> str:
+    """What went wrong, in a word or two."""
+    if isinstance(error, HfHubHTTPError):
+        return "limit on the rate of requests" if error.response.status_code == 429 else str(error.response.status_code)
+    return type(error).__name__
+
+
 def seconds_to_wait(error: BaseException, attempt: int) -> float | None:
-    """How long to wait before trying again; `None` if the trouble will not pass."""
+    """How long to wait before trying again: as long as the server asks for; `None` if the trouble will not pass."""
     backoff = 0.5 * 4.0 ** (attempt - 1)
     if isinstance(error, LocalEntryNotFoundError):
         return seconds_to_wait(error.__cause__, attempt) if error.__cause__ else None
     if isinstance(error, HfHubHTTPError):
         if error.response.status_code not in TRANSIENT:
             return None
-        asked = error.response.headers.get("Retry-After", "")
-        wait = float(asked) if asked.isdigit() else backoff
-        return wait if wait <= LONGEST_WAIT else None
+        asked = retry_after(error.response.headers)
+        return backoff if asked is None else asked
     passing = isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ConnectError)
     return backoff if passing or isinstance(error, FileMetadataError) else None
 

@@ -12,17 +12,11 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hf_taskvec.errors import CheckpointError
+from hf_taskvec.errors import CheckpointError, NotCachedError, TaskVecError
 from hf_taskvec.hub.access import HubAccess, check_revision
-from hf_taskvec.hub.client import Download, hub_errors, with_retries
+from hf_taskvec.hub.client import Download, commit_of, hub_errors, is_clear, translated, with_retries
 from hf_taskvec.weights.folders import check_inside, check_relative
 
 logger = logging.getLogger(__name__)
@@ -41,8 +35,8 @@ class Wanted:
 
     Attributes:
         patterns: Globs of the files wanted; none of them looks into folders.
-        required: Globs of which one must fit a file; `patterns` if left out, in a local folder none.
-        missing: What the error says if no file fits them.
+        required: Globs of which each must fit a file; if left out, one of `patterns`.
+        missing: What the error says if they do not.
         checked_later: Glob of files whose content the caller checks, by a faster hash than the Hub's.
     """
 
@@ -57,7 +51,9 @@ class Wanted:
 
     def check(self, names: Iterable[str], where: str) -> None:
         """Raises a `CheckpointError` if what is required is not among the names of a folder's files."""
-        if not any(_fits(name, self.required or self.patterns) for name in names):
+        present = list(names)
+        needs: list[Sequence[str]] = [(glob,) for glob in self.required] or [self.patterns]
+        if not all(any(_fits(name, globs) for name in present) for globs in needs):
             raise CheckpointError(f"{where} {self.missing}")
 
 
@@ -65,7 +61,7 @@ def _fits(name: str, globs: Sequence[str]) -> bool:
     return "/" not in name and any(fnmatch(name, pattern) for pattern in globs)
 
 
-CHECKPOINT = Wanted((*WEIGHTS, *SIDE_FILES), required=WEIGHTS, missing=PICKLED)
+CHECKPOINT = Wanted((*WEIGHTS, *SIDE_FILES), required=WEIGHTS[:1], missing=PICKLED)
 
 
 @dataclass(frozen=True)
@@ -179,10 +175,25 @@ def _list(repository: _Repository, wanted: Wanted) -> _Listing:
     try:
         commit, files = with_retries(lambda: _remote_files(repository))
         return _Listing(commit, _matching(files, repository, wanted))
-    except (GatedRepoError, RevisionNotFoundError):
-        raise
-    except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
+    except HfHubHTTPError as error:
+        if is_clear(error):
+            raise _refused(error, repository) from error
         return _Listing(trouble=error)
+    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        return _Listing(trouble=error)
+
+
+def _refused(error: HfHubHTTPError, repository: _Repository) -> TaskVecError:
+    """The error for a clear no of the Hub, which tells of a copy in the cache and does not use it."""
+    refusal = translated(error, repository.where, "reading")
+    try:
+        snapshot_download(
+            repository.id, revision=repository.revision, cache_dir=repository.cache, local_files_only=True,
+            allow_patterns=[],
+        )  # fmt: skip
+    except (OSError, ValueError):
+        return refusal
+    return type(refusal)(f"{refusal}. An earlier copy is in the cache: local_files_only=True reads it")
 
 
 def _remote_files(repository: _Repository) -> tuple[str, dict[str, RemoteFile]]:
@@ -190,7 +201,7 @@ def _remote_files(repository: _Repository) -> tuple[str, dict[str, RemoteFile]]:
     info = HfApi(token=repository.access.token).model_info(
         repository.id, revision=repository.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
-    return info.sha or "", {
+    return commit_of(info, repository.where), {
         file.rfilename: RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
         for file in info.siblings or []
     }
@@ -261,6 +272,14 @@ def _checked(repository: _Repository, wanted: Wanted, snapshot: Path, listing: _
     if not path.is_dir():
         lacks = f"has no folder {repository.subfolder!r}" if repository.subfolder else wanted.missing
         raise CheckpointError(f"{repository.where} {lacks}")
+    if not listing.files:  # what the cache has need not be all
+        try:
+            wanted.check((file.name for file in path.iterdir()), repository.where)
+        except CheckpointError as error:
+            raise NotCachedError(
+                f"the cache has only a part of {repository.where}; fetch the rest while online: hf download "
+                f"{repository.id}"
+            ) from error
     later = []
     for file in sorted(file for file in path.iterdir() if file.is_file() and wanted.fits(file.name)):
         announced = listing.files.get(file.relative_to(snapshot).as_posix())

@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 
 from hf_taskvec.errors import HubError
 from hf_taskvec.hub.access import PushOptions
-from hf_taskvec.hub.client import LIBRARY, hub_errors, plain, with_retries
+from hf_taskvec.hub.client import LIBRARY, commit_of, hub_errors, plain, with_retries
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
@@ -65,7 +65,7 @@ def push_folder(
         message = " ".join(plain(options.commit_message or f"Add {Path(folder).name}").split())
         commit = api.create_commit(
             repo_id, operations, commit_message=message, revision=options.revision, create_pr=options.create_pr,
-            parent_commit=info.sha,
+            parent_commit=commit_of(info, repo_id),
         )  # fmt: skip
         return commit.pr_url or commit.commit_url
 

@@ -28,7 +28,9 @@ STEM = "task_vector"
 CONFIG_NAME = "task_vector_config.json"
 FILES = Wanted(
     (f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json", CONFIG_NAME, "README.md"),
-    missing=f"has no {CONFIG_NAME}, so it holds no task vector",
+    required=(CONFIG_NAME, f"{STEM}*.safetensors"),
+    missing=f"holds no task vector: it lacks {CONFIG_NAME} or {STEM}.safetensors. A whole fine-tuned model becomes one "
+    "by TaskVector.from_checkpoints(base, finetuned)",
     checked_later=f"{STEM}*.safetensors",
 )
 SCHEMA_VERSION = 1
