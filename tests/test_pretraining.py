@@ -10,8 +10,13 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from pretraining.build import build_model, train_tokenizer
+from pretraining.config import PretrainingConfig
+from pretraining.losses import contrastive_loss
 from pretraining.pairs import Pairs, augment, balance, decode_pairs, image_processor
-from pretraining.trainer import PairTrainer, PretrainingConfig, build_model, contrastive_loss, pretrain, train_tokenizer
+from pretraining.run import pretrain
+from pretraining.sources import Sources
+from pretraining.trainer import PairTrainer
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec.errors import CheckpointError, DataError, UnknownNameError
@@ -31,7 +36,7 @@ def toy_pairs(count: int = 24) -> Pairs:
 
 def toy_folder(path: Path) -> str:
     texts = [list(COLOURS)[index % 3] for index in range(24)]
-    images = [PILImage.new("RGB", (40, 32), COLOURS[text]) for text in texts]
+    images = [PILImage.new("RGB", (40, 32), (*COLOURS[text][:2], COLOURS[text][2] + i)) for i, text in enumerate(texts)]
     features = Features({"image": Image(), "text": Value("string")})
     for split in ("train", "test"):
         (path / "data").mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,7 @@ def test_resumed_run_equals_the_uninterrupted_one(dropped: float, tmp_path: Path
 def test_patch_dropout_keeps_the_class_token_and_whole_patches(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path, PretrainingConfig(**{**TINY.__dict__, "patch_dropout": 0.5}))
     tokens = torch.arange(2 * 5, dtype=torch.float32).view(2, 5, 1).expand(-1, -1, 7)
-    kept = trainer._drop_patches(None, None, tokens)
+    kept = trainer.module._drop_patches(None, None, tokens)
     assert kept.shape == (2, 3, 7)
     assert kept[:, 0, 0].tolist() == [0, 5]
     for row, image in zip(kept, tokens, strict=True):
@@ -112,7 +117,7 @@ def test_resuming_refuses_other_settings(tmp_path: Path) -> None:
 def test_pretrained_folder_loads_offline_and_knows_its_captions(tmp_path: Path) -> None:
     source = toy_folder(tmp_path / "pairs")
     config = PretrainingConfig(**{**TINY.__dict__, "steps": 60, "template_probability": 0.2, "ema_decay": 0.9})
-    figures = pretrain([source], config=config, output_dir=str(tmp_path / "out"))
+    figures = pretrain(Sources([source]), config=config, output_dir=str(tmp_path / "out"))
     model = CLIPModel.from_pretrained(tmp_path / "out")
     processor = CLIPProcessor.from_pretrained(tmp_path / "out")
     inputs = processor(

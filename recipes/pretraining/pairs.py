@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Image, load_dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPImageProcessorPil
@@ -16,13 +17,35 @@ from hf_taskvec.errors import DataError, UnknownNameError
 
 @dataclass(frozen=True)
 class Pairs:
-    """Decoded images and their captions; pixels are uint8 (N, 3, H, W)."""
+    """Decoded images and their captions; pixels are uint8 (N, 3, H, W).
+
+    Args:
+        pixels: The images.
+        texts: A caption each.
+        files: The name of each image's file, where it has one, or nothing.
+        subjects: What each image shows, "" where that is not known; nothing where it is not asked for.
+    """
 
     pixels: Tensor
     texts: list[str]
+    files: list[str] | None = None
+    subjects: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def select(self, rows: Sequence[int]) -> Pairs:
+        """Some of the pairs."""
+        files, subjects = ([part[row] for row in rows] if part else None for part in (self.files, self.subjects))
+        return Pairs(self.pixels[list(rows)], [self.texts[row] for row in rows], files, subjects)
+
+
+def join(parts: Sequence[Pairs]) -> Pairs:
+    """All pairs of several sets, in their order."""
+    files = [name for part in parts for name in part.files or [""] * len(part)]
+    subjects = [name for part in parts for name in part.subjects or [""] * len(part)]
+    texts = [text for part in parts for text in part.texts]
+    return Pairs(torch.cat([part.pixels for part in parts]), texts, files, subjects)
 
 
 def image_processor(size: int) -> CLIPImageProcessorPil:
@@ -50,7 +73,9 @@ def decode_pairs(dataset: Dataset, processor: CLIPImageProcessorPil) -> Pairs:
         pixels.append(batch["pixel_values"].clamp(0, 255).to(torch.uint8))
     if not pixels:
         raise DataError("a pair set is empty")
-    return Pairs(torch.cat(pixels), list(dataset["text"]))
+    paths = dataset.select_columns("image").cast_column("image", Image(decode=False))["image"]
+    files = [(value["path"] or "").rpartition("/")[2] for value in paths]
+    return Pairs(torch.cat(pixels), list(dataset["text"]), files)
 
 
 def load_pairs(source: str, split: str, processor: CLIPImageProcessorPil) -> Pairs:
@@ -76,13 +101,13 @@ def balance(pairs: Pairs, max_pairs_per_text: int, *, seed: int) -> Pairs:
         counts[text] = counts.get(text, 0) + 1
         if counts[text] <= max_pairs_per_text:
             kept.append(row)
-    kept.sort()
-    return Pairs(pairs.pixels[kept], [pairs.texts[row] for row in kept])
+    return pairs.select(sorted(kept))
 
 
 def normalize(pixels: Tensor, processor: CLIPImageProcessorPil) -> Tensor:
     """Images in [0, 1] as the model wants them."""
-    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    mean = torch.tensor(processor.image_mean, device=pixels.device)
+    std = torch.tensor(processor.image_std, device=pixels.device)
     return (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
 
@@ -92,11 +117,12 @@ def augment(pixels: Tensor, strength: float, generator: torch.Generator) -> Tens
     Args:
         pixels: Images in [0, 1], shape (N, 3, H, W).
         strength: 1 for the full range of each change.
+        generator: Source of chance, on the device of the images.
     """
-    count = len(pixels)
+    count, device = len(pixels), pixels.device
 
     def uniform(*shape: int, scale: float) -> Tensor:
-        return (torch.rand(shape, generator=generator) * 2 - 1) * scale * strength
+        return (torch.rand(shape, generator=generator, device=device) * 2 - 1) * scale * strength
 
     angle, zoom, aspect = uniform(count, scale=0.2), uniform(count, scale=0.2).exp(), uniform(count, scale=0.12).exp()
     shift = uniform(count, 2, scale=0.18)
@@ -106,10 +132,10 @@ def augment(pixels: Tensor, strength: float, generator: torch.Generator) -> Tens
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     grey = pixels.mean(dim=1, keepdim=True)
-    is_grey = torch.rand(count, 1, 1, 1, generator=generator) < 0.1 * strength
+    is_grey = torch.rand(count, 1, 1, 1, generator=generator, device=device) < 0.1 * strength
     pixels = torch.where(is_grey, grey, pixels)
     mean = grey.mean(dim=(2, 3), keepdim=True)
     pixels = (pixels - mean) * (1 + uniform(count, 1, 1, 1, scale=0.35)) + mean + uniform(count, 1, 1, 1, scale=0.15)
     pixels = pixels + uniform(count, 3, 1, 1, scale=0.05)
-    noise = torch.rand(count, 1, 1, 1, generator=generator) * 0.06 * strength
-    return (pixels + noise * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
+    noise = torch.rand(count, 1, 1, 1, generator=generator, device=device) * 0.06 * strength
+    return (pixels + noise * torch.randn(pixels.shape, generator=generator, device=device)).clamp(0, 1)
