@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from pretraining.build import build_model, train_tokenizer
 from pretraining.config import PretrainingConfig
 from pretraining.losses import contrastive_loss
 from pretraining.pairs import Pairs, augment, balance, decode_pairs, image_processor
-from pretraining.run import pretrain
+from pretraining.run import pretrain, running_base
 from pretraining.sources import Sources
 from pretraining.trainer import PairTrainer
 from transformers import CLIPModel, CLIPProcessor
@@ -78,9 +80,13 @@ def test_loss_on_unique_captions_equals_repeated_captions_as_positives() -> None
     torch.testing.assert_close(loss, (to_text + to_image) / 2)
 
 
-@pytest.mark.parametrize("dropped", [0.0, 0.5])
-def test_resumed_run_equals_the_uninterrupted_one(dropped: float, tmp_path: Path) -> None:
-    config = PretrainingConfig(**{**TINY.__dict__, "patch_dropout": dropped})
+FEATURES = replace(
+    TINY, patch_dropout=0.5, view_weight=1.0, caption_mates=True, descriptor_weight=1.0, schedule="constant"
+)
+
+
+@pytest.mark.parametrize("config", [TINY, FEATURES], ids=["captions", "features"])
+def test_resumed_run_equals_the_uninterrupted_one(config: PretrainingConfig, tmp_path: Path) -> None:
     whole = toy_trainer(tmp_path / "whole", config)
     whole.train()
     killed = toy_trainer(tmp_path / "killed", config)
@@ -95,8 +101,41 @@ def test_resumed_run_equals_the_uninterrupted_one(dropped: float, tmp_path: Path
     assert resumed.log == whole.log
 
 
+def test_a_kill_between_two_states_loses_neither(tmp_path: Path) -> None:
+    toy_trainer(tmp_path).train(stop_at=3)
+    shutil.move(tmp_path / "state", tmp_path / "state.new")  # written whole, not yet renamed
+    resumed = toy_trainer(tmp_path)
+    assert resumed.resume()
+    assert resumed.step == 3
+
+
+def test_a_constant_schedule_can_be_lengthened_before_its_decay(tmp_path: Path) -> None:
+    toy_trainer(tmp_path, FEATURES).train(stop_at=3)
+    assert toy_trainer(tmp_path, replace(FEATURES, steps=12)).resume()
+    with pytest.raises(CheckpointError, match=r"other settings: \{'steps': 6\}"):
+        toy_trainer(tmp_path, replace(FEATURES, steps=3)).resume()
+
+
+def test_constant_schedule_warms_up_stays_and_falls_to_nothing() -> None:
+    config = replace(TINY, steps=10, warmup_steps=4, decay_share=0.2)
+    assert [config.learning_rate_factor(step) for step in range(11)] == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.5, 0]
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="24 pairs are fewer than a batch of 25"):
+        toy_trainer(tmp_path, replace(TINY, batch_size=25))
+
+
+def test_an_unfinished_run_opens_as_its_average(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path, FEATURES)
+    trainer.module.clip.config.save_pretrained(tmp_path)
+    trainer.train(stop_at=3)
+    for name, value in running_base(str(tmp_path)).state_dict().items():
+        assert torch.equal(value, trainer.average[f"clip.{name}"]), name
+
+
 def test_patch_dropout_keeps_the_class_token_and_whole_patches(tmp_path: Path) -> None:
-    trainer = toy_trainer(tmp_path, PretrainingConfig(**{**TINY.__dict__, "patch_dropout": 0.5}))
+    trainer = toy_trainer(tmp_path, replace(TINY, patch_dropout=0.5))
     tokens = torch.arange(2 * 5, dtype=torch.float32).view(2, 5, 1).expand(-1, -1, 7)
     kept = trainer.module._drop_patches(None, None, tokens)
     assert kept.shape == (2, 3, 7)
@@ -109,14 +148,14 @@ def test_patch_dropout_keeps_the_class_token_and_whole_patches(tmp_path: Path) -
 
 def test_resuming_refuses_other_settings(tmp_path: Path) -> None:
     toy_trainer(tmp_path).train(stop_at=3)
-    other = PretrainingConfig(**{**TINY.__dict__, "learning_rate": 0.5})
+    other = replace(TINY, learning_rate=0.5)
     with pytest.raises(CheckpointError, match="other settings"):
         toy_trainer(tmp_path, other).resume()
 
 
 def test_pretrained_folder_loads_offline_and_knows_its_captions(tmp_path: Path) -> None:
     source = toy_folder(tmp_path / "pairs")
-    config = PretrainingConfig(**{**TINY.__dict__, "steps": 60, "template_probability": 0.2, "ema_decay": 0.9})
+    config = replace(TINY, steps=60, template_probability=0.2, ema_decay=0.9)
     figures = pretrain(Sources([source]), config=config, output_dir=str(tmp_path / "out"))
     model = CLIPModel.from_pretrained(tmp_path / "out")
     processor = CLIPProcessor.from_pretrained(tmp_path / "out")

@@ -105,12 +105,13 @@ class TrainedClip(nn.Module):
 
     def forward(self, tokens: dict[str, Tensor], pixel_values: Tensor) -> Features:
         """The features of a batch of normalised images and of its captions."""
-        output = self.clip(**tokens, pixel_values=pixel_values)
-        hidden = output.vision_model_output.pooler_output
-        view = nn.functional.normalize(self.heads["view"](hidden).float(), dim=-1) if "view" in self.heads else None
-        descriptor = self.heads["descriptor"](hidden).float() if "descriptor" in self.heads else None
-        scale = self.clip.logit_scale.exp()
-        return Features(output.image_embeds.float(), output.text_embeds.float(), scale, view, descriptor)
+        clip, heads = self.clip, self.heads
+        hidden = clip.vision_model(pixel_values=pixel_values).pooler_output
+        image = _unit(clip.visual_projection(hidden))
+        text = _unit(clip.text_projection(clip.text_model(**tokens).pooler_output))
+        view = _unit(heads["view"](hidden)) if "view" in heads else None
+        descriptor = heads["descriptor"](hidden).float() if "descriptor" in heads else None
+        return Features(image, text, clip.logit_scale.exp(), view, descriptor)
 
     def _drop_patches(self, _module: Any, _inputs: Any, states: Tensor) -> Tensor:
         """The class token and a random part of the patches of each image, (N, 1 + K, W)."""
@@ -119,3 +120,7 @@ class TrainedClip(nn.Module):
         order = torch.rand(len(states), patches, generator=self.generator, device=states.device)
         rows = (order.argsort(dim=1)[:, :kept] + 1)[..., None].expand(-1, -1, states.shape[2])
         return torch.cat([states[:, :1], states.gather(1, rows)], dim=1)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return nn.functional.normalize(features.float(), dim=-1)

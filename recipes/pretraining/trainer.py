@@ -49,7 +49,7 @@ class PairTrainer:
             raise DataError(f"{len(pairs)} pairs are fewer than a batch of {config.batch_size}; lower batch_size")
         self.config, self.processor, self.pairs = config, processor, pairs
         self.folder = Path(output_dir)
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = Accelerator(mixed_precision="no")  # a process has one such setting; ours is in `_losses`
         trained = TrainedClip(model, config)
         optimizer = torch.optim.AdamW(
             _groups(trained, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
@@ -118,7 +118,8 @@ class PairTrainer:
             pixels = augment(pixels, config.augmentation, generator)
         unique, caption = self.caption_of[rows].unique(return_inverse=True)
         tokens = self._tokens(unique, generator).to(self.device)
-        out = self.model(dict(tokens), normalize(pixels, self.processor.image_processor))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            out = self.model(dict(tokens), normalize(pixels, self.processor.image_processor))
         losses = {"caption": contrastive_loss(out.image, out.text, caption.to(self.device), out.scale)}
         if out.view is not None:
             groups = self.group_of[rows].to(self.device)
