@@ -21,7 +21,7 @@ from tiny_clip_study import TASKS
 from transformers import CLIPProcessor
 
 from hf_taskvec import Task, evaluate, get_tasks, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize
 from hf_taskvec.tasks import Split
@@ -104,4 +104,4 @@ def main(args: ProbeArguments) -> list[Probe]:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(ProbeArguments))
+    run_recipe(main, ProbeArguments)
