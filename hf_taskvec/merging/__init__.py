@@ -1,15 +1,8 @@
-"""Merging: `merge(vectors, method)`; a method is one decorated function in a family file of this package."""
+"""Merging: `merge(vectors, method)`; a method is one decorated function in a family file of this folder."""
 
-from hf_taskvec.merging import (  # noqa: F401 (registers the methods)
-    arithmetic,
-    competition,
-    knots,
-    modifiers,
-    sparse,
-    spectral,
-    stochastic,
-    wudi,
-)
+import importlib
+import pkgutil
+
 from hf_taskvec.merging.registry import (
     METHODS,
     MergeMethod,
@@ -19,5 +12,8 @@ from hf_taskvec.merging.registry import (
     methods_table,
 )
 from hf_taskvec.merging.run import merge
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):  # each family registers its methods
+    importlib.import_module(_module.name)
 
 __all__ = ["METHODS", "MergeMethod", "get_method", "list_methods", "merge", "merge_method", "methods_table"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_taskvec.errors import CheckpointError, UnknownNameError
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
-from hf_taskvec.merging import merge
+from hf_taskvec.merging.run import merge
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector

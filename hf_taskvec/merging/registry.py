@@ -1,17 +1,25 @@
-"""The registry of merge methods: `@merge_method` on a function is all that a new one needs."""
+"""The registry of merge methods: `@merge_method` on a function is all that a new one needs.
+
+A file in this folder is found by itself. A package of somebody else adds methods by an entry point:
+
+    [project.entry-points."hf_taskvec.merge_methods"]
+    mine = "my_package.merging"          # a module whose functions are decorated with `merge_method`
+"""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.merging.plugins import load_plugins
 from hf_taskvec.text import table
 from hf_taskvec.vectors.vector import TaskVector
 
-Merge = Callable[..., TaskVector]
+MergeFunction = Callable[..., TaskVector]
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class MergeMethod:
     """
 
     name: str
-    merge: Merge
+    merge: MergeFunction
     paper: str
     order_independent: bool = True
     min_vectors: int = 1
@@ -57,6 +65,10 @@ class MergeMethod:
 
 
 METHODS: dict[str, MergeMethod] = {}
+RESERVED = frozenset(
+    {"vectors", "method", "output_dir", "dtype", "scaling", "device", "recipe", "missing", "allow_zero"}
+)  # the arguments of `merge`: a setting of that name would never reach its method
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 def merge_method(
@@ -67,25 +79,75 @@ def merge_method(
     min_vectors: int = 1,
     max_vectors: int | None = None,
     resumable: bool = False,
-) -> Callable[[Merge], Merge]:
-    """Registers a function as the merge method `name`; its keyword-only arguments are its settings."""
+) -> Callable[[MergeFunction], MergeFunction]:
+    """Registers a function as the merge method `name`; its keyword-only arguments are its settings.
 
-    def register(function: Merge) -> Merge:
+    Args:
+        name: A name that no method has. To try a changed function in a notebook, `del METHODS[name]` first.
+        paper: arXiv id or other reference.
+        order_independent, min_vectors, max_vectors, resumable: As in `MergeMethod`.
+
+    Raises:
+        ValueError: If the name is taken or no name, or if the function is no merge method: its first argument is the
+            list of vectors, all others are keyword-only, have defaults, and no name that `merge` itself takes.
+
+    Example:
+        >>> @merge_method("first_of_all", paper="none")
+        ... def first_of_all(vectors: Sequence[TaskVector], *, factor: float = 1.0) -> TaskVector:
+        ...     '''Returns the first vector.'''
+        ...     return vectors[0] * factor
+        >>> METHODS.pop("first_of_all").defaults
+        {'factor': 1.0}
+    """
+
+    def register(function: MergeFunction) -> MergeFunction:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"a merge method's name has letters, digits, '_', '-' and '.', got {name!r}")
+        if name in METHODS:
+            owner = METHODS[name].merge.__module__
+            raise ValueError(f"there is a merge method {name!r} already, of {owner}; choose another name")
+        if not 1 <= min_vectors <= (max_vectors or min_vectors):
+            raise ValueError(f"{name}: min_vectors must be at least 1 and at most max_vectors, got {min_vectors}")
+        _check_signature(name, function)
         METHODS[name] = MergeMethod(name, function, paper, order_independent, min_vectors, max_vectors, resumable)
         return function
 
     return register
 
 
+def _check_signature(name: str, function: MergeFunction) -> None:
+    """Raises a `ValueError` if something of a function's settings would be lost on the way through `merge`."""
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not parameters or parameters[0].kind not in positional:
+        raise ValueError(f"the merge method {name!r} must take the list of vectors as its first argument")
+    for parameter in parameters[1:]:
+        what = f"the setting {parameter.name!r} of the merge method {name!r}"
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise ValueError(f"{what} must be keyword-only, behind a '*', and none of *args or **kwargs")
+        if parameter.default is inspect.Parameter.empty:
+            raise ValueError(f"{what} must have a default, which stands in the provenance")
+        if parameter.name in RESERVED:
+            raise ValueError(f"{what} has the name of an argument of merge() and would never arrive; rename it")
+
+
 def get_method(name: str) -> MergeMethod:
     """The registered method, or an `UnknownNameError` that offers the nearest name."""
+    if name not in METHODS:
+        load_plugins(METHODS)
     if name not in METHODS:
         raise UnknownNameError("merge method", name, METHODS)
     return METHODS[name]
 
 
 def list_methods() -> list[MergeMethod]:
-    """Every registered method, by name."""
+    """Every registered method by name, those of installed packages included.
+
+    Example:
+        >>> [method.name for method in list_methods()][:3]
+        ['average', 'breadcrumbs', 'cart']
+    """
+    load_plugins(METHODS)
     return [METHODS[name] for name in sorted(METHODS)]
 
 
