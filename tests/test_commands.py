@@ -19,7 +19,9 @@ from hf_taskvec.arguments import parse_recipe, read_yaml
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.py") if "run_recipe(" in path.read_text("utf-8"))
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
-COMMAND = re.compile(r"(?:python|accelerate launch|torchrun --nproc_per_node \d+) (recipes/[\w/]+\.py)([^`]*)")
+COMMAND = re.compile(
+    r"(?:python|accelerate launch(?: --\w+ \d+)?|torchrun --nproc_per_node \d+) (recipes/[\w/]+\.py)([^`]*)"
+)
 PLACE = re.compile(r"<[\w -]+>")  # as in `--data_dir <folder>`
 PATH = re.compile(r"\brecipes/[\w./-]*\w")
 
@@ -109,10 +111,7 @@ def test_every_file_of_the_recipes_that_is_named_is_there(where: str) -> None:
         assert any(ROOT.glob(f"{name}*")), f"{where} names {name}"
 
 
-WITH_HELP = [path for path in RECIPES if path.name != "pretrain_tiny_clip.py"]
-
-
-@pytest.mark.parametrize("path", WITH_HELP, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_flag_has_a_help_text(path: Path) -> None:
     for kind in classes(path.relative_to(ROOT).as_posix()):
         for field in dataclasses.fields(kind):
