@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from torch import Tensor
 import hf_taskvec
 from hf_taskvec import merge_method
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import CheckpointError, UnknownNameError
+from hf_taskvec.errors import CheckpointError, NonFiniteError, UnknownNameError
 from hf_taskvec.merging import METHODS, engine, merge
 from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, map_chunks, map_parameters
+from hf_taskvec.merging.journal import journal_key, open_journal
 from hf_taskvec.merging.recipes import MergeRecipe
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.vector import TaskVector
@@ -70,11 +71,16 @@ def counting() -> list[str]:
     del METHODS["counting"]
 
 
+def journal(folder: Path) -> Path:
+    (found,) = folder.glob(".out.*.journal")
+    return found
+
+
 def test_an_interrupted_merge_goes_on_where_it_stopped(counting: list[str], tmp_path: Path) -> None:
     inputs = vectors()
     with pytest.raises(MemoryError):
         merge(inputs, "counting", output_dir=tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == [".out.journal"]
+    assert list(tmp_path.iterdir()) == [journal(tmp_path)]
     merged = merge(inputs, "counting", output_dir=tmp_path / "out", scaling=2.0)
     assert counting.count("w0") == counting.count("w1") == 1
     assert counting.count("w2") == 2
@@ -83,34 +89,158 @@ def test_an_interrupted_merge_goes_on_where_it_stopped(counting: list[str], tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_journal_of_another_merge_is_thrown_away(counting: list[str], tmp_path: Path) -> None:
+def interrupt(folder: Path, **settings: object) -> None:
     with pytest.raises(MemoryError):
-        merge(vectors(), "counting", output_dir=tmp_path / "out")
+        merge(vectors(), "counting", output_dir=folder / "out", **settings)
+
+
+def test_a_journal_serves_the_very_same_merge_only(counting: list[str], tmp_path: Path) -> None:
+    interrupt(tmp_path)
     others = [vector * 3.0 for vector in vectors()]
     merged = merge(others, "counting", output_dir=tmp_path / "out")
-    assert counting.count("w0") == 2
     torch.testing.assert_close(merged.deltas["w0"], others[0].deltas["w0"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the other journal is removed
+    counting.clear()
+    interrupt(tmp_path)
+    merged = merge(vectors(), "counting", output_dir=tmp_path / "out", factor=3.0)
+    torch.testing.assert_close(merged.deltas["w0"], vectors()[0].deltas["w0"] * 3)
+    counting.clear()
+    interrupt(tmp_path, factor=1.0)
+    merged = merge(vectors(), "iso_c", output_dir=tmp_path / "out")
+    torch.testing.assert_close(merged.deltas["w0"], merge(vectors(), "iso_c").deltas["w0"])
 
 
-def test_a_damaged_journal_entry_is_computed_again(counting: list[str], tmp_path: Path) -> None:
-    with pytest.raises(MemoryError):
-        merge(vectors(), "counting", output_dir=tmp_path / "out")
-    (tmp_path / ".out.journal" / "0.safetensors").write_bytes(b"half")
+def test_the_key_tells_vectors_methods_settings_and_dtypes_apart() -> None:
+    inputs = vectors()
+    keys = [
+        journal_key(inputs, "tsv_m", {"rank": 0.1}), journal_key(inputs, "iso_c", {"rank": 0.1}),
+        journal_key(inputs, "tsv_m", {"rank": 0.2}), journal_key(inputs, "tsv_m", {}),
+        journal_key(inputs[::-1], "tsv_m", {}), journal_key(inputs[:2], "tsv_m", {}),
+        journal_key([vector * 2.0 for vector in inputs], "tsv_m", {}),
+        journal_key([vector.to(torch.bfloat16) for vector in inputs], "tsv_m", {}),
+        journal_key([vector.to(torch.bfloat16).to(torch.float32) for vector in inputs], "tsv_m", {}),
+        journal_key(inputs, "tsv_m", {}, source="another package"),
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    assert journal_key(vectors(), "tsv_m", {"a": [1], "b": 2}) == journal_key(vectors(), "tsv_m", {"b": 2, "a": [1]})
+
+
+def flip(content: bytes, place: int) -> bytes:
+    changed = bytearray(content)
+    changed[place] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"half",
+        lambda content: content[:-1],
+        lambda content: flip(content, -1),  # one bit of one delta: a valid file
+        lambda content: content.replace(b'"w0"', b'"w9"'),
+        lambda content: content.replace(b"[12,12]", b"[6,24] "),
+        lambda content: b"",
+    ],
+)
+def test_a_damaged_journal_entry_is_computed_again(
+    damage: Callable[[bytes], bytes], counting: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupt(tmp_path)
+    (entry,) = journal(tmp_path).glob("0.*.safetensors")
+    entry.write_bytes(damage(entry.read_bytes()))
+    merged = merge(vectors(), "counting", output_dir=tmp_path / "out")
+    torch.testing.assert_close(merged.deltas["w0"], vectors()[0].deltas["w0"])
+    assert counting.count("w0") == 2
+    assert "damaged" in caplog.text
+
+
+def test_an_entry_of_another_parameter_is_not_taken_for_this_one(counting: list[str], tmp_path: Path) -> None:
+    interrupt(tmp_path)
+    (zero,), (one,) = (list(journal(tmp_path).glob(f"{place}.*")) for place in "01")
+    zero.unlink()
+    one.rename(one.with_name("0" + one.name[1:]))
     merged = merge(vectors(), "counting", output_dir=tmp_path / "out")
     torch.testing.assert_close(merged.deltas["w0"], vectors()[0].deltas["w0"])
 
 
-def merge_until_killed(inputs: Sequence[TaskVector], method: str, out: Path, *, when: str) -> bool:
-    """Merges in a process of its own, killed when a file like `when` shows up beside `out`; whether it was in time."""
+def test_a_journal_that_cannot_be_written_does_not_end_the_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_taskvec.merging.journal.write_safetensors", full)
+    merged = merge(vectors(), "iso_c", output_dir=tmp_path / "out")
+    torch.testing.assert_close(merged.deltas["w0"], merge(vectors(), "iso_c").deltas["w0"])
+    assert caplog.text.count("cannot be written") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_merge_that_cannot_succeed_leaves_no_journal(tmp_path: Path) -> None:
+    inputs = vectors()
+    inputs[1].deltas["w3"][0] = torch.nan
+    with pytest.raises(NonFiniteError):
+        merge(inputs, "iso_c", output_dir=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_tells_what_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", "a" * 64) as kept:
+        kept.keep(vectors()[0]).deltas["w0"]
+        raise KeyboardInterrupt
+    assert f"1 finished parameters are kept in {journal(tmp_path)}" in caplog.text
+    assert len(list(journal(tmp_path).iterdir())) == 1
+
+
+def test_a_journal_in_use_is_left_alone_by_another_merge_and_by_the_same(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with open_journal(out, "a" * 64) as first:
+        first.keep(vectors()[0]).deltas["w0"]
+        with open_journal(out, "a" * 64) as same, open_journal(out, "b" * 64) as other:
+            assert same.folder is None
+            same.keep(vectors()[0]).deltas["w0"]
+            assert other.folder is not None
+        assert len(list(first.folder.glob("0.*"))) == 1
+        first.keep(vectors()[0]).deltas["w1"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_merges_at_once_into_one_folder_leave_the_result_of_one(tmp_path: Path) -> None:
+    inputs = [TaskVector.from_pretrained(source) for source in saved(tmp_path, layers=6, size=60)]
+    scalings = {"cart": 1.0, "tsv_m": 2.0, "iso_c": 3.0}
+    expected = {method: merge(inputs, method, scaling=scaling) for method, scaling in scalings.items()}
+    for _ in range(3):
+        children = [
+            forked(lambda m=m, s=s: merge(inputs, m, output_dir=tmp_path / "out", scaling=s))
+            for m, s in scalings.items()
+        ]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+        result = TaskVector.from_pretrained(tmp_path / "out")
+        whole = expected[str(result.info.method)]
+        for name in whole:
+            torch.testing.assert_close(result.deltas[name], whole.deltas[name])
+        assert not list(tmp_path.glob(".out*"))
+
+
+def forked(work: Callable[[], object]) -> int:
+    """A child process that does some work and ends with 0, or 1 after an exception."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the child uses none of them
         child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)
+        code = 1
         try:
-            merge(inputs, method, output_dir=out)
+            torch.set_num_threads(1)
+            work()
+            code = 0
         finally:
-            os._exit(0)
+            os._exit(code)
+    return child
+
+
+def merge_until_killed(inputs: Sequence[TaskVector], method: str, out: Path, *, when: str) -> bool:
+    """Merges in a process of its own, killed when a file like `when` shows up beside `out`; whether it was in time."""
+    child = forked(lambda: merge(inputs, method, output_dir=out))
     while not list(out.parent.glob(when)) and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
@@ -119,7 +249,7 @@ def merge_until_killed(inputs: Sequence[TaskVector], method: str, out: Path, *, 
 
 @pytest.mark.parametrize(
     ("method", "layers", "when"),
-    [("wudi", 16, ".out.journal/3.safetensors"), ("ties", 60, ".out.*.tmp/*.safetensors")],
+    [("wudi", 16, ".out.*.journal/3.*.safetensors"), ("ties", 60, ".out.*.tmp/*.safetensors")],
 )
 def test_a_killed_merge_leaves_the_output_as_it_was_and_can_be_run_again(
     method: str, layers: int, when: str, tmp_path: Path
@@ -133,7 +263,7 @@ def test_a_killed_merge_leaves_the_output_as_it_was_and_can_be_run_again(
     again = merge(opened, method, output_dir=out)
     for name, delta in merge(opened, method).deltas.items():
         torch.testing.assert_close(again.deltas[name], delta)
-    assert not (tmp_path / ".out.journal").exists()
+    assert not list(tmp_path.glob(".out.*.journal"))
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError
 from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool, wide_dtype
-from hf_taskvec.merging.journal import Journal, journal_key
+from hf_taskvec.merging.journal import journal_key, open_journal
 from hf_taskvec.merging.registry import (
     get_method,
 )
@@ -83,15 +84,12 @@ def merge(
     dtype = dtype or wide_dtype(vectors)
     if output_dir is None:
         return _in_memory(_scaled(merged, scaling), dtype)
-    journal = None
-    if chosen.resumable:
-        journal = Journal(output_dir, journal_key(originals, method, settings))
-        merged = journal.keep(merged)
-    with thread_pool(vectors[0].device) as pool:
-        ahead = AheadDeltas.of(_scaled(merged, scaling), pool)
-        save_vector(ahead, output_dir, dtype=dtype)
-    if journal is not None:
-        journal.close()
+    with ExitStack() as stack:
+        if chosen.resumable:
+            key = journal_key(originals, method, settings, source=chosen.merge.__module__)
+            merged = stack.enter_context(open_journal(output_dir, key)).keep(merged)
+        pool = stack.enter_context(thread_pool(vectors[0].device))
+        save_vector(AheadDeltas.of(_scaled(merged, scaling), pool), output_dir, dtype=dtype)
     return load_vector(Path(output_dir))
 
 
