@@ -1,11 +1,15 @@
-"""Bootstrap intervals of means and paired differences."""
+"""Bootstrap intervals of means and paired differences, and a test that two means are the same up to a margin."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
+
+from hf_taskvec.errors import check_positive
 
 RESAMPLES = 10_000
 
@@ -60,3 +64,69 @@ def paired_difference(left: Sequence[float], right: Sequence[float], *, confiden
     if len(left) != len(right):
         raise ValueError(f"pairs need two sequences of one length, got {len(left)} and {len(right)}")
     return bootstrap_interval([a - b for a, b in zip(left, right, strict=True)], confidence=confidence)
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """What two one-sided tests say about a mean paired difference.
+
+    Attributes:
+        mean: The mean difference.
+        low, high: Student's interval that lies within the margin just when the difference is equivalent to 0.
+        margin: Differences smaller than this count as none.
+        p_value: The larger of the two tests' p-values.
+        significance: The level of each test.
+        count: Number of pairs.
+    """
+
+    mean: float
+    low: float
+    high: float
+    margin: float
+    p_value: float
+    significance: float
+    count: int
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether a difference of the margin or more is ruled out in both directions."""
+        return self.p_value < self.significance
+
+
+def equivalence_test(
+    left: Sequence[float], right: Sequence[float], *, margin: float, significance: float = 0.05
+) -> Equivalence:
+    """Tests that the mean of `left - right` lies within ±`margin`: two one-sided paired t-tests (Schuirmann 1987).
+
+    A confidence interval above -`margin` shows only that `left` is not worse; equivalence needs both sides, and the
+    lack of a significant difference shows nothing.
+
+    Args:
+        left: One value per seed or other independent unit.
+        right: Its partners.
+        margin: Differences smaller than this count as none, in the values' unit.
+        significance: The level of each test, in (0, 0.5).
+
+    Raises:
+        ValueError: If the lengths differ, there are fewer than two pairs, or a number is out of range.
+
+    Example:
+        >>> equivalence_test([0.71, 0.72, 0.70], [0.715, 0.715, 0.705], margin=0.02).equivalent
+        True
+        >>> equivalence_test([0.71, 0.76, 0.66], [0.72, 0.71, 0.70], margin=0.02).equivalent
+        False
+    """
+    if len(left) != len(right):
+        raise ValueError(f"pairs need two sequences of one length, got {len(left)} and {len(right)}")
+    if len(left) < 2:
+        raise ValueError(f"an equivalence test needs at least two pairs, got {len(left)}")
+    if not 0 < significance < 0.5:
+        raise ValueError(f"significance must be in (0, 0.5), got {significance}")
+    check_positive("margin", margin)
+    differences = np.asarray(left, dtype=float) - np.asarray(right, dtype=float)
+    mean, degrees = float(differences.mean()), len(differences) - 1
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    reach = float(stats.t.ppf(1 - significance, degrees)) * error
+    slack = margin - abs(mean)  # to the nearer bound, whose test is the one that can fail
+    p_value = float(stats.t.sf(slack / error, degrees)) if error > 0 else float(slack <= 0)
+    return Equivalence(mean, mean - reach, mean + reach, margin, p_value, significance, len(differences))

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval, paired_difference
+from hf_taskvec.evaluation.intervals import (
+    Equivalence,
+    Interval,
+    bootstrap_interval,
+    equivalence_test,
+    paired_difference,
+)
 from paper.comparison import INDIVIDUAL, Cell, Score
 from paper.settings import CONVERGED
+
+TIE = 0.02  # accuracies closer than two points count as comparable
+TESTABLE_GAIN = 0.05  # a merge that gains less over zero-shot cannot be hurt by another budget
+
+Finding = Literal["comparable", "better", "worse", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class Comparison:
         normalized_difference: The same of normalised accuracy.
         wins: Fraction of seeds and random subsets of tasks in which one epoch ties or wins.
         trials: How many seeds and subsets.
+        equivalence: Whether the difference lies within ±`TIE`; `None` of a single seed.
     """
 
     optimizer: str
@@ -32,6 +44,26 @@ class Comparison:
     normalized_difference: Interval
     wins: float
     trials: int
+    equivalence: Equivalence | None = None
+
+    @property
+    def finding(self) -> Finding:
+        """What one epoch is beside convergence: comparable by the equivalence test, better, worse or none of these."""
+        test = self.equivalence
+        if test is None:
+            return "undecided"
+        if test.equivalent:
+            return "comparable"
+        return "better" if test.low > 0 else "worse" if test.high < 0 else "undecided"
+
+    def gain(self, zero_shot: float) -> Interval:
+        """What the merge gains over zero-shot at the better of the two budgets."""
+        best = max(self.one_epoch, self.converged, key=lambda interval: interval.mean)
+        return Interval(best.mean - zero_shot, best.low - zero_shot, best.high - zero_shot, best.count)
+
+    def testable(self, zero_shot: float) -> bool:
+        """Whether the merge gains enough for one epoch to be worse."""
+        return self.gain(zero_shot).low >= TESTABLE_GAIN
 
 
 def compare_budgets(cells: Sequence[Cell], optimizer: str, method: str) -> Comparison:
@@ -49,18 +81,20 @@ def compare_budgets(cells: Sequence[Cell], optimizer: str, method: str) -> Compa
         )
     ]
     trials = [*zip(first, last, strict=True), *subset_pairs]
+    means = [score.mean for score in first], [score.mean for score in last]
     return Comparison(
         optimizer=optimizer,
         method=method,
-        one_epoch=bootstrap_interval([score.mean for score in first]),
-        converged=bootstrap_interval([score.mean for score in last]),
-        difference=paired_difference([score.mean for score in first], [score.mean for score in last]),
+        one_epoch=bootstrap_interval(means[0]),
+        converged=bootstrap_interval(means[1]),
+        difference=paired_difference(*means),
         normalized_difference=paired_difference(
             [score.normalized(own) for score, own in zip(first, reference, strict=True)],
             [score.normalized(own) for score, own in zip(last, reference, strict=True)],
         ),
         wins=sum(one.mean >= other.mean for one, other in trials) / len(trials),
         trials=len(trials),
+        equivalence=equivalence_test(*means, margin=TIE) if len(first) > 1 else None,
     )
 
 
