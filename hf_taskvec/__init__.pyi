@@ -6,7 +6,7 @@ from .cards.publish import push_to_hub as push_to_hub
 from .evaluation.accuracy import evaluate as evaluate
 from .evaluation.coefficients import choose_weights as choose_weights
 from .evaluation.report import Report as Report
-from .evaluation.report import TaskResult as TaskResult
+from .evaluation.result import TaskResult as TaskResult
 from .evaluation.scalings import choose_scaling as choose_scaling
 from .merging import list_methods as list_methods
 from .merging import merge as merge

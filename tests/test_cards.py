@@ -26,7 +26,8 @@ from hf_taskvec.cards import (
 )
 from hf_taskvec.cards.publish import push_model_to_hub, push_series_to_hub, push_to_hub, write_repository
 from hf_taskvec.errors import CheckpointError
-from hf_taskvec.evaluation.report import Report, TaskResult
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.models.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.tasks import TASKS
 from hf_taskvec.vectors.files import CONFIG_NAME, read_info, save_vector

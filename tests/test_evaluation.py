@@ -26,7 +26,7 @@ from hf_taskvec.errors import CheckpointError, NotCachedError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.metrics import Accuracy, PerClassAccuracy
 from hf_taskvec.evaluation.plots import plot_merge, save_figure
-from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
+from hf_taskvec.evaluation.scalings import best_scaling, edit, scaling_curve, touched
 from hf_taskvec.evaluation.summary import Mean, summary_table
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import zero_shot_head
@@ -131,24 +131,38 @@ def test_evaluation_needs_a_task(base: Base) -> None:
         evaluate(base, [])
 
 
-def test_the_curve_is_what_applying_at_each_scaling_gives(base: Base, task: Task, vector: TaskVector) -> None:
-    before = load_base_with_same_weights(base)
-    curve = scaling_curve(base, vector, [task], scalings=(0.5, 2.0, 1.0))
-    for scaling, report in curve.items():
-        again = evaluate(vector.apply_to(base, scaling=scaling), [task], split="validation")
-        assert report.results == again.results
-    assert same_base(base, before)
-    assert choose_scaling(base, vector, [task], scalings=(0.5, 2.0, 1.0)) == best_scaling(curve)
+def test_editing_again_starts_from_the_originals(base: Base, vector: TaskVector) -> None:
+    edited, originals = vector.apply_to(base, scaling=3.0), touched(base, vector)
+    for scaling in (-2.0, 0.5):  # an edit that added to what is there already would end at 1.5
+        edit(edited, originals, vector, scaling=scaling)
+    assert same_base(edited, vector.apply_to(base, scaling=0.5))
 
 
-def test_weights_of_a_useful_and_a_harmful_vector(base: Base, task: Task, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def useful(base: Base, task: Task, tmp_path_factory: pytest.TempPathFactory) -> TaskVector:
+    """A vector that was trained on the task."""
     args = TaskVectorConfig(
-        output_dir=str(tmp_path), num_train_epochs=4, learning_rate=3e-3, per_device_train_batch_size=16,
-        disable_tqdm=True, save_strategy="no", logging_strategy="no",
+        output_dir=str(tmp_path_factory.mktemp("run")), num_train_epochs=4, learning_rate=3e-3,
+        per_device_train_batch_size=16, disable_tqdm=True, save_strategy="no", logging_strategy="no",
     )  # fmt: skip
     trainer = TaskVectorTrainer(base, args, task=task)
     trainer.train()
-    useful, before = trainer.task_vector(), load_base_with_same_weights(base)
+    return trainer.task_vector()
+
+
+def test_the_curve_is_what_applying_at_each_scaling_gives(base: Base, task: Task, useful: TaskVector) -> None:
+    before, scalings = load_base_with_same_weights(base), (1.0, -2.0, 0.5)
+    curve = scaling_curve(base, useful, [task], scalings=scalings)
+    for scaling, report in curve.items():
+        again = evaluate(useful.apply_to(base, scaling=scaling), [task], split="validation")
+        assert report.results == again.results
+    assert curve[1.0].accuracy > curve[-2.0].accuracy  # else equal results would say nothing
+    assert same_base(base, before)
+    assert choose_scaling(base, useful, [task], scalings=scalings) == best_scaling(curve)
+
+
+def test_weights_of_a_useful_and_a_harmful_vector(base: Base, task: Task, useful: TaskVector) -> None:
+    before = load_base_with_same_weights(base)
     harmful = TaskVector({name: -delta for name, delta in useful.deltas.items()}, useful.info)
     weights = choose_weights(base, [useful, harmful], [task], start=0.5, steps=(0.5, 0.5))
     assert weights[0] > weights[1] >= 0

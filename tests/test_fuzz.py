@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hf_taskvec.cards import render_vector_card
 from hf_taskvec.cards.text import code, fence, literal, markdown
 from hf_taskvec.errors import TaskVecError
-from hf_taskvec.evaluation.report import Report, TaskResult
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector

@@ -19,7 +19,8 @@ from hf_taskvec.cards import render_vector_card
 from hf_taskvec.cards.find import list_epochs, list_vectors
 from hf_taskvec.cards.publish import create_collection, push_model_to_hub, push_series_to_hub, push_to_hub
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, HubError, NonFiniteError, NotCachedError
-from hf_taskvec.evaluation.report import Report, TaskResult
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import HubServer

@@ -1,4 +1,4 @@
-"""Evaluation: accuracies of a model on tasks, and the choice of a scaling on validation data."""
+"""Evaluation: accuracies of a model on tasks by its zero-shot head."""
 
 from __future__ import annotations
 
@@ -6,79 +6,209 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from evaluate import Metric
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
-from hf_taskvec.evaluation.metrics import Accuracy
-from hf_taskvec.evaluation.report import Report, TaskResult
+from hf_taskvec.errors import NonFiniteError, UnknownNameError, check_positive
+from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, compute_metrics
+from hf_taskvec.evaluation.progress import progress_bar
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize, classify, zero_shot_head
-from hf_taskvec.tasks import Split, Task
+from hf_taskvec.tasks import Split, Task, as_tasks
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.vectors.vector import TaskVector
 
+Tasks = Task | str | Iterable[Task | str]
 
-def predict(model: Base, task: Task, split: Split = "test", *, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+
+def predict(
+    model: Base, task: Task, split: Split = "test", *, batch_size: int = 256, progress: bool = True
+) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of a model on a task's split.
 
     Pixels and the zero-shot head come from their caches, whatever the model.
+
+    Args:
+        model: A base, or what `TaskVector.apply_to` made of it.
+        task: The task.
+        split: Which part of it.
+        batch_size: Images per forward pass.
+        progress: Whether a bar shows up after two seconds.
+
+    Raises:
+        NonFiniteError: If the model's logits are not finite.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> logits, labels = predict(load_base(), get_task("digits"), "validation")
+        >>> logits.shape, labels.shape
+        (torch.Size([139, 10]), torch.Size([139]))
     """
+    check_positive("batch_size", batch_size)
     pixels = load_pixels(task, split, model.processor.image_processor)
     head = zero_shot_head(model, task.class_names, task.templates)
     normalize, logits = Normalize(model), []
+    starts = range(0, len(pixels), batch_size)
     with torch.inference_mode():
-        for start in range(0, len(pixels), batch_size):
+        for start in progress_bar(starts, f"{task.name} {split}", total=len(starts), shown=progress):
             batch = pixels.__getitems__(range(start, min(start + batch_size, len(pixels))))
             images = normalize(batch["pixel_values"].to(model.device))
             logits.append(classify(model.model, head, images).float().cpu())
+            _check_logits(logits[-1], model, task)
     return torch.cat(logits), pixels.labels
 
 
 def evaluate(
     model: Base,
-    tasks: Iterable[Task],
+    tasks: Tasks,
     *,
     split: Split = "test",
     batch_size: int = 256,
-    metrics: Sequence[Metric] = (),
+    metrics: MetricLike | Sequence[MetricLike] = (),
     label: str | None = None,
     scaling: float | None = None,
-    progress: bool = False,
+    zero_shot: Base | Report | Mapping[str, float] | None = None,
+    individual: Report | Iterable[Report] | Mapping[str, float] | None = None,
+    progress: bool = True,
 ) -> Report:
     """The accuracy of a model on each task by its zero-shot head.
 
     Args:
         model: A base, or what `TaskVector.apply_to` made of it.
-        tasks: The tasks.
+        tasks: One task or several, or their names.
         split: Which part of them.
         batch_size: Images per forward pass.
-        metrics: Further metrics of class numbers, computed from the same forward pass.
+        metrics: Further metrics, computed from the same forward pass: names such as "f1" and "per_class_accuracy",
+            `evaluate.Metric` objects, or functions of predictions and references; see `as_metrics`.
         label: What to call the model in the report, its name if left out.
         scaling: The scaling the model was made with, for the report.
-        progress: Whether to show a progress bar.
+        zero_shot: To be shown beside the model's accuracies: the base, which is then evaluated too, its report, or
+            its accuracies by task.
+        individual: Likewise the accuracy of each task's own model, or the reports of these models.
+        progress: Whether a bar per task shows up after two seconds;
+            `huggingface_hub.utils.disable_progress_bars("hf_taskvec")` hides all.
 
     Raises:
         ValueError: If there are no tasks.
+        DataError: If two tasks have one name, or a task's data do not fit it.
+        UnknownNameError: If there is no task or metric of a name.
+        TypeError: If the model is no `Base`, or a metric or task is of no known kind.
+        NonFiniteError: If the model holds or computes NaN or Inf.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> base = load_base()
+        >>> report = evaluate(base, "digits", split="validation", metrics="f1", individual={"digits": 0.9})
+        >>> report.results[0].num_images, list(report.results[0].metrics)
+        (139, ['f1'])
     """
-    tasks = list(tasks)
+    tasks, chosen = as_tasks(tasks), as_metrics(metrics)
     if not tasks:
         raise ValueError("evaluate needs at least one task, got none")
+    check_base(model)
+    if isinstance(zero_shot, Base):
+        zero_shot = evaluate(zero_shot, tasks, split=split, batch_size=batch_size, progress=progress)
     model.model.eval()
     results = []
-    for task in tqdm(tasks, desc=f"evaluating on {split}", disable=not progress, leave=False):
-        logits, labels = predict(model, task, split, batch_size=batch_size)
-        predictions = logits.argmax(dim=-1)
-        scores = Accuracy().compute(predictions=predictions, references=labels)
-        further: dict[str, Any] = {}
-        for metric in metrics:
-            further |= metric.compute(predictions=predictions, references=labels)
-        results.append(TaskResult(task.name, scores["accuracy"], scores["num_images"], metrics=further))
-    return Report(label or model.name, split, tuple(results), scaling)
+    for task in tasks:
+        results.append(_measure(model, task, split, batch_size=batch_size, metrics=chosen, progress=progress))
+    report = Report(label or model.name, split, tuple(results), scaling)
+    return report.with_references(zero_shot=zero_shot, individual=individual)
 
 
 def evaluate_individually(
-    base: Base, vectors: Mapping[str, TaskVector], tasks: Iterable[Task], *, split: Split = "test"
+    base: Base,
+    vectors: Mapping[str, TaskVector] | Iterable[TaskVector],
+    tasks: Tasks,
+    *,
+    split: Split = "test",
+    batch_size: int = 256,
+    progress: bool = True,
 ) -> dict[str, float]:
-    """The accuracy of base plus each task's own vector on that task."""
-    return {task.name: evaluate(vectors[task.name].apply_to(base), [task], split=split).accuracy for task in tasks}
+    """The accuracy of base plus each task's own vector on that task.
+
+    Args:
+        base: The model the vectors are added to.
+        vectors: Vectors by the names of their tasks, or vectors whose provenance tells their tasks.
+        tasks: One task or several, or their names.
+        split: Which part of them.
+        batch_size: Images per forward pass.
+        progress: Whether a bar per task shows up after two seconds.
+
+    Raises:
+        UnknownNameError: If a task has no vector.
+        ValueError: If two vectors are of one task.
+
+    Example:
+        >>> from hf_taskvec import TaskVector, load_base
+        >>> base = load_base()
+        >>> vector = TaskVector.from_models(base.model, base.model)
+        >>> list(evaluate_individually(base, {"digits": vector}, "digits", split="validation"))
+        ['digits']
+    """
+    tasks = as_tasks(tasks)
+    by_task = vectors_by_task(vectors, tasks)
+    options: dict[str, Any] = {"split": split, "batch_size": batch_size, "progress": progress}
+    return {task.name: evaluate(by_task[task.name].apply_to(base), [task], **options).accuracy for task in tasks}
+
+
+def vectors_by_task(
+    vectors: Mapping[str, TaskVector] | Iterable[TaskVector], tasks: Iterable[Task]
+) -> dict[str, TaskVector]:
+    """The vector of each task, by its name, or by its provenance where vectors come without names.
+
+    Raises:
+        UnknownNameError: If a task has no vector.
+        ValueError: If two vectors are of one task.
+    """
+    if isinstance(vectors, Mapping):
+        by_task = dict(vectors)
+    else:
+        by_task = {}
+        for vector in vectors:
+            if vector.info.task in by_task:
+                raise ValueError(f"two vectors are of task {vector.info.task!r}; pass them by name: {{task: vector}}")
+            if vector.info.task is not None:
+                by_task[vector.info.task] = vector
+    for task in tasks:
+        if task.name not in by_task:
+            raise UnknownNameError("vector of task", task.name, by_task)
+    return by_task
+
+
+def check_base(model: object) -> None:
+    """Raises a `TypeError` that names the remedy unless the model is a `Base`.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> check_base(load_base())
+    """
+    if isinstance(model, Base):
+        return
+    kind = type(model).__name__
+    if isinstance(model, TaskVector):
+        remedy = "add it to its base first: vector.apply_to(base)"
+    elif isinstance(model, nn.Module):
+        remedy = "it has no processor: wrap it as Base(model, processor, name), or load it by load_base(folder_or_id)"
+    else:
+        remedy = "load one by load_base(folder_or_id)"
+    raise TypeError(f"what is evaluated must be a Base, a CLIP model with its processor, got a {kind}; {remedy}")
+
+
+def _measure(
+    model: Base, task: Task, split: Split, *, batch_size: int, metrics: Sequence[MetricLike], progress: bool
+) -> TaskResult:
+    logits, labels = predict(model, task, split, batch_size=batch_size, progress=progress)
+    predictions = logits.argmax(dim=-1)
+    scores = Accuracy().compute(predictions=predictions, references=labels)
+    further = compute_metrics(metrics, predictions, labels, class_names=task.class_names)
+    return TaskResult(task.name, scores["accuracy"], scores["num_images"], metrics=further)
+
+
+def _check_logits(logits: Tensor, model: Base, task: Task) -> None:
+    if logits.isfinite().all():
+        return
+    broken = [name for name, value in model.model.named_parameters() if not value.isfinite().all()]
+    cause = f"its parameter {broken[0]!r} does" if broken else f"it overflows in {model.model.dtype}"
+    raise NonFiniteError(f"the logits of {model.name!r} on {task.name!r} hold NaN or Inf: {cause}", details=broken)

@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from hf_taskvec.errors import CheckpointError
-from hf_taskvec.evaluation.metrics import standard_error
-from hf_taskvec.weights.folders import read_json, write_json
+import numpy as np
 
+from hf_taskvec.errors import CheckpointError, UnknownNameError
+from hf_taskvec.evaluation.metrics import METRICS, PER_CLASS
+from hf_taskvec.evaluation.result import TaskResult, check_metrics, fraction, is_number
+from hf_taskvec.tasks import Split
+from hf_taskvec.text import listed, table
+from hf_taskvec.weights.folders import check_text, read_json, write_json
 
-@dataclass(frozen=True)
-class TaskResult:
-    """Accuracy of one model on one task's split, in [0, 1].
-
-    Attributes:
-        task: Name of the task.
-        accuracy: Fraction of images classified correctly.
-        num_images: Number of images.
-        zero_shot: The base's accuracy on the same images, if known.
-        individual: The accuracy of the model fine-tuned on this task alone, on the same images, if known.
-        metrics: Further metrics by name.
-    """
-
-    task: str
-    accuracy: float
-    num_images: int
-    zero_shot: float | None = None
-    individual: float | None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def standard_error(self) -> float:
-        """The binomial standard error of `accuracy`."""
-        return standard_error(self.accuracy, self.num_images)
-
-    @property
-    def normalized(self) -> float | None:
-        """`accuracy` divided by the individual model's."""
-        return self.accuracy / self.individual if self.individual else None
+MOST_RESULTS = 10_000
+MOST_SCALING = 1e300
+_REQUIRED = ("task", "accuracy", "num_images")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `evaluate` found.
 
@@ -54,12 +33,29 @@ class Report:
         split: The part of the tasks it was evaluated on.
         results: One result per task.
         scaling: The factor of the vector in the model, if there is one.
+
+    Raises:
+        ValueError: If there is no result, two are of one task, or the scaling is no finite number.
+
+    Example:
+        >>> Report("merged", "test", (TaskResult("digits", 0.5, 100), TaskResult("shapes", 1.0, 50)))
+        Report('merged', test: 75.0 % over 2 tasks: digits 50.0, shapes 100.0)
     """
 
     model: str
     split: str
     results: tuple[TaskResult, ...]
     scaling: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "results", tuple(self.results))
+        if not self.results:
+            raise ValueError("a report needs at least one result, got none")
+        names = [result.task for result in self.results]
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"a report holds one result per task, got several of {listed(map(repr, repeated))}")
+        if self.scaling is not None:
+            object.__setattr__(self, "scaling", _finite(self.scaling, "scaling of a report"))
 
     @property
     def accuracy(self) -> float:
@@ -82,33 +78,62 @@ class Report:
         return self._mean(lambda result: result.normalized)
 
     def with_references(
-        self, *, zero_shot: Report | None = None, individual: Mapping[str, float] | None = None
+        self,
+        *,
+        zero_shot: Report | Mapping[str, float] | None = None,
+        individual: Report | Iterable[Report] | Mapping[str, float] | None = None,
     ) -> Report:
-        """The report with the base's and the individual models' accuracies beside its own."""
-        base = {result.task: result.accuracy for result in zero_shot.results} if zero_shot else {}
+        """The report with the base's and the individual models' accuracies beside its own.
+
+        Args:
+            zero_shot: The base's report on the same split, or its accuracies by task.
+            individual: The accuracy of each task's own model by task, or the reports of these models.
+
+        Raises:
+            ValueError: If a report is of another split or of other images.
+            UnknownNameError: If accuracies are given, but of none of the report's tasks.
+
+        Example:
+            >>> report = Report("merged", "test", (TaskResult("digits", 0.5, 100),))
+            >>> report.with_references(zero_shot={"digits": 0.2}, individual={"digits": 0.8}).normalized
+            0.625
+        """
+        base, own = self._accuracies(zero_shot, "zero_shot"), self._accuracies(individual, "individual")
         results = tuple(
             dataclasses.replace(
                 result,
                 zero_shot=base.get(result.task, result.zero_shot),
-                individual=(individual or {}).get(result.task, result.individual),
+                individual=own.get(result.task, result.individual),
             )
             for result in self.results
         )
         return dataclasses.replace(self, results=results)
 
     def to_markdown(self) -> str:
-        """A table in percent, one row per task and one for the mean."""
-        lines = [
-            f"| task | zero-shot | individual | {self.model} | normalised | images |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
+        """A table in percent, one row per task and one for the mean; a second one of the classes if they were measured.
+
+        Example:
+            >>> print(Report("merged", "test", (TaskResult("digits", 0.5, 100),)).to_markdown())
+            | task | zero-shot | individual | merged | normalised | images |
+            | --- | ---: | ---: | ---: | ---: | ---: |
+            | digits | – | – | 50.0 ± 5.0 | – | 100 |
+            | **mean** | – | – | 50.0 | – | 100 |
+        """
+        names = _number_names(self.results)
+        headers = ["task", "zero-shot", "individual", self.model, "normalised", *names, "images"]
+        skipped = any(result.num_skipped for result in self.results)
+        rows = []
         for result in self.results:
             own = f"{percent(result.accuracy)} ± {percent(result.standard_error)}"
             cells = [percent(result.zero_shot), percent(result.individual), own, percent(result.normalized)]
-            lines.append(f"| {result.task} | {' | '.join(cells)} | {result.num_images:,} |")
+            cells += [_number(name, result.metrics.get(name)) for name in names]
+            rows.append([result.task, *cells, f"{result.num_images:,}", f"{result.num_skipped:,}"])
         cells = [percent(value) for value in (self.zero_shot, self.individual, self.accuracy, self.normalized)]
-        lines.append(f"| **mean** | {' | '.join(cells)} | {sum(r.num_images for r in self.results):,} |")
-        return "\n".join(lines)
+        totals = [sum(result.num_images for result in self.results), sum(result.num_skipped for result in self.results)]
+        rows.append(["**mean**", *cells, *[""] * len(names), *(f"{total:,}" for total in totals)])
+        if skipped:
+            headers.append("skipped")
+        return "\n\n".join([table(headers, [row[: len(headers)] for row in rows]), *self._class_tables()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what can be computed from the rest is there for readers and not read back."""
@@ -121,12 +146,24 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """Reads what `to_dict` wrote."""
-        names = [field.name for field in dataclasses.fields(TaskResult)]
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            CheckpointError: If something is missing, of another type, or out of range.
+
+        Example:
+            >>> Report.from_dict(Report("merged", "test", (TaskResult("digits", 0.5, 100),)).to_dict()).accuracy
+            0.5
+        """
         try:
-            results = tuple(TaskResult(**{name: entry[name] for name in names}) for entry in values["results"])
-            return cls(values["model"], values["split"], results, values["scaling"])
-        except (KeyError, TypeError) as error:
+            entries, model, split = values["results"], values["model"], values["split"]
+            if not isinstance(entries, list) or len(entries) > MOST_RESULTS:
+                raise ValueError(f"results must be a list of at most {MOST_RESULTS}")
+            if not isinstance(model, str) or split not in get_args(Split):
+                raise ValueError(f"model must be a string and split one of {', '.join(get_args(Split))}")
+            check_text(model, "the model's name in a report")
+            return cls(model, split, tuple(_read_result(entry) for entry in entries), values["scaling"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"no valid report: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -135,14 +172,103 @@ class Report:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Report:
-        """Reads a saved report."""
+        """Reads a saved report.
+
+        Raises:
+            CheckpointError: If the file is too large, or holds no report.
+        """
         return cls.from_dict(read_json(Path(path)))
+
+    def __repr__(self) -> str:
+        """One line that fits a screen."""
+        each = listed((f"{result.task} {percent(result.accuracy)}" for result in self.results), room=160)
+        count = f"{len(self.results)} task{'s' if len(self.results) > 1 else ''}"
+        return f"Report({self.model[:80]!r}, {self.split}: {percent(self.accuracy)} % over {count}: {each})"
+
+    def _repr_markdown_(self) -> str:
+        """The table, for notebooks."""
+        return self.to_markdown()
 
     def _mean(self, pick: Callable[[TaskResult], float | None]) -> float | None:
         values = [value for result in self.results if (value := pick(result)) is not None]
         return sum(values) / len(values) if len(values) == len(self.results) else None
 
+    def _class_tables(self) -> list[str]:
+        tables = []
+        for result in self.results:
+            if isinstance(values := result.metrics.get(PER_CLASS), Mapping):
+                rows = [[name, percent(value)] for name, value in values.items()]
+                tables.append(table([f"class of {result.task}", "accuracy"], rows))
+        return tables
+
+    def _accuracies(self, given: object, argument: str) -> dict[str, float]:
+        """The accuracies of other models on this report's tasks."""
+        if given is None:
+            return {}
+        if isinstance(given, Report):
+            given = [given]
+        if isinstance(given, Mapping):
+            accuracies = {task: fraction(value, f"{argument} accuracy of {task!r}") for task, value in given.items()}
+            names = [result.task for result in self.results]
+            if accuracies and not accuracies.keys() & set(names):
+                raise UnknownNameError("task of the report", next(iter(accuracies)), names)
+            return accuracies
+        if not isinstance(given, Iterable) or isinstance(given, str):
+            raise TypeError(f"{argument} must be a Report or accuracies by task, got a {type(given).__name__}")
+        reports = list(given)
+        if not all(isinstance(report, Report) for report in reports):
+            raise TypeError(f"{argument} must hold Reports, got {listed(type(report).__name__ for report in reports)}")
+        return self._accuracies_of(reports, argument)
+
+    def _accuracies_of(self, reports: Sequence[Report], argument: str) -> dict[str, float]:
+        images = {result.task: result.num_images for result in self.results}
+        accuracies: dict[str, float] = {}
+        for report in reports:
+            if report.split != self.split:
+                raise ValueError(f"the {argument} report is of split {report.split!r}, this one of {self.split!r}")
+            for result in report.results:
+                if result.num_images != images.get(result.task, result.num_images):
+                    counts = f"{result.num_images} images in the {argument} report and {images[result.task]} here"
+                    raise ValueError(f"{result.task!r} has {counts}: they are not the same images")
+                if result.task in accuracies:
+                    raise ValueError(f"two {argument} reports hold {result.task!r}")
+                accuracies[result.task] = result.accuracy
+        return accuracies
+
 
 def percent(value: float | None) -> str:
-    """A fraction in percent with one decimal; a dash if unknown."""
+    """A fraction in percent with one decimal; a dash if unknown.
+
+    Example:
+        >>> percent(0.5), percent(None)
+        ('50.0', '–')
+    """
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _number_names(results: Iterable[TaskResult]) -> list[str]:
+    """The metrics that are single numbers, in the order in which they come."""
+    pairs = (pair for result in results for pair in result.metrics.items())
+    return list(dict.fromkeys(name for name, value in pairs if is_number(value)))
+
+
+def _number(name: str, value: object) -> str:
+    if not is_number(value):
+        return "–"
+    return percent(value) if name in METRICS else f"{value:.4g}"
+
+
+def _finite(value: object, what: str) -> float:
+    value = value.item() if isinstance(value, np.generic) else value
+    if not is_number(value) or not abs(value) <= MOST_SCALING:
+        raise ValueError(f"the {what} must be a finite number, got a {type(value).__name__}")
+    return float(value)
+
+
+def _read_result(entry: Mapping[str, Any]) -> TaskResult:
+    known = {field.name for field in dataclasses.fields(TaskResult)}
+    values = {name: entry[name] for name in _REQUIRED} | {key: entry[key] for key in entry if key in known}
+    result = TaskResult(**values)
+    check_text(result.task, "a task's name in a report")
+    check_metrics(result.metrics, repr(result.task))
+    return result

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hf_taskvec.evaluation.report import Report, TaskResult, percent
+from hf_taskvec.evaluation.report import Report, percent
+from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.text import table
 
 

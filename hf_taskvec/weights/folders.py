@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -77,9 +78,12 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        CheckpointError: If the file is too large, no JSON or no object.
+        CheckpointError: If the file is no regular file, too large, no JSON or no object.
     """
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+        raise CheckpointError(f"{path.name} is no regular file")
+    size = status.st_size
     if size > max_bytes:
         raise CheckpointError(f"{path.name} has {size} bytes, more than a configuration can have")
     try:
