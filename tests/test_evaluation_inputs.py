@@ -81,9 +81,10 @@ def test_two_tasks_of_one_name_are_refused(base: Base, task: Task, vector: TaskV
             refused()
 
 
-def test_a_report_of_two_results_of_one_task_is_refused() -> None:
+def test_references_of_two_results_of_one_task_are_refused() -> None:
+    report = Report("m", "test", (TaskResult("a", 0.5, 10), TaskResult("a", 0.6, 10)))
     with pytest.raises(ValueError, match="several of 'a'"):
-        Report("m", "test", (TaskResult("a", 0.5, 10), TaskResult("a", 0.6, 10)))
+        report.with_references(zero_shot={"a": 0.5})
 
 
 def test_what_is_no_base_is_refused_with_the_remedy(base: Base, task: Task, vector: TaskVector) -> None:

@@ -35,7 +35,7 @@ class Report:
         scaling: The factor of the vector in the model, if there is one.
 
     Raises:
-        ValueError: If there is no result, two are of one task, or the scaling is no finite number.
+        ValueError: If there is no result, or the scaling is no finite number.
 
     Example:
         >>> Report("merged", "test", (TaskResult("digits", 0.5, 100), TaskResult("shapes", 1.0, 50)))
@@ -51,9 +51,6 @@ class Report:
         object.__setattr__(self, "results", tuple(self.results))
         if not self.results:
             raise ValueError("a report needs at least one result, got none")
-        names = [result.task for result in self.results]
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"a report holds one result per task, got several of {listed(map(repr, repeated))}")
         if self.scaling is not None:
             object.__setattr__(self, "scaling", _finite(self.scaling, "scaling of a report"))
 
@@ -90,7 +87,7 @@ class Report:
             individual: The accuracy of each task's own model by task, or the reports of these models.
 
         Raises:
-            ValueError: If a report is of another split or of other images.
+            ValueError: If a report is of another split or of other images, or two results here are of one task.
             UnknownNameError: If accuracies are given, but of none of the report's tasks.
 
         Example:
@@ -98,6 +95,7 @@ class Report:
             >>> report.with_references(zero_shot={"digits": 0.2}, individual={"digits": 0.8}).normalized
             0.625
         """
+        self._check_distinct()
         base, own = self._accuracies(zero_shot, "zero_shot"), self._accuracies(individual, "individual")
         results = tuple(
             dataclasses.replace(
@@ -162,7 +160,9 @@ class Report:
             if not isinstance(model, str) or split not in get_args(Split):
                 raise ValueError(f"model must be a string and split one of {', '.join(get_args(Split))}")
             check_text(model, "the model's name in a report")
-            return cls(model, split, tuple(_read_result(entry) for entry in entries), values["scaling"])
+            report = cls(model, split, tuple(_read_result(entry) for entry in entries), values["scaling"])
+            report._check_distinct()
+            return report
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"no valid report: {error}") from None
 
@@ -188,6 +188,12 @@ class Report:
     def _repr_markdown_(self) -> str:
         """The table, for notebooks."""
         return self.to_markdown()
+
+    def _check_distinct(self) -> None:
+        """Refuses two results of one name, which the name could not tell apart."""
+        counts = Counter(result.task for result in self.results)
+        if repeated := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"a report holds one result per task, got several of {listed(map(repr, repeated))}")
 
     def _mean(self, pick: Callable[[TaskResult], float | None]) -> float | None:
         values = [value for result in self.results if (value := pick(result)) is not None]
