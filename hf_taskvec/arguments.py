@@ -186,6 +186,7 @@ class _Parser(HfArgumentParser):
             flag = token.partition("=")[0]
             if token.startswith("--") and "--" + flag[2:].replace("-", "_") not in self.flags:
                 raise UnknownNameError("argument", flag, self.flags)
+        namespace: argparse.Namespace
         namespace, rest = self.parse_known_args(list(tokens))
         if rest:
             raise ArgumentsError(f"what is {rest[0]!r}? Every value follows a --flag; --help lists all")

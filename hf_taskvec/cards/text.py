@@ -55,4 +55,4 @@ def bars(values: Mapping[str, float], *, width: int = 30) -> str:
 def bar(value: float, largest: float, *, width: int) -> str:
     """A horizontal bar of block characters, to the eighth of one."""
     eighths = round(8 * width * value / largest) if largest > 0 else 0
-    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Histograms:
         self.integer = torch.int32 if dtype == torch.float32 else torch.int64
         self.bits = torch.iinfo(self.integer).bits
 
-    def descend(self, names: Sequence[str], ranks: Sequence[int], run: Callable) -> Tensor:
+    def descend(self, names: Sequence[str], ranks: Sequence[int], run: Callable[..., Any]) -> Tensor:
         """The numbers (S, R) at the given ranks from the top, over the streams of all names together.
 
         Args:

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ class _Search:
         self.score, self.vectors, self.sizes, self.dtype = score, vectors, sizes, wide_dtype(vectors)
         self.device = vectors[0].device
 
-    def over(self, names: Sequence[str], ranks: Sequence[int], run: Callable) -> Tensor:
+    def over(self, names: Sequence[str], ranks: Sequence[int], run: Callable[..., Any]) -> Tensor:
         """The thresholds over some parameters together, (R, S, 1); `run` maps a function over names."""
         names = [name for name in names if self.sizes[name]]
         total = sum(self.sizes[name] for name in names)
@@ -129,7 +130,9 @@ class _Search:
             found = histograms.descend(names, ranks, run)
         return found.T.unsqueeze(-1).to(self.device)
 
-    def _by_brackets(self, names: Sequence[str], ranks: Sequence[int], total: int, run: Callable) -> Tensor | None:
+    def _by_brackets(
+        self, names: Sequence[str], ranks: Sequence[int], total: int, run: Callable[..., Any]
+    ) -> Tensor | None:
         """The thresholds (S, R), or `None` if the sample misled."""
         sample = torch.cat([self._sample(name, total) for name in names], dim=1)
         start = [[_bracket(row, rank / total) for rank in ranks] for row in sample.numpy()]

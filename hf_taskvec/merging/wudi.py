@@ -97,4 +97,5 @@ def solve(square: Tensor, cross: Tensor, *, cutoff: float) -> Tensor:
     """`cross` times the pseudo-inverse of `square`."""
     values, vectors = torch.linalg.eigh(square)
     inverse = torch.where(values > cutoff * values[-1], 1 / values, 0.0)
-    return (cross @ vectors * inverse) @ vectors.T
+    solution: Tensor = (cross @ vectors * inverse) @ vectors.T
+    return solution

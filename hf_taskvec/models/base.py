@@ -39,7 +39,8 @@ class Base:
     @property
     def device(self) -> torch.device:
         """The device the model is on."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Unit-norm text features, (len(texts), F)."""

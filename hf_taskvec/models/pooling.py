@@ -28,7 +28,8 @@ class ClassTokenLayer(nn.Module):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """The class token after the layer, (N, 1, W), of all tokens (N, T, W)."""
         token = hidden_states[:, :1] + self._attend(self.layer_norm1(hidden_states), attention_mask, **kwargs)
-        return token + self.mlp(self.layer_norm2(token))
+        pooled_token: Tensor = token + self.mlp(self.layer_norm2(token))
+        return pooled_token
 
     def _attend(self, states: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
         attention: Any = self.self_attn
@@ -39,7 +40,8 @@ class ClassTokenLayer(nn.Module):
         interface: Any = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
         dropout = attention.dropout if self.training else 0.0
         mixed, _ = interface(attention, query, key, value, mask, scaling=attention.scale, dropout=dropout, **kwargs)
-        return attention.out_proj(mixed.reshape(len(states), 1, -1))
+        projected: Tensor = attention.out_proj(mixed.reshape(len(states), 1, -1))
+        return projected
 
 
 def pooled(tower: Any) -> Any:

@@ -136,23 +136,25 @@ def _shape(random: RandomState, label: int, front: str, back: str) -> np.ndarray
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance in pixels from the outline of a shape around the origin, negative inside."""
+    distance: np.ndarray
     if shape == "circle":
-        return np.hypot(u, v) - radius
-    if shape == "ring":
-        return np.abs(np.hypot(u, v) - 0.8 * radius) - 0.2 * radius
-    if shape == "square":
-        return np.maximum(np.abs(u), np.abs(v)) - 0.85 * radius
-    if shape == "triangle":
+        distance = np.hypot(u, v) - radius
+    elif shape == "ring":
+        distance = np.abs(np.hypot(u, v) - 0.8 * radius) - 0.2 * radius
+    elif shape == "square":
+        distance = np.maximum(np.abs(u), np.abs(v)) - 0.85 * radius
+    elif shape == "triangle":
         sides = [u * np.cos(a) + v * np.sin(a) for a in np.pi / 2 + np.arange(3) * 2 * np.pi / 3]
-        return np.max(sides, axis=0) - 0.5 * radius
-    if shape == "cross":
+        distance = np.max(sides, axis=0) - 0.5 * radius
+    elif shape == "cross":
         bars = [np.maximum(np.abs(a) - radius, np.abs(b) - 0.3 * radius) for a, b in ((u, v), (v, u))]
-        return np.minimum(*bars)
-    # Star: fold the plane onto half of one of its five points, whose edge is a straight line from tip to notch.
-    folded = np.abs((np.arctan2(u, -v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
-    p, q = np.hypot(u, v) * np.cos(folded), np.hypot(u, v) * np.sin(folded)
-    edge = 0.42 * radius * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) - [radius, 0]
-    return ((p - radius) * edge[1] - q * edge[0]) / np.hypot(*edge)
+        distance = np.minimum(*bars)
+    else:  # star: fold the plane onto half of one of its five points, whose edge is a straight line from tip to notch
+        folded = np.abs((np.arctan2(u, -v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+        p, q = np.hypot(u, v) * np.cos(folded), np.hypot(u, v) * np.sin(folded)
+        edge = 0.42 * radius * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)]) - [radius, 0]
+        distance = ((p - radius) * edge[1] - q * edge[0]) / np.hypot(*edge)
+    return distance
 
 
 def _pattern(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
@@ -195,8 +197,9 @@ def _paint(random: RandomState, cover: np.ndarray, front: str, back: str) -> np.
     slope = random.uniform(-1.5, 1.5, size=2)
     shade = slope[0] * (_ROWS - IMAGE_SIZE / 2) + slope[1] * (_COLUMNS - IMAGE_SIZE / 2)
     noise = random.normal(scale=random.uniform(4, 24), size=(IMAGE_SIZE, IMAGE_SIZE, 3))
-    pixels = alpha * front_rgb + (1 - alpha) * back_rgb + shade[..., None] + noise
-    return pixels.clip(0, 255).astype(np.uint8)
+    pixels: np.ndarray = alpha * front_rgb + (1 - alpha) * back_rgb + shade[..., None] + noise
+    rounded: np.ndarray = pixels.clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 def _two_colours(random: RandomState) -> tuple[str, str]:

@@ -61,7 +61,8 @@ def source_revision(dataset: str, config: str | None = None, revision: str | Non
 def config_names(folder: Path) -> list[str]:
     """The configurations of a dataset in a local folder."""
     with _clear_errors(str(folder), None):
-        return get_dataset_config_names(str(folder))
+        names: list[str] = get_dataset_config_names(str(folder))
+        return names
 
 
 def _builtin_name(dataset: str) -> str:

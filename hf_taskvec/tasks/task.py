@@ -195,7 +195,7 @@ def _only_column(features: Features, kind: type, argument: str, dataset: str) ->
             f"{dataset} has {len(found)} columns of type {kind.__name__}; choose one with {argument}. "
             f"Columns: {listed(features)}"
         )
-    return found[0]
+    return str(found[0])
 
 
 def _label_names(features: Features, column: str, dataset: str) -> list[str] | None:
@@ -231,7 +231,7 @@ def _class_numbers(data: Dataset, column: str, num_classes: int, where: str) -> 
         raise DataError(f"column {column!r} in {where} holds {values.type}, not class numbers")
     if values.null_count:
         raise DataError(f"{values.null_count} labels are missing in {where}")
-    labels = values.cast(pa.int64()).to_numpy()
+    labels: np.ndarray = values.cast(pa.int64()).to_numpy()
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
         raise DataError(

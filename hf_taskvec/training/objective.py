@@ -99,4 +99,5 @@ def summed_cross_entropy(*, label_smoothing: float = 0.0, weight: Tensor | None 
 def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
     """The accuracy for `Trainer.evaluate`."""
     predictions = torch.as_tensor(prediction.predictions).argmax(dim=-1)
-    return Accuracy().compute(predictions=predictions, references=prediction.label_ids)
+    scores: dict[str, float] = Accuracy().compute(predictions=predictions, references=prediction.label_ids)
+    return scores

@@ -317,7 +317,8 @@ class TaskVectorTrainer(Trainer):
         """
         if eval_dataset is None and self.eval_dataset is None:
             eval_dataset = "validation"
-        return super().evaluate(self._images(eval_dataset), **kwargs)
+        scores: dict[str, float] = super().evaluate(self._images(eval_dataset), **kwargs)
+        return scores
 
     def predict(self, test_dataset: Any, **kwargs: Any) -> Any:
         """As `Trainer.predict`, on a part of the task by name; see `evaluate`."""

@@ -43,7 +43,7 @@ def main(args: BenchmarkArguments) -> float:
     ratios = [ours / bare for bare, ours in zip(*(values[1:] for values in timings.values()), strict=True)]
     for name, seconds in medians.items():
         print(f"{name:16} {seconds:8.3f} s")
-    ratio = statistics.median(ratios)
+    ratio: float = statistics.median(ratios)
     print(f"median ratio     {ratio:8.3f}   ({args.repeats} repeats, {min(ratios):.3f} to {max(ratios):.3f})")
     return ratio
 

@@ -78,7 +78,7 @@ def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
     return {**found, "read": bench.merge(size, count, "reading").merging}
 
 
-def _run(function: Callable[[Any], object], items: Sequence) -> None:
+def _run(function: Callable[[Any], object], items: Sequence[Any]) -> None:
     def discard(item: object) -> None:
         function(item)
 

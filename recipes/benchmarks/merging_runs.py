@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ class Runs:
                 file.write(json.dumps({"key": list(key), "run": dataclasses.asdict(found[-1])}) + "\n")
         return found
 
-    def _lines(self) -> list[dict]:
+    def _lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         return [json.loads(line) for line in self.path.read_text().splitlines()]

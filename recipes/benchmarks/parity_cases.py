@@ -58,7 +58,8 @@ def _cosines(deltas: Tensor) -> Tensor:
     flat = deltas.flatten(1).double()
     unit = flat / flat.norm(dim=1, keepdim=True)
     rows, columns = torch.triu_indices(len(flat), len(flat), offset=1)
-    return (unit @ unit.T)[rows, columns]
+    cosines: Tensor = (unit @ unit.T)[rows, columns]
+    return cosines
 
 
 def _is_linear(name: str, deltas: Tensor) -> bool:

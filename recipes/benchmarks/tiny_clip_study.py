@@ -43,7 +43,8 @@ def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> dict[
     name = "embedded" if variant == "embedded" else Path(variant).name
     folder = Path(str(config.output_dir)) / f"{name} {args.settings}".strip().replace(" ", "-")
     if (folder / "judgement.json").is_file():
-        return json.loads((folder / "judgement.json").read_text(encoding="utf-8"))
+        kept: dict[str, Any] = json.loads((folder / "judgement.json").read_text(encoding="utf-8"))
+        return kept
     base = load_base(None if variant == "embedded" else variant)
     tasks = get_tasks(args.tasks, data_dir=args.data_dir)
     vectors = {task.name: train_vector(base, task, config, output_dir=folder / task.name) for task in tasks}

@@ -73,12 +73,14 @@ class PairTrainer:
     @property
     def module(self) -> TrainedClip:
         """The model without its distributed wrapper."""
-        return self.accelerator.unwrap_model(self.model)
+        module: TrainedClip = self.accelerator.unwrap_model(self.model)
+        return module
 
     @property
     def device(self) -> torch.device:
         """The device of the run."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def _index_captions(self) -> None:
         self.captions = list(dict.fromkeys(self.pairs.texts))
