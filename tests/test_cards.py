@@ -78,6 +78,56 @@ def test_a_vector_card_has_every_section_and_fact() -> None:
     assert "2212.04089" in card
 
 
+def test_a_card_counts_tensors_and_entries_and_sets_numbers_plain() -> None:
+    card = render_vector_card(replace(INFO, num_entries=80_640), REPORT, repo_id="user/x")
+    assert "| covers | 1 tensors with 80,640 entries of the vision tower |" in card
+    assert "| covers | 1 tensors of the vision tower |" in render_vector_card(INFO, REPORT, repo_id="user/x")
+    assert "| steps | 422 |" in card
+    assert "| task | `mnist` |" in card
+    assert "| |" not in card.replace("| ---", "")
+
+
+def test_layers_stand_in_the_order_of_their_numbers() -> None:
+    norms = {f"vision_model.encoder.layers.{layer}": 1.0 for layer in (10, 2, 0, 11, 1)}
+    card = render_vector_card(replace(INFO, layer_norms=norms), repo_id="user/x")
+    assert re.findall(r"layers\.(\d+)", card) == ["0", "1", "2", "10", "11"]
+
+
+def test_the_classes_and_prompts_of_an_own_task_stand_in_its_card() -> None:
+    names = ("zebra finch", "house `sparrow`")
+    own = replace(INFO, task="birds", dataset="user/birds", class_names=names, templates=("a photo of a {}.", "{}"))
+    cards = [
+        render_vector_card(own, repo_id="user/x"),
+        render_vector_card(replace(MERGED, parents=(own, OTHER)), repo_id="user/x"),
+        render_model_card(own, repo_id="user/x", scaling=1.0),
+    ]
+    for card in cards:
+        assert "The 2 classes of `birds`, in the order of their numbers: `zebra finch`, `house 'sparrow'`." in card
+        assert "The prompts of its zero-shot head: `a photo of a {}.`, `{}`." in card
+        assert card_errors(card) == []
+    many = replace(own, class_names=tuple(f"bird {index}" for index in range(200)))
+    assert "`bird 29` and 170 more, in the configuration." in render_vector_card(many, repo_id="user/x")
+    registered = replace(own, task="mnist", dataset=TASKS["mnist"].dataset)
+    assert "classes of" not in render_vector_card(registered, repo_id="user/x")
+
+
+def test_a_models_card_classifies_in_three_lines_with_the_tasks_own_names() -> None:
+    own = replace(INFO, task="birds", class_names=("finch", "tit"), templates=("a bird, the {}.",))
+    card = render_model_card(replace(MERGED, parents=(own,)), repo_id="user/x", scaling=0.3)
+    assert 'pipeline("zero-shot-image-classification", model="user/x")' in card
+    assert 'candidate_labels=["finch", "tit"], hypothesis_template="a bird, the {}."' in card
+    assert '"0", "1"' in render_model_card(replace(INFO, task="mnist"), repo_id="user/x", scaling=1.0)
+
+
+def test_a_card_claims_a_fingerprint_only_where_there_is_one() -> None:
+    lora = replace(INFO, kind="lora", base_hashes={}, task=None)
+    card = render_vector_card(lora, repo_id="user/x")
+    assert "no fingerprint of those weights is stored" in card
+    assert "their fingerprint is stored" not in card
+    assert "is that model fine-tuned; scaled" in card
+    assert "their fingerprint is stored" in render_vector_card(INFO, repo_id="user/x")
+
+
 def test_the_metadata_follows_the_hubs_rules() -> None:
     data = metadata(render_vector_card(INFO, REPORT, repo_id="user/clip-mnist"))
     assert data["library_name"] == "hf-taskvec"

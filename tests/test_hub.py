@@ -25,6 +25,7 @@ from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import HubServer
 
+REPO = "user/vector"
 API = HfApi(token="write-user")
 REPORT = Report("vector", "test", (TaskResult("mnist", 0.9, 100, zero_shot=0.5, individual=0.95),), scaling=1.0)
 
@@ -62,7 +63,8 @@ def test_a_fresh_process_pulls_what_another_pushed(hub: HubServer, tmp_path: Pat
     assert pulled.returncode == 0, pulled.stderr
     loaded = TaskVector.from_pretrained(tmp_path / "theirs")
     assert equal_vectors(loaded, vector)
-    assert replace(loaded.info, layer_norms={}) == vector.info
+    assert (loaded.info.repo_id, loaded.info.repo_commit) == (REPO, hub.store.get("model", REPO).head.id)
+    assert replace(loaded.info, layer_norms={}, num_entries=None, repo_id=None, repo_commit=None) == vector.info
     card = next((tmp_path / "cache").rglob("README.md")).read_text()
     assert card == render_vector_card(loaded.info, repo_id="user/vector")
 
@@ -74,7 +76,7 @@ def test_a_push_is_one_commit_with_weights_configuration_card_and_report(hub: Hu
     assert url == f"{hub.url}/user/vector/commit/{repo.head.id}"
     files = {"README.md", "report.json", "task_vector.safetensors", "task_vector_config.json"}
     assert set(repo.head.files) - {".gitattributes"} == files
-    assert not any(line.startswith("POST /api/models/user/vector/commit") for line in hub.log[:-1])
+    assert sum(line.startswith("POST /api/models/user/vector/commit") for line in hub.log) == 1
 
 
 def test_the_hub_reads_the_metadata_of_the_card(hub: HubServer, base: CLIPModel) -> None:

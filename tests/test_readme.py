@@ -46,7 +46,8 @@ from hf_taskvec import Report, TaskVector, load_base
 from hf_taskvec import TaskResult
 model = load_base().model
 vector = TaskVector.from_models(model, model)
-merged = TaskVector(vector.deltas, dataclasses.replace(vector.info, base="hf-taskvec/tiny-clip", task="digits"))
+deltas = {name: vector.deltas[name] + 1e-3 for name in vector.deltas}
+merged = TaskVector(deltas, dataclasses.replace(vector.info, base="hf-taskvec/tiny-clip", task="digits"))
 report = Report("merged", "test", (TaskResult("digits", 0.5, 100),), scaling=0.3)
 """
 

@@ -67,9 +67,15 @@ def _yaml(info: VectorInfo, report: Report | None, *, repo_id: str, tags: list[s
     else:
         entries.pop("relation")
     return ModelCardData(
-        **entries, license=info.license, datasets=datasets or None, tags=tags, model_name=repo_id.split("/")[-1],
+        **entries, license=info.license, datasets=datasets or None, language=_languages(info),
+        tags=list(dict.fromkeys([*tags, *map(clean, info.tags)])), model_name=repo_id.split("/")[-1],
         eval_results=list(_results(report, info)) or None,
     ).to_yaml()  # fmt: skip
+
+
+def _languages(info: VectorInfo) -> str | list[str] | None:
+    names = [clean(name) for name in info.language]
+    return names[0] if len(names) == 1 else names or None
 
 
 def _datasets(info: VectorInfo) -> dict[str, str]:

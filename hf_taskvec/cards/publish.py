@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,21 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
-from huggingface_hub import HfApi
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import HfApi, constants
 
-from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_model_card, render_vector_card
+from hf_taskvec.cards import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_model_card, render_vector_card
 from hf_taskvec.cards.find import epoch_folder
-from hf_taskvec.errors import CheckpointError
+from hf_taskvec.errors import CheckpointError, TaskVecError
 from hf_taskvec.evaluation.report import Report
-from hf_taskvec.hub.access import HubAccess, PushKeywords, PushOptions
+from hf_taskvec.hub.access import HubAccess, PushKeywords, PushOptions, is_repo_id
 from hf_taskvec.hub.client import hub_errors, with_retries
-from hf_taskvec.hub.push import push_folder
+from hf_taskvec.hub.push import full_repo_id, push_folder
 from hf_taskvec.models.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.vectors.checkpoints import write_checkpoint
+from hf_taskvec.vectors.compatibility import check_not_zero
 from hf_taskvec.vectors.files import read_info, save_vector
+from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import write_text
+
+# What an earlier push of this library left and this one may not have: a series, a report, a picture.
+OLD = ("task_vector*", "epoch-*/task_vector*", REPORT_NAME, PICTURE_NAME)
+logger = logging.getLogger(__name__)
 
 
 def push_to_hub(
@@ -44,11 +50,15 @@ def push_to_hub(
     Raises:
         HubError: If the Hub refuses or fails, or another push came in between; the repository is as it was.
         NonFiniteError: If the vector holds NaN or Inf.
+        IncompatibleVectorsError: If the vector changes nothing and `allow_zero` is not set.
     """
     chosen = _options(options, f"Add task vector {vector.info.label}")
-    with _repository_folder(repo_id) as folder:
-        digests = write_repository(vector, folder, repo_id=repo_id, report=report)
-        return push_folder(folder, repo_id, chosen, digests=digests, replaces=["task_vector*"])
+    (published,) = _published([vector], chosen)
+    with _repository(repo_id, chosen) as (full_id, folder):
+        digests = write_repository(published, folder, repo_id=full_id, report=report)
+        url = push_folder(folder, full_id, chosen, digests=digests, replaces=OLD)
+    _check_base(published.info, chosen.token)
+    return url
 
 
 def push_series_to_hub(
@@ -81,11 +91,14 @@ def push_series_to_hub(
     if len({epoch_folder(epoch) for epoch in epochs}) < len(epochs):
         raise ValueError(f"two vectors of the series have the same epochs: {epochs}")
     chosen = _options(options, f"Add {len(ordered)} task vectors of {ordered[-1].info.label}")
-    with _repository_folder(repo_id) as folder:
-        write_repository(ordered[-1], folder, repo_id=repo_id, report=report, epochs=epochs)
-        for vector in ordered:
+    series = _published(ordered, chosen)
+    with _repository(repo_id, chosen) as (full_id, folder):
+        write_repository(series[-1], folder, repo_id=full_id, report=report, epochs=epochs)
+        for vector in series:
             save_vector(vector, folder / epoch_folder(vector.info.epochs or 0.0))
-        return push_folder(folder, repo_id, chosen, replaces=["task_vector*", "epoch-*/task_vector*"])
+        url = push_folder(folder, full_id, chosen, replaces=OLD)
+    _check_base(series[-1].info, chosen.token)
+    return url
 
 
 def push_model_to_hub(
@@ -121,15 +134,18 @@ def push_model_to_hub(
     base = base or (TINY_CLIP if vector.info.base == EMBEDDED else vector.info.base)
     if base is None:
         raise CheckpointError("the vector does not tell its base; pass base=")
-    with _repository_folder(repo_id) as folder:
+    (published,) = _published([vector], chosen, keep_source=True)
+    with _repository(repo_id, chosen) as (full_id, folder):
         write_checkpoint(
-            vector, base, folder, scaling=scaling, revision=at, allow_other_base=allow_other_base,
+            published, base, folder, scaling=scaling, revision=at, allow_other_base=allow_other_base,
             access=HubAccess(token=chosen.token),
         )  # fmt: skip
-        write_text(folder / CARD_NAME, render_model_card(vector.info, report, repo_id=repo_id, scaling=scaling))
+        write_text(folder / CARD_NAME, render_model_card(published.info, report, repo_id=full_id, scaling=scaling))
         if report is not None:
             report.save(folder / REPORT_NAME)
-        return push_folder(folder, repo_id, chosen, replaces=["model*.safetensors*"])
+        url = push_folder(folder, full_id, chosen, replaces=["model*.safetensors*", REPORT_NAME])
+    _check_base(published.info, chosen.token)
+    return url
 
 
 def write_repository(
@@ -146,6 +162,8 @@ def write_repository(
         The SHA-256 of each weight file, taken on another core while it was written; the Hub asks for it.
     """
     digests: dict[str, str] = {}
+    entries = sum(shape.numel() for shape in vector.deltas.shapes.values())
+    vector = dataclasses.replace(vector, info=dataclasses.replace(vector.info, num_entries=entries))
     save_vector(vector, folder, digests=digests, layer_norms=True)
     card = render_vector_card(read_info(Path(folder)), report, repo_id=repo_id, epochs=epochs)
     write_text(Path(folder) / CARD_NAME, card)
@@ -160,13 +178,54 @@ def _options(keywords: PushKeywords, message: str) -> PushOptions:
     return dataclasses.replace(options, commit_message=options.commit_message or message)
 
 
+def _published(vectors: Sequence[TaskVector], options: PushOptions, *, keep_source: bool = False) -> list[TaskVector]:
+    """The vectors with the provenance that the options give them, and without the repository they came from.
+
+    Raises:
+        IncompatibleVectorsError: If one changes nothing, unless that is allowed.
+    """
+    check_not_zero(vectors, allow_zero=options.allow_zero)
+    result = []
+    for vector in vectors:
+        info = vector.info
+        base = options.base_name or info.base
+        info = dataclasses.replace(
+            info, license=options.licence or info.license, tags=tuple(dict.fromkeys((*info.tags, *options.tags))),
+            language=options.language or info.language, base=base,
+            base_revision=info.base_revision if base == info.base else None,
+        )  # fmt: skip
+        if not keep_source:
+            info = dataclasses.replace(info, repo_id=None, repo_commit=None)
+        result.append(dataclasses.replace(vector, info=info))
+    return result
+
+
+def _check_base(info: VectorInfo, token: str | bool | None) -> None:
+    """Warns if readers cannot find the base: a folder of this machine, or a name that the Hub does not know."""
+    if info.base == EMBEDDED or info.base_revision is not None:
+        return
+    known = info.base is not None and is_repo_id(info.base)
+    if known:
+        try:
+            with hub_errors(str(info.base), "reading"):
+                HfApi(token=token).model_info(str(info.base), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except CheckpointError:
+            known = False
+        except TaskVecError:
+            return  # nothing is known about it, and the push is done
+    if not known:
+        logger.warning(
+            "The vector's base is %r, which is no repository on the Hub that you can see: nobody else can load it, and "
+            "list_vectors does not find the vector by it. Pass base_name= with the base's Hub id.", info.base,
+        )  # fmt: skip
+
+
 @contextmanager
-def _repository_folder(repo_id: str) -> Iterator[Path]:
-    """A folder to prepare a repository in; a bad id is an error before the work."""
-    with hub_errors(repo_id, "pushing to"):
-        validate_repo_id(repo_id)
+def _repository(repo_id: str, options: PushOptions) -> Iterator[tuple[str, Path]]:
+    """The full name of a repository, and a folder to prepare it in; a bad name is an error before the work."""
+    full_id = full_repo_id(repo_id, token=options.token)
     with tempfile.TemporaryDirectory(prefix="hf-taskvec-") as folder:
-        yield Path(folder) / "repository"
+        yield full_id, Path(folder) / "repository"
 
 
 def create_collection(

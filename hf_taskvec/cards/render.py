@@ -12,6 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_taskvec.cards import text
 from hf_taskvec.cards.metadata import base_metadata, model_metadata, task_names, vector_metadata
 from hf_taskvec.evaluation.report import Report, percent
+from hf_taskvec.hub.access import is_repo_id
+from hf_taskvec.hub.client import COMMIT
 from hf_taskvec.merging.registry import METHODS
 from hf_taskvec.models.base import EMBEDDED
 from hf_taskvec.tasks import TASKS
@@ -34,7 +36,7 @@ def render_vector_card(
     return _render(
         "vector.md.j2", metadata=vector_metadata(info, report, repo_id=repo_id), info=info, report=report,
         repo_id=repo_id, epochs=[f"{epoch:g}" for epoch in epochs], facts=facts_of(info), tasks=task_names(info),
-        picture=picture, can_evaluate=_is_registered(info),
+        picture=picture, can_evaluate=_is_registered(info), own_tasks=_own_tasks(info),
     )  # fmt: skip
 
 
@@ -46,11 +48,41 @@ def _is_registered(info: VectorInfo) -> bool:
     return task is not None and task.dataset == info.dataset
 
 
+def _own_tasks(info: VectorInfo) -> list[VectorInfo]:
+    """Those of a vector and its parents whose classes a reader finds nowhere else."""
+    if info.parents:
+        return [own for parent in info.parents for own in _own_tasks(parent)]
+    return [info] if info.class_names and not _is_registered(info) else []
+
+
+def _labels(info: VectorInfo) -> list[str]:
+    """A few names to tell apart, of the vector's first task that has any."""
+    for name in task_names(info):
+        known = TASKS[name].class_names if name in TASKS else ()
+        if names := _class_names(info, name) or known:
+            return list(names[:10])
+    return ["cat", "dog"]
+
+
+def _class_names(info: VectorInfo, task: str) -> tuple[str, ...]:
+    own = info.class_names if info.task == task else ()
+    return own or next(filter(None, (_class_names(parent, task) for parent in info.parents)), ())
+
+
+def _prompt(info: VectorInfo) -> str:
+    """A prompt of the vector's first task that has any."""
+    for source in (info, *info.parents):
+        if source.templates and source.templates[0].count("{}") == 1:
+            return source.templates[0]
+    return "a photo of a {}."
+
+
 def render_model_card(info: VectorInfo, report: Report | None = None, *, repo_id: str, scaling: float) -> str:
     """The card of a checkpoint: a base with `scaling` times a vector added."""
     return _render(
         "model.md.j2", metadata=model_metadata(info, report, repo_id=repo_id), info=info, report=report,
-        repo_id=repo_id, scaling=scaling, facts=facts_of(info), tasks=task_names(info),
+        repo_id=repo_id, scaling=scaling, facts=facts_of(info), tasks=task_names(info), own_tasks=_own_tasks(info),
+        labels=_labels(info), prompt=_prompt(info),
     )  # fmt: skip
 
 
@@ -70,12 +102,15 @@ def render_base_card(config: Mapping[str, Any], report: Report | None = None, *,
 def facts_of(info: VectorInfo) -> dict[str, object]:
     """What is known about how a vector was made, in a reader's words."""
     tower = "vision tower and visual projection" if info.include_projection else "vision tower"
+    entries = "" if info.num_entries is None else f"{info.num_entries:,} entries"
+    tensors = f"{len(info.base_hashes)} tensors" if info.base_hashes else ""
+    covered = " with ".join(filter(None, (tensors, entries)))
     facts = {
         "kind": info.kind,
         "base": info.base,
         "base revision": info.base_revision,
         "base fingerprint": info.base_fingerprint,
-        "covers": f"{len(info.base_hashes)} parameters of the {tower}" if info.base_hashes else tower,
+        "covers": f"{covered} of the {tower}" if covered else f"the {tower}",
         "task": info.task,
         "method": info.method,
         "dataset": " ".join(filter(None, (info.dataset, info.dataset_config))),
@@ -97,6 +132,31 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
     return {name: value for name, value in facts.items() if value not in (None, "", (), [])}
 
 
+_NAMES = {"base", "base revision", "base fingerprint", "task", "method", "dataset", "dataset revision", "optimiser"}
+
+
+def fact(value: object, name: str) -> str:
+    """A cell of the table of facts: names and settings as code, numbers and words as they are."""
+    return text.code(value) if name in _NAMES or name.startswith("setting ") else text.markdown(value)
+
+
+def source(info: VectorInfo) -> str:
+    """A vector's label, with a link to where on the Hub it was pulled from."""
+    repo, commit = info.repo_id or "", info.repo_commit or ""
+    label = text.markdown(info.label)
+    return (
+        f"[{label}](https://huggingface.co/{repo}/tree/{commit})"
+        if is_repo_id(repo) and COMMIT.fullmatch(commit)
+        else label
+    )
+
+
+def codes(values: Sequence[str], *, most: int = 30) -> str:
+    """The first of some names as code, and how many more there are."""
+    more = f" and {len(values) - most} more, in the configuration" if len(values) > most else ""
+    return ", ".join(map(text.code, values[:most])) + more
+
+
 def _render(template: str, **values: Any) -> str:
     card = _environment().get_template(template).render(**values)
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
@@ -111,7 +171,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "md": text.markdown, "code": text.code, "py": text.literal, "fence": text.fence, "bars": text.bars,
-        "percent": percent,
+        "percent": percent, "fact": fact, "source": source, "codes": codes, "capitalised": text.capitalised,
     }  # fmt: skip
     environment.globals |= {"methods": METHODS, "embedded": EMBEDDED}
     return environment

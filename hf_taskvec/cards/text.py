@@ -27,6 +27,11 @@ def code(value: object) -> str:
     return f"`{text}`" if text else "–"
 
 
+def capitalised(text: str) -> str:
+    """The text with its first letter large, for the start of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def literal(value: object) -> str:
     """A Python literal on one line: a string in double quotes where that is safe, a list of them, or a number."""
     if isinstance(value, str):
@@ -44,8 +49,19 @@ def fence(value: object, language: str = "") -> str:
     return "\n".join([marks + language, *lines, marks])
 
 
+def by_number(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names as people do: layer 2 before layer 10.
+
+    Example:
+        >>> sorted(["layer 10", "layer 2", "end"], key=by_number)
+        ['end', 'layer 2', 'layer 10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
 def bars(values: Mapping[str, float], *, width: int = 30) -> str:
-    """One line per value: its name, itself and a bar."""
+    """One line per value, in the order of their names: its name, itself and a bar."""
+    values = {name: values[name] for name in sorted(values, key=by_number)}
     largest, longest = max(values.values()), max(map(len, values))
     return "\n".join(
         f"{name:<{longest}}  {value:<8.3g} {bar(value, largest, width=width)}" for name, value in values.items()

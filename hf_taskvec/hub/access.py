@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
@@ -37,6 +37,11 @@ class PushKeywords(TypedDict, total=False):
     create_pr: bool
     token: str | bool | None
     commit_message: str | None
+    licence: str | None
+    tags: str | Iterable[str]
+    language: str | Iterable[str]
+    base_name: str | None
+    allow_zero: bool
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,15 @@ class PushOptions:
         create_pr: Whether to open a pull request instead of committing on the branch.
         token: An access token with the right to write; by default that of `hf auth login`.
         commit_message: The commit's title.
+        licence: Licence of what is published, by the Hub's name for it, as in "apache-2.0".
+        tags: Further tags of the card.
+        language: Languages of the class names and prompts, by their codes, as in "en".
+        base_name: Hub id of the base, where the vector knows only a folder of it.
+        allow_zero: Whether a vector may be published that changes nothing.
 
     Example:
-        >>> PushOptions.of({"private": True}).private
-        True
+        >>> PushOptions.of({"licence": "mit", "tags": ["birds"]}).tags
+        ('birds',)
     """
 
     private: bool | None = None
@@ -96,6 +106,11 @@ class PushOptions:
     create_pr: bool = False
     token: str | bool | None = field(default=None, repr=False)
     commit_message: str | None = None
+    licence: str | None = None
+    tags: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+    base_name: str | None = None
+    allow_zero: bool = False
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> PushOptions:
@@ -104,16 +119,21 @@ class PushOptions:
         Raises:
             UnknownNameError: If a keyword is none of them.
             TypeError: If a value is of another type.
-            CheckpointError: If `revision` is no name of a branch.
+            CheckpointError: If `revision` is no name of a branch, or `base_name` no Hub id.
         """
         options = from_keywords(cls, keywords)
-        for name in ("revision", "commit_message"):
+        for name in ("revision", "commit_message", "licence", "base_name"):
             _check_type(name, getattr(options, name), str, type(None))
-        _check_type("create_pr", options.create_pr, bool)
+        for name in ("create_pr", "allow_zero"):
+            _check_type(name, getattr(options, name), bool)
         _check_type("private", options.private, bool, type(None))
         _check_type("token", options.token, str, bool, type(None))
         check_revision(options.revision)
-        return options
+        if options.base_name is not None and not is_repo_id(options.base_name):
+            raise CheckpointError(f"base_name must be a Hub id (user/name), got {options.base_name!r}")
+        return dataclasses.replace(
+            options, tags=_texts("tags", options.tags), language=_texts("language", options.language)
+        )
 
 
 def from_keywords(kind: type[Value], keywords: Mapping[str, Any]) -> Value:
@@ -157,3 +177,11 @@ def _check_type(name: str, value: object, *kinds: type) -> None:
     if not isinstance(value, kinds):
         words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise TypeError(f"{name} must be {words}, got {type(value).__name__}")
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    """One text or several, as a tuple."""
+    items = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(item, str) and item.strip() for item in items):
+        raise TypeError(f"{name} must be a list of texts, got {value!r}")
+    return items

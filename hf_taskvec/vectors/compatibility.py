@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.weights.deltas import Deltas
 from hf_taskvec.weights.names import differences
 
 if TYPE_CHECKING:
@@ -32,6 +33,31 @@ def check_compatible(vectors: Sequence[TaskVector]) -> None:
                 f"{len(other)} base parameters differ, first {', '.join(map(repr, other[:3]))}",
                 details=other,
             )
+
+
+def is_zero(deltas: Deltas) -> bool:
+    """Whether every entry is zero; reads no further than the first that is not."""
+    return not any(bool(deltas[name].any()) for name in deltas.shapes)
+
+
+def check_not_zero(vectors: Sequence[TaskVector], *, allow_zero: bool = False) -> None:
+    """Raises if a vector changes nothing: its training made no step, or its first and only one at learning rate 0.
+
+    Args:
+        vectors: The vectors.
+        allow_zero: Whether that is wanted.
+
+    Raises:
+        IncompatibleVectorsError: If one is zero; all such are named.
+    """
+    if allow_zero:
+        return
+    if zero := [f"vector {index} ({v.info.label!r})" for index, v in enumerate(vectors) if is_zero(v.deltas)]:
+        raise IncompatibleVectorsError(
+            f"{listed(zero)} changes nothing: all its entries are zero, as after a run without a step or with a "
+            "learning rate of 0. Train it again, or pass allow_zero=True.",
+            details=zero,
+        )
 
 
 def merged_info(vectors: Sequence[TaskVector], method: str, settings: Mapping[str, object] | None = None) -> VectorInfo:

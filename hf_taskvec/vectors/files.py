@@ -176,4 +176,7 @@ def fetch_vector(
             weights.note_checked()
         else:
             weights.check()
-    return vector
+    if folder.commit is None:
+        return vector
+    pulled = dataclasses.replace(vector.info, repo_id=folder.name, repo_commit=folder.commit)
+    return TaskVector(vector.deltas, pulled)

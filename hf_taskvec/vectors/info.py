@@ -46,6 +46,10 @@ class VectorInfo:
         command: The command that made it.
         seconds: How long the making took, on the machine it ran on.
         license: Licence of the vector, by the Hub's name for it.
+        tags: Further tags of its card on the Hub.
+        language: Languages of class names and prompts, by their codes.
+        repo_id, repo_commit: Repository and commit on the Hub that it was pulled from.
+        num_entries: Number of entries over all parameters; filled in when the vector is published, for its card.
         layer_norms: Norm of each layer's delta; filled in when the vector is published, for its card.
         versions: Version of each library involved.
         parents: Provenance of the vectors this one was merged from.
@@ -78,6 +82,11 @@ class VectorInfo:
     command: str | None = None
     seconds: float | None = None
     license: str | None = None
+    tags: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+    repo_id: str | None = None
+    repo_commit: str | None = None
+    num_entries: int | None = None
     layer_norms: Mapping[str, float] = field(default_factory=dict, repr=False)
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
     parents: tuple[VectorInfo, ...] = ()

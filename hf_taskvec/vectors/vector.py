@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
 from hf_taskvec.hub.access import HubAccess, HubKeywords
+from hf_taskvec.hub.publisher import Publishable
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, merged_info
 from hf_taskvec.vectors.info import VectorInfo
@@ -32,7 +33,7 @@ By = Literal["parameter", "layer"]
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
-class TaskVector:
+class TaskVector(Publishable):
     """Named deltas of the parameters of one base, and where they come from (Ilharco et al., arXiv 2212.04089).
 
     A value: every operation returns a new vector, and two vectors are equal if their deltas are, in names, dtypes and
