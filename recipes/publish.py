@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_folder_card
-from hf_taskvec.cards.publish import create_collection
+from hf_taskvec.cards.publish import OLD, create_collection
 from hf_taskvec.hub.access import PushOptions
 from hf_taskvec.hub.push import push_folder
 from hf_taskvec.models.base import TINY_CLIP
@@ -56,7 +56,7 @@ def main(args: PublishArguments) -> list[str]:
             options = PushOptions(
                 private=args.private or None, token=args.token, commit_message=f"Publish {card.name}"
             )  # fmt: skip
-            url = push_folder(folder, repo_id, options, replaces=["task_vector*"])
+            url = push_folder(folder, repo_id, options, replaces=OLD)
         print(f"{card.name}: {url}")
         urls.append(url)
         repo_ids.append(repo_id)

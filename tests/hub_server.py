@@ -240,7 +240,7 @@ class HubServer(ThreadingHTTPServer):
             self.store.forget()
             self.api.collections.clear()
             self.api.granted.clear()
-            self.api.multipart = 1 << 40
+            self.api.multipart, self.api.bare = 1 << 40, False
             self.faults.clear()
             self.log.clear()
             self.authorizations.clear()

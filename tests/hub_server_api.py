@@ -80,6 +80,7 @@ class Api:
     granted: set[tuple[str, str]] = field(default_factory=set)
     collections: dict[str, dict[str, Any]] = field(default_factory=dict)
     multipart: int = 1 << 40
+    bare: bool = False  # whether what is optional is left out, as another implementation may
     page: int = 100
     parts: dict[str, dict[int, str]] = field(default_factory=dict)
 
@@ -185,6 +186,9 @@ def settings(api: Api, request: Request, kind: str, id: str) -> Response:
 
 def info_of(api: Api, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     data = card_data(api.store, commit)
+    if api.bare:
+        files = [{"rfilename": path} for path in sorted(commit.files)]
+        return {"id": repo.id, "sha": commit.id, "siblings": files, "tags": tags_of(data)}
     siblings: list[dict[str, Any]] = [{"rfilename": path} for path in sorted(commit.files)]
     if blobs:
         siblings = [{"rfilename": p, **file_info(p, e), "blobId": e.oid} for p, e in sorted(commit.files.items())]
@@ -210,7 +214,7 @@ def list_repos(api: Api, request: Request, kind: str) -> Response:
         info = info_of(api, repo, repo.head)
         hidden = repo.private and (request.token is None or request.token.user != repo.namespace)
         fits = query.get("author", repo.namespace) == repo.namespace and query.get("search", "") in repo.id
-        if not hidden and fits and set(request.query.get("filter", [])) <= set(info["tags"]):
+        if api.bare or (not hidden and fits and set(request.query.get("filter", [])) <= set(info["tags"])):
             found.append(info)
     headers = {}
     if start + limit < len(found) and "limit" not in query:
@@ -290,7 +294,7 @@ def resolve(api: Api, request: Request, id: str, revision: str, path: str, kind:
         error = {"error": "Entry not found"}
         return as_json(error, status=404, headers={**headers, "X-Error-Code": "EntryNotFound"})
     headers["ETag"] = f'"{entry.etag}"'
-    if entry.lfs:  # the content lies on another host, under a signed address that needs no token
+    if entry.lfs and not api.bare:  # the content lies on another host, under a signed address that needs no token
         elsewhere = api.url.replace("127.0.0.1", "localhost")
         headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)}
         return Response(

@@ -82,7 +82,8 @@ def test_odd_json_about_a_repository_is_one_clear_error(
 
 
 def test_a_list_of_odd_entries_keeps_the_sane_ones(published: HubServer, caplog: pytest.LogCaptureFixture) -> None:
-    tags = ["task:mnist", "task:\x1b[2J", 5, "base_model:finetune:user/base", "base_model:user/base"]
+    tags = ["hf-taskvec", "task-vector", "task:mnist", "task:\x1b[2J", 5]
+    tags += ["base_model:finetune:user/base", "base_model:user/base"]
     odd: list[Any] = ["../../etc/passwd", "user/\x1b[31mred", "user", "user/a/b", "-rf/x", "a/..", 5]
     entries = [{"id": id, "tags": tags, "sha": "x"} for id in [*odd, REPO]]
     published.faults.append(Fault("GET /api/models", body=entries))

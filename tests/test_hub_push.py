@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import CLIPModel
 from hf_taskvec import load_base, merge
 from hf_taskvec.cards import CARD_NAME
 from hf_taskvec.cards.find import list_epochs, list_vectors
-from hf_taskvec.cards.publish import push_model_to_hub, push_series_to_hub, push_to_hub
+from hf_taskvec.cards.publish import create_collection, push_model_to_hub, push_series_to_hub, push_to_hub
 from hf_taskvec.errors import CheckpointError, HubError, IncompatibleVectorsError
 from hf_taskvec.evaluation.report import Report, TaskResult
 from hf_taskvec.hub.access import PushOptions
@@ -362,3 +363,80 @@ def test_a_vector_of_the_embedded_base_needs_no_warning(hub: HubServer, caplog: 
     deltas = {name: made.deltas[name] + 1e-3 for name in made.deltas.shapes}
     push(TaskVector(deltas, replace(made.info, base=base.name)))
     assert caplog.text == ""
+
+
+# -- another Hub ------------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_that_leaves_out_what_is_optional_serves_and_takes_vectors(
+    hub: HubServer, tmp_path: Path, vector: TaskVector
+) -> None:  # no sizes, no hashes, no dates, no privacy, no redirects, and a list without filters
+    hub.api.bare = True
+    push(vector)
+    push(vector * 2.0)
+    assert equal_vectors(TaskVector.from_pretrained(REPO, cache_dir=tmp_path), vector * 2.0)
+    assert equal_vectors(TaskVector.from_pretrained(REPO, cache_dir=tmp_path, local_files_only=True), vector * 2.0)
+    hub.store.create("model", "user/bert")
+    assert [entry.repo_id for entry in list_vectors()] == [REPO]
+    assert list_vectors(task="svhn") == []
+    assert list_vectors(author="other") == []
+    assert [entry.repo_id for entry in list_vectors(base_model="user/base", task="mnist", author="user")] == [REPO]
+
+
+def test_a_vector_goes_up_in_parts_where_the_hub_asks_for_it(
+    hub: HubServer, tmp_path: Path, vector: TaskVector
+) -> None:
+    hub.api.multipart = 100_000
+    push(vector)
+    assert sum(line.startswith("PUT /lfs") for line in hub.log) == 4
+    assert equal_vectors(TaskVector.from_pretrained(REPO, cache_dir=tmp_path), vector)
+
+
+def test_a_list_in_pages_is_whole(hub: HubServer, vector: TaskVector) -> None:
+    for name in ("a", "b", "c"):
+        push(vector, f"user/{name}")
+    hub.api.page = 1
+    try:
+        assert [entry.repo_id for entry in list_vectors()] == ["user/a", "user/b", "user/c"]
+    finally:
+        hub.api.page = 100
+
+
+def test_a_collection_is_made_of_what_exists_only(hub: HubServer, vector: TaskVector) -> None:
+    push(vector, "user/a")
+    with pytest.raises(CheckpointError, match="user/none"):
+        create_collection("Suite", ["a", "none"], token="write-user")
+    assert hub.api.collections == {}
+    assert "/collections/user/" in create_collection("Suite", ["a"], token="write-user")
+
+
+# -- this machine -----------------------------------------------------------------------------------------------------
+
+
+def test_a_push_that_was_killed_leaves_nothing_once_the_next_is_done(
+    hub: HubServer, tmp_path: Path, vector: TaskVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / ".hf-taskvec-push.0a1b2c3d.tmp" / "repository").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    push(vector)
+    assert os.listdir(tmp_path) == ["notes"]
+
+
+def test_what_is_no_vector_or_report_is_refused_in_a_sentence(hub: HubServer, vector: TaskVector) -> None:
+    calls: list[Any] = [
+        lambda: push_to_hub("out/mnist", REPO), lambda: push_to_hub(vector, REPO, report=0.9),
+        lambda: push_series_to_hub(["a"], REPO), lambda: push_model_to_hub(vector, REPO, scaling=1.0, report=[REPORT]),
+        lambda: vector.push_to_hub(REPO, report="good"),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(TypeError, match=r"TaskVector is published|report must be a Report"):
+            call()
+    assert hub.log == []
+
+
+def test_a_folder_around_the_vector_is_told_where_it_lies(tmp_path: Path, vector: TaskVector) -> None:
+    for name in ("vector", "other/deep"):
+        vector.save_pretrained(tmp_path / "out" / name)
+    with pytest.raises(CheckpointError, match=r"did you mean .*out/vector\?"):
+        TaskVector.from_pretrained(tmp_path / "out")

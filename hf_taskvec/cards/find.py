@@ -68,10 +68,23 @@ def list_vectors(
         infos = list(itertools.islice(models, MAX_LISTED + 1))
     if len(infos) > MAX_LISTED:
         logger.warning("The Hub has more than %d such vectors; only the first are listed", MAX_LISTED)
-    entries = [_published(info) for info in infos[:MAX_LISTED]]
+    infos = [info for info in infos[:MAX_LISTED] if _is_asked_for(info, base_model, task, author)]
+    entries = [_published(info) for info in infos]
     if odd := entries.count(None):
         logger.warning("%d entries of the Hub's list have no sane name and are left out", odd)
     return [entry for entry in entries if entry is not None]
+
+
+def _is_asked_for(info: ModelInfo, base_model: str | None, task: str | None, author: str | None) -> bool:
+    """Whether an entry fits; a Hub that does not know a filter lists everything."""
+    tags = {tag for tag in info.tags or [] if isinstance(tag, str)}
+    bases = {tag.split(":")[-1] for tag in tags if tag.startswith("base_model:")}
+    return (
+        {LIBRARY, "task-vector"} <= tags
+        and (base_model is None or base_model in bases)
+        and (task is None or task_tag(task) in tags)
+        and (author is None or str(info.id).startswith(f"{author}/"))
+    )
 
 
 def _published(info: ModelInfo) -> PublishedVector | None:

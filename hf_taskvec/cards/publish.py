@@ -27,6 +27,7 @@ from hf_taskvec.vectors.files import read_info, save_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import write_text
+from hf_taskvec.weights.temporary import clear_stale, new_temporary
 
 # What an earlier push of this library left and this one may not have: a series, a report, a picture.
 OLD = ("task_vector*", "epoch-*/task_vector*", REPORT_NAME, PICTURE_NAME)
@@ -52,6 +53,7 @@ def push_to_hub(
         NonFiniteError: If the vector holds NaN or Inf.
         IncompatibleVectorsError: If the vector changes nothing and `allow_zero` is not set.
     """
+    _check_kinds([vector], report)
     chosen = _options(options, f"Add task vector {vector.info.label}")
     (published,) = _published([vector], chosen)
     with _repository(repo_id, chosen) as (full_id, folder):
@@ -84,6 +86,7 @@ def push_series_to_hub(
         ValueError: If a vector does not tell its epochs, or two tell the same.
         HubError: As in `push_to_hub`.
     """
+    _check_kinds(vectors, report)
     if not vectors or any(vector.info.epochs is None for vector in vectors):
         raise ValueError("a series needs vectors whose info.epochs is known")
     ordered = sorted(vectors, key=lambda vector: vector.info.epochs or 0.0)
@@ -129,6 +132,7 @@ def push_model_to_hub(
         CheckpointError: If the vector names no base and none is given.
         BaseMismatchError, HubError: As in `apply_to` and `push_to_hub`.
     """
+    _check_kinds([vector], report)
     chosen = _options(options, f"Add {vector.info.label} at scaling {scaling}")
     at = vector.info.base_revision if base is None else None
     base = base or (TINY_CLIP if vector.info.base == EMBEDDED else vector.info.base)
@@ -170,6 +174,18 @@ def write_repository(
     if report is not None:
         report.save(Path(folder) / REPORT_NAME)
     return digests
+
+
+def _check_kinds(vectors: Sequence[object], report: object) -> None:
+    """Raises a `TypeError` for the natural mistakes: a path for a vector, a number or a list for a report."""
+    for vector in vectors:
+        if not isinstance(vector, TaskVector):
+            raise TypeError(
+                f"a TaskVector is published, got {type(vector).__name__}; open a saved one with "
+                "TaskVector.from_pretrained"
+            )
+    if report is not None and not isinstance(report, Report):
+        raise TypeError(f"report must be a Report, as evaluate returns, got {type(report).__name__}")
 
 
 def _options(keywords: PushKeywords, message: str) -> PushOptions:
@@ -224,8 +240,11 @@ def _check_base(info: VectorInfo, token: str | bool | None) -> None:
 def _repository(repo_id: str, options: PushOptions) -> Iterator[tuple[str, Path]]:
     """The full name of a repository, and a folder to prepare it in; a bad name is an error before the work."""
     full_id = full_repo_id(repo_id, token=options.token)
-    with tempfile.TemporaryDirectory(prefix="hf-taskvec-") as folder:
-        yield full_id, Path(folder) / "repository"
+    place = Path(tempfile.gettempdir()) / "hf-taskvec-push"
+    clear_stale(place, lambda name: False)  # of pushes that were killed
+    with new_temporary(place, folder=True) as folder:
+        folder.chmod(0o700)
+        yield full_id, folder / "repository"
 
 
 def create_collection(
@@ -239,13 +258,27 @@ def create_collection(
 ) -> str:
     """Collects published vectors, such as those of a suite, under one title; adds to a collection that exists.
 
+    Args:
+        title: Title of the collection.
+        repo_ids: The vectors' repositories.
+        namespace: User or organisation of a new collection; by default the token's user.
+        description: A sentence on a new collection.
+        private: Whether a new collection is private.
+        token: An access token with the right to write.
+
     Returns:
         The collection's URL.
 
     Raises:
+        CheckpointError: If a repository does not exist; nothing is made then.
         HubError: If the Hub refuses or fails.
     """
     api = HfApi(token=token)
+    repo_ids = [full_repo_id(repo_id, token=token) for repo_id in repo_ids]
+
+    def check(repo_id: str) -> None:
+        with hub_errors(repo_id, "collecting"):
+            with_retries(lambda: api.model_info(repo_id))
 
     def create() -> str:
         collection = api.create_collection(
@@ -255,5 +288,7 @@ def create_collection(
             collection = api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
         return collection.url
 
+    for repo_id in repo_ids:
+        check(repo_id)
     with hub_errors(f"the collection {title!r}", "writing"):
         return with_retries(create)

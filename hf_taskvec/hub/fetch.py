@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from hf_taskvec.errors import CheckpointError, NotCachedError, TaskVecError
 from hf_taskvec.hub.access import HubAccess, check_revision
 from hf_taskvec.hub.client import Download, commit_of, hub_errors, is_clear, translated, with_retries
+from hf_taskvec.text import listed
 from hf_taskvec.weights.folders import check_inside, check_relative
 
 logger = logging.getLogger(__name__)
@@ -163,8 +165,21 @@ def _local(source: Path, subfolder: str, wanted: Wanted) -> Folder:
         raise CheckpointError(f"{source} has no folder {subfolder!r}")
     check_inside(path, source)
     if wanted.required:
-        wanted.check(os.listdir(path), str(source))
+        try:
+            wanted.check(os.listdir(path), str(path))
+        except CheckpointError as error:
+            raise _elsewhere(error, path, wanted) from None
     return Folder(path, source.resolve().name, None)
+
+
+def _elsewhere(error: CheckpointError, path: Path, wanted: Wanted) -> CheckpointError:
+    """The error, with the folders inside that hold what is wanted."""
+    places = []
+    for inside in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        with suppress(CheckpointError, OSError):
+            wanted.check(os.listdir(inside), str(inside))
+            places.append(inside)
+    return CheckpointError(f"{path} holds none itself; did you mean {listed(places, room=200)}?") if places else error
 
 
 def _list(repository: _Repository, wanted: Wanted) -> _Listing:
