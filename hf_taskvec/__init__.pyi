@@ -17,6 +17,9 @@ from .tasks import TASKS as TASKS
 from .tasks import Task as Task
 from .tasks import get_task as get_task
 from .tasks import get_tasks as get_tasks
+from .theory.early import EpochChoice as EpochChoice
+from .theory.early import choose_epochs as choose_epochs
+from .theory.early import recorded_series as recorded_series
 from .theory.equivalence import verify_equivalence as verify_equivalence
 from .theory.gradients import gradient_vector as gradient_vector
 from .training.atm import alternating_tuning_and_merging as alternating_tuning_and_merging
