@@ -1,7 +1,10 @@
 """Fine-tunes a CLIP vision tower on one task and saves its task vector.
 
 accelerate launch recipes/finetune.py --task mnist --base openai/clip-vit-base-patch32 --output_dir out/mnist
-python recipes/finetune.py --config recipes/configs/quickstart.yaml --task digits --output_dir out/digits
+python recipes/finetune.py --task digits --learning_rate 3e-4 --num_train_epochs 3 --output_dir out/digits
+
+The vector is in <output_dir>/vector. A run that was stopped goes on after its last checkpoint; another one in its folder
+is refused.
 """
 
 from __future__ import annotations
@@ -9,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
-from hf_taskvec.arguments import arg, run_recipe
+from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.training.output import last_checkpoint
+from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.weights.folders import check_output_folder
 
 
 @dataclass
@@ -24,11 +28,11 @@ class FinetuneArguments:
 
 
 def main(args: FinetuneArguments, config: TaskVectorConfig) -> TaskVector:
+    output_dir = Path(str(config.output_dir))
+    check_output_folder(output_dir / "vector", marker=CONFIG_NAME)
     base = load_base(args.base, revision=args.base_revision)
     trainer = TaskVectorTrainer(base, config, task=get_task(args.task, data_dir=args.data_dir))
-    output_dir = Path(str(config.output_dir))
-    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)  # goes on where a killed run stopped
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or last_checkpoint(output_dir))
     if config.should_save:
         trainer.task_vector().save_pretrained(output_dir / "vector")
         print(f"The vector is in {output_dir / 'vector'}")
@@ -38,7 +42,4 @@ def main(args: FinetuneArguments, config: TaskVectorConfig) -> TaskVector:
 
 
 if __name__ == "__main__":
-    run_recipe(
-        main, FinetuneArguments, TaskVectorConfig,
-        stopped="The same command goes on from the last checkpoint in --output_dir, or anew where there is none.",
-    )  # fmt: skip
+    main(*parse_recipe(FinetuneArguments, TaskVectorConfig))

@@ -1,6 +1,7 @@
 """Saves the gradient vector of a task: exact full-batch gradient descent, −η∇L for each epoch.
 
 python recipes/gradient_vector.py --task digits --learning_rate 0.05 --output_dir out/digits-gradient
+torchrun --nproc_per_node 2 recipes/gradient_vector.py --task digits --learning_rate 0.05
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+
+from accelerate import PartialState
 
 from hf_taskvec import TaskVector, get_task, gradient_vector, load_base
 from hf_taskvec.arguments import arg, command_line, run_recipe
@@ -24,11 +27,14 @@ class GradientArguments:
 
 
 def main(args: GradientArguments) -> TaskVector:
+    check_output_folder(args.output_dir, marker=CONFIG_NAME)
     base, task, start = load_base(args.base), get_task(args.task, data_dir=args.data_dir), time.perf_counter()
     vector = gradient_vector(base, task, learning_rate=args.learning_rate, epochs=args.epochs, progress=True)
     info = dataclasses.replace(vector.info, command=command_line(), seconds=round(time.perf_counter() - start, 1))
-    TaskVector(vector.deltas, info).save_pretrained(args.output_dir)
-    print(f"The vector is in {args.output_dir}")
+    if PartialState().is_main_process:
+        TaskVector(vector.deltas, info).save_pretrained(args.output_dir)
+        print(f"The vector is in {args.output_dir}")
+    PartialState().wait_for_everyone()
     return TaskVector.from_pretrained(args.output_dir)
 
 

@@ -33,6 +33,7 @@ IDENTITY = ("task", "tasks", "dataset", "dataset_revision", "base_fingerprint") 
 EXTENDABLE = ("num_train_epochs", "max_steps")  # a run may be resumed for longer
 STATE = "trainer_state.json"  # which Transformers writes last
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_WEIGHTS_ONLY = "it holds the weights only (save_only_model=True), so the optimiser would start anew"
 _RECORDED = re.compile(r"(epoch|step|fraction)-[\d.e+-]+")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _VECTOR_FILES = re.compile(r"task_vector(_config\.json|.*\.safetensors(\.index\.json)?)")
@@ -145,7 +146,7 @@ class RunFolder:
             if _RECORDED.fullmatch(path.name) and f"{part}/{path.name}" not in written
         ]
         checkpoints = [path for path in self.path.glob("*") if _CHECKPOINT.fullmatch(path.name)]
-        found += [path.name for path in checkpoints if not (path / RUN_FILE).is_file()]
+        found += [path.name for path in checkpoints if not (path / RUN_FILE).is_file() and list(path.glob("[!.]*"))]
         if found:
             raise OutputExistsError(
                 f"{self.path} holds {listed(found)}, which no run of this folder wrote and this one might replace; "
@@ -200,7 +201,7 @@ def missing_in(checkpoint: Path) -> str | None:
     except (OSError, ValueError):
         return f"it has no whole {STATE}, which is written last"
     if not (checkpoint / "optimizer.pt").is_file():
-        return "it holds the weights only (save_only_model=True), so the optimiser would start anew"
+        return _WEIGHTS_ONLY
     return None
 
 
@@ -211,7 +212,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
         folder: The `output_dir` of a run.
 
     Raises:
-        CheckpointError: If all that is there cannot be resumed from.
+        CheckpointError: If the run kept the weights only.
 
     Example:
         >>> import tempfile
@@ -221,15 +222,14 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := _CHECKPOINT.fullmatch(path.name))]
     current = _run_of(Path(folder))
     ordered = sorted(found, key=lambda each: (_run_of(each[1]) == current, each[0]), reverse=True)
-    lacking = ""
-    for _, path in ordered:
-        if not (lacking := missing_in(path) or ""):
+    lacking = {path: missing_in(path) for _, path in ordered}
+    for path, what in lacking.items():
+        if what is None:
             return path
-        logger.warning("%s is passed over: %s", path, lacking)
-    if found:
+        logger.warning("%s is passed over: %s", path, what)
+    if _WEIGHTS_ONLY in lacking.values():
         raise CheckpointError(
-            f"no checkpoint in {folder} can be resumed from: of {ordered[-1][1].name}, {lacking}; "
-            "train into another output_dir"
+            f"no checkpoint in {folder} can be resumed from: {_WEIGHTS_ONLY}; train into another folder"
         )
     return None
 

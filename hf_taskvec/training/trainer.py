@@ -226,7 +226,7 @@ class TaskVectorTrainer(Trainer):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """As `Trainer.train`; `True` resumes from the last whole checkpoint in `output_dir`.
 
         Raises:
@@ -256,12 +256,15 @@ class TaskVectorTrainer(Trainer):
         self._tell(writes)
         return result
 
-    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
+    def _checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
         if wanted is not True:
             return Path(wanted) if wanted else None
         checkpoint = last_checkpoint(self.folder.path)
         if checkpoint is None:
-            raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint")
+            raise ValueError(
+                f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint that is whole; train() "
+                "without it starts anew"
+            )
         return checkpoint
 
     def _settings(self) -> dict[str, Any]:
@@ -342,10 +345,10 @@ class TaskVectorTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the tower as `CLIPVisionModel.from_pretrained` and `TaskVector.from_checkpoints` read it."""
+        if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint
+            write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})  # first: it is ours
+            self.recorder.save(Path(output_dir))  # here and not in on_save, for by then older checkpoints are gone
         super().save_model(output_dir, _internal_call=_internal_call)
-        if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint, before older ones go
-            self.recorder.save(Path(output_dir))
-            write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Refused: a vector's card is written where it is published, by `push_to_hub`."""
