@@ -3,8 +3,8 @@
 accelerate launch recipes/finetune.py --task mnist --base openai/clip-vit-base-patch32 --output_dir out/mnist
 python recipes/finetune.py --task digits --learning_rate 3e-4 --num_train_epochs 3 --output_dir out/digits
 
-The vector is in <output_dir>/vector. A run that was stopped goes on after its last checkpoint; another one in its folder
-is refused.
+The vector is in <output_dir>/vector. A run that was stopped goes on after its last checkpoint; another one in its
+folder is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
-from hf_taskvec.arguments import arg, parse_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.training.output import last_checkpoint
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.weights.folders import check_output_folder
@@ -42,4 +42,7 @@ def main(args: FinetuneArguments, config: TaskVectorConfig) -> TaskVector:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe(FinetuneArguments, TaskVectorConfig))
+    run_recipe(
+        main, FinetuneArguments, TaskVectorConfig,
+        stopped="The same command goes on from the last checkpoint in --output_dir, or anew where there is none.",
+    )  # fmt: skip

@@ -14,6 +14,8 @@ from accelerate import PartialState
 
 from hf_taskvec import TaskVector, get_task, gradient_vector, load_base
 from hf_taskvec.arguments import arg, command_line, run_recipe
+from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.weights.folders import check_output_folder
 
 
 @dataclass

@@ -7,6 +7,7 @@ torchrun --nproc_per_node 2 recipes/verify_equivalence.py --tasks digits
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from accelerate import PartialState
@@ -28,10 +29,19 @@ class VerifyArguments:
 
 def main(args: VerifyArguments, config: TaskVectorConfig) -> Equivalence:
     tasks = [subset(task, max_train=args.max_train) for task in get_tasks(args.tasks, data_dir=args.data_dir)]
+    if not args.own_settings and (given := changed(config)):
+        raise ValueError(f"{', '.join(given)}: without own_settings, full-batch descent is checked and no other flag")
     found = verify_equivalence(load_base(args.base), tasks, args=config if args.own_settings else None)
     if PartialState().is_main_process:
         print(found.to_markdown())
     return found
+
+
+def changed(config: TaskVectorConfig) -> list[str]:
+    """The settings that are not the default ones."""
+    default = TaskVectorConfig()
+    names = [spec.name for spec in dataclasses.fields(config) if spec.init and spec.compare]
+    return [name for name in names if str(getattr(config, name)) != str(getattr(default, name))]
 
 
 if __name__ == "__main__":

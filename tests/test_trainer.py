@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +224,53 @@ def test_a_killed_run_resumes_to_the_same_vector_bit_for_bit(folders: tuple[Path
         assert equal_vectors(left, right)
 
 
-def test_two_processes_give_the_vector_of_one(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def launched(launcher: Sequence[str], recipe: str, *arguments: object) -> str:
+    """What a recipe prints under a launcher, which must not fail."""
+    command = [sys.executable, "-m", *launcher, str(ROOT / "recipes" / recipe), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+TORCHRUN = ("torch.distributed.run", "--nproc_per_node=2", "--standalone")
+ACCELERATE = ("accelerate.commands.launch", "--num_processes=1", "--num_machines=1", "--dynamo_backend=no")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "batch"),
+    [(TORCHRUN, 8), pytest.param(ACCELERATE, 16, marks=pytest.mark.slow)],
+    ids=["torchrun", "accelerate"],
+)
+def test_the_recipe_trains_one_model_under_every_launcher(
+    folders: tuple[Path, Path], tmp_path: Path, launcher: Sequence[str], batch: int
+) -> None:
     # 81 images are no multiple of 2 x 8: the padding must count for nothing.
-    assert run_script(folders, tmp_path / "one", "--optim", "sgd") == 0
-    assert run_script(folders, tmp_path / "two", "--optim", "sgd", "--batch", "8", processes=2) == 0
-    one, two = (TaskVector.from_pretrained(tmp_path / name / "final") for name in ("one", "two"))
-    assert one.info.batch_size == two.info.batch_size == 16
-    assert one.info.steps == two.info.steps == 18
-    assert (one - two).norm() < 1e-4 * one.norm()
+    base, data = folders
+    flags = {"base": base, "data_dir": data.parent, "task": "colours", "num_train_epochs": 3, "learning_rate": 1e-2}
+    flags |= {"optim": "sgd", "output_dir": tmp_path / "out", "per_device_train_batch_size": batch}
+    printed = launched(launcher, "finetune.py", *(f"--{name}={value}" for name, value in flags.items()))
+    assert printed.count("The vector is in") == 1
+    args = settings(tmp_path / "one", num_train_epochs=3, learning_rate=1e-2, optim="sgd")
+    trainer = TaskVectorTrainer(load_base(base), args, task=Task.from_dataset(data))
+    trainer.train()
+    one, other = trainer.task_vector(), TaskVector.from_pretrained(tmp_path / "out" / "vector")
+    assert one.info.batch_size == other.info.batch_size == 16
+    assert one.info.steps == other.info.steps == 18
+    assert (one - other).norm() < 1e-4 * one.norm()
+
+
+@pytest.mark.slow  # two Python start-ups
+def test_the_equivalence_is_checked_by_two_processes_as_by_one(folders: tuple[Path, Path]) -> None:
+    printed = launched(TORCHRUN, "verify_equivalence.py", "--tasks", "digits", "--max_train", 20)
+    assert printed.count("One epoch is one gradient step") == 1
+
+
+@pytest.mark.slow  # six Python start-ups
+def test_two_processes_resume_in_the_middle_of_an_epoch(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for name, flags in (("whole", ()), ("killed", ("--die_at", "9")), ("killed", ("--resume",))):
+        run_script(folders, tmp_path / name, "--batch", "8", *flags, processes=2)
+    whole, killed = (TaskVector.from_pretrained(tmp_path / name / "final") for name in ("whole", "killed"))
+    assert equal_vectors(whole, killed)
 
 
 def test_the_sampler_pads_for_several_processes_and_shuffles_by_epoch() -> None:

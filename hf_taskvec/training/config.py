@@ -44,8 +44,9 @@ class TaskVectorConfig(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to write checkpoints to resume from."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints to keep."})
     logging_steps: float = field(
-        default=0.05, metadata={"help": "Steps from one log line to the next, or below 1 a fraction of the run's."}
+        default=10, metadata={"help": "Steps from one log line to the next, or below 1 a fraction of the run's."}
     )
+    logging_first_step: bool = field(default=True, metadata={"help": "Whether to log the first step too."})
     report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
     include_projection: bool = field(
         default=False, metadata={"help": "Train visual_projection too and make it part of the vector."}

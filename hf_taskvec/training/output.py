@@ -274,10 +274,12 @@ def epoch_name(epoch: float) -> str:
     """Folder name of the vector after so many epochs; a fraction has a name of its own.
 
     Example:
-        >>> epoch_name(2.0), epoch_name(2.5)
-        ('epoch-2', 'epoch-2.5')
+        >>> epoch_name(2.0), epoch_name(2.5), epoch_name(100.00005)
+        ('epoch-2', 'epoch-2.5', 'epoch-100.00005')
     """
-    return f"epoch-{epoch:g}"
+    short = f"{epoch:g}"
+    whole = float(short) % 1 == 0
+    return f"epoch-{short}" if whole == (epoch % 1 == 0) else f"epoch-{epoch:.12g}"
 
 
 def what_lies_in(folder: Path) -> str:

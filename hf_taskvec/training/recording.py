@@ -137,10 +137,21 @@ class Recorder(TrainerCallback):
         if self.resumed_from is not None and args.track_gradients:
             self.tracker = GradientTracker.load(self.resumed_from, args.device)
 
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Chooses the epoch's permutation where Transformers does not reach the sampler.
+
+        After a resume in the middle of an epoch with several processes the data loader is wrapped once more than it
+        looks for; the one that callbacks get is not, and has the same sampler.
+        """
+        if (loader := kwargs.get("train_dataloader")) is not None and hasattr(loader, "set_epoch"):
+            loader.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
+
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Tells a first step that moves nothing."""
         optimizer = kwargs.get("optimizer")
-        if state.global_step == 0 and optimizer and not any(group["lr"] for group in optimizer.param_groups):
+        if not state.is_world_process_zero or state.global_step > 0 or optimizer is None:
+            return
+        if not any(group["lr"] for group in optimizer.param_groups):
             level = logging.WARNING if state.max_steps < FEW_STEPS else logging.INFO
             logger.log(
                 level, "the learning rate is 0 in the first of %d steps, where the warm-up starts: it moves nothing; "
