@@ -21,7 +21,7 @@ from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.plots import plot_gains, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.models.base import EMBEDDED
-from hf_taskvec.vectors.files import save_vector
+from hf_taskvec.vectors.files import write_vector
 from hf_taskvec.weights.folders import write_text
 
 
@@ -52,7 +52,7 @@ def write_card(vector: TaskVector, experts: dict[str, TaskVector], args: CardArg
     info = dataclasses.replace(info, license=args.license or info.license, command=info.command or args.command)
     name = args.name or name_of(vector)
     folder, weights = Path(args.output_dir) / name, Path(args.weights_dir) / name
-    save_vector(TaskVector(vector.deltas, info), weights, layer_norms=True)
+    write_vector(weights, vector.deltas, info, layer_norms=True)
     folder.mkdir(parents=True, exist_ok=True)
     for path in weights.glob("*config.json"):
         shutil.copyfile(path, folder / path.name)

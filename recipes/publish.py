@@ -16,7 +16,8 @@ from hf_taskvec.cards.publish import OLD, create_collection
 from hf_taskvec.hub.access import PushOptions
 from hf_taskvec.hub.push import push_folder
 from hf_taskvec.models.base import TINY_CLIP
-from hf_taskvec.vectors.files import CONFIG_NAME, load_vector
+from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.vectors.vector import TaskVector
 
 
 @dataclass
@@ -36,7 +37,7 @@ def gather(card: Path, weights: Path, folder: Path) -> None:
         shutil.copytree(weights, folder, ignore=shutil.ignore_patterns("*.md"))
         for path in card.iterdir():
             shutil.copyfile(path, folder / path.name)
-        load_vector(folder, verify=True)
+        TaskVector.from_pretrained(folder, verify=True)
         return
     shutil.copytree(TINY_CLIP, folder)
     for name in (CARD_NAME, REPORT_NAME):

@@ -30,7 +30,7 @@ from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.models.base import EMBEDDED, TINY_CLIP
 from hf_taskvec.tasks import TASKS
-from hf_taskvec.vectors.files import CONFIG_NAME, read_info, save_vector
+from hf_taskvec.vectors.files import CONFIG_NAME, read_info
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
@@ -378,7 +378,7 @@ def test_the_recipes_publish_exactly_the_card(hub: HubServer, tmp_path: Path, ba
     pulled = TaskVector.from_pretrained("hf-taskvec/tiny-mnist", cache_dir=tmp_path / "cache")
     assert equal_vectors(pulled, vector)
     assert pulled.info.license == "apache-2.0"
-    save_vector(tiny_vector(base, seed=9), tmp_path / "weights" / "tiny-mnist")
+    tiny_vector(base, seed=9).save_pretrained(tmp_path / "weights" / "tiny-mnist")
     with pytest.raises(CheckpointError, match="not those that its configuration"):
         publish(arguments)
     (made / CARD_NAME).write_text("Trust me.")

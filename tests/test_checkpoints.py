@@ -33,7 +33,7 @@ def vision(tmp_path: Path, tuned: CLIPModel) -> Path:
 def test_checkpoints_give_the_vector_of_their_models(checkpoints: Folders, base: CLIPModel, tuned: CLIPModel) -> None:
     vector = TaskVector.from_checkpoints(*checkpoints, task="mnist")
     assert equal_vectors(vector, TaskVector.from_models(base, tuned))
-    assert (vector.info.task, vector.info.base, vector.info.settings["finetuned"]) == ("mnist", "base", "tuned")
+    assert (vector.info.task, vector.info.base, vector.info.finetuned) == ("mnist", "base", "tuned")
 
 
 def test_flat_and_prefixed_files_give_the_same_vector(checkpoints: Folders, vision: Path) -> None:

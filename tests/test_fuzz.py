@@ -16,7 +16,6 @@ from hf_taskvec.cards.text import code, fence, literal, markdown
 from hf_taskvec.errors import TaskVecError
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import TaskResult
-from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, random_deltas
@@ -61,8 +60,8 @@ def mutant(content: bytes, chance: random.Random) -> bytes:
 
 def check_mutants(tmp_path: Path, count: int, *, seed: int) -> tuple[int, int]:
     """Loads `count` mutants; each is refused with an error of ours or gives the same deltas. Returns both counts."""
-    save_vector(VECTOR, tmp_path / "one")
-    save_vector(VECTOR, tmp_path / "many", max_shard_size=70)
+    VECTOR.save_pretrained(tmp_path / "one")
+    VECTOR.save_pretrained(tmp_path / "many", max_shard_size=70)
     targets = [path for folder in ("one", "many") for path in sorted((tmp_path / folder).iterdir())]
     chance, refused = random.Random(seed), 0
     for number in range(count):
@@ -72,7 +71,7 @@ def check_mutants(tmp_path: Path, count: int, *, seed: int) -> tuple[int, int]:
         shutil.copytree(target.parent, folder)
         (folder / target.name).write_bytes(mutant(target.read_bytes(), chance))
         try:
-            loaded = load_vector(folder, verify=True)
+            loaded = TaskVector.from_pretrained(folder, verify=True)
         except TaskVecError as error:
             refused, message = refused + 1, str(error)
         else:

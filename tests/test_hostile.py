@@ -18,7 +18,6 @@ from transformers import CLIPModel
 
 from hf_taskvec.errors import CheckpointError, NonFiniteError
 from hf_taskvec.hub.client import translated
-from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, random_deltas, tiny_vector
@@ -30,7 +29,7 @@ Header = dict[str, Any]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A sound vector, to be spoiled."""
-    save_vector(TaskVector(random_deltas(), VectorInfo(task="mnist")), tmp_path / "v")
+    TaskVector(random_deltas(), VectorInfo(task="mnist")).save_pretrained(tmp_path / "v")
     return tmp_path / "v"
 
 
@@ -91,7 +90,7 @@ def test_a_lying_header_is_refused(folder: Path, lie: str) -> None:
     edit_header(folder, LIES[lie])
     before = anonymous_bytes()
     with pytest.raises(CheckpointError) as error:
-        load_vector(folder)
+        TaskVector.from_pretrained(folder)
     assert anonymous_bytes() - before < 64 << 20
     assert len(str(error.value)) < 1000
     assert str(error.value).isprintable()
@@ -102,14 +101,14 @@ def test_a_header_length_that_cannot_be_is_refused(folder: Path, length: int) ->
     content = weights(folder).read_bytes()
     weights(folder).write_bytes(struct.pack("<Q", length) + content[8:])
     with pytest.raises(CheckpointError, match="no valid safetensors file"):
-        load_vector(folder)
+        TaskVector.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"PK\x03\x04", b"\x80\x04\x95" + b"cos\nsystem\n"])
 def test_a_file_of_another_kind_is_refused(folder: Path, content: bytes) -> None:
     weights(folder).write_bytes(content)
     with pytest.raises(CheckpointError, match="no valid safetensors file"):
-        load_vector(folder)
+        TaskVector.from_pretrained(folder)
 
 
 def test_every_truncation_of_the_header_is_refused(folder: Path) -> None:
@@ -117,26 +116,26 @@ def test_every_truncation_of_the_header_is_refused(folder: Path) -> None:
     for length in range(0, len(content), 37):
         weights(folder).write_bytes(content[:length])
         with pytest.raises(CheckpointError):
-            load_vector(folder)
+            TaskVector.from_pretrained(folder)
 
 
 def test_missing_and_extra_names_are_refused(tmp_path: Path, base: CLIPModel) -> None:
-    save_vector(tiny_vector(base), tmp_path / "v")
+    tiny_vector(base).save_pretrained(tmp_path / "v")
     name = "vision_model.post_layernorm.bias"
     edit_header(tmp_path / "v", lambda header: header.update(extra=header.pop(name)))
     with pytest.raises(CheckpointError, match="disagree on 2 names, first 'extra'"):
-        load_vector(tmp_path / "v")
+        TaskVector.from_pretrained(tmp_path / "v")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_in_a_file_is_refused_where_it_would_be_used(tmp_path: Path, base: CLIPModel, value: float) -> None:
     from hf_taskvec.merging import merge
 
-    save_vector(tiny_vector(base), tmp_path / "v")
+    tiny_vector(base).save_pretrained(tmp_path / "v")
     content = bytearray(weights(tmp_path / "v").read_bytes())
     content[-4:] = struct.pack("<f", value)
     weights(tmp_path / "v").write_bytes(content)
-    vector = load_vector(tmp_path / "v")
+    vector = TaskVector.from_pretrained(tmp_path / "v")
     calls: list[Callable[[], object]] = [
         lambda: vector.apply_to(base),
         lambda: merge([vector, vector], "average"),
@@ -175,7 +174,7 @@ def test_a_hostile_configuration_is_refused(folder: Path, case: str) -> None:
         changes = {"settings": {"a": CONFIGS[case]["settings"]}}  # type: ignore[index]
     edit_config(folder, **changes)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError) as error:
-        load_vector(folder)
+        TaskVector.from_pretrained(folder)
     assert len(str(error.value)) < 1000
     assert str(error.value).isprintable()
 
@@ -184,14 +183,14 @@ def test_a_hostile_configuration_is_refused(folder: Path, case: str) -> None:
 def test_a_configuration_that_is_no_json_object_is_refused(folder: Path, text: str) -> None:
     (folder / "task_vector_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"task_vector_config\.json"):
-        load_vector(folder)
+        TaskVector.from_pretrained(folder)
 
 
 def test_a_huge_configuration_is_not_read(folder: Path) -> None:
     os.truncate(folder / "task_vector_config.json", 1 << 40)  # a sparse file
     start = time.perf_counter()
     with pytest.raises(CheckpointError, match="more than a configuration can have"):
-        load_vector(folder)
+        TaskVector.from_pretrained(folder)
     assert time.perf_counter() - start < 1
 
 
@@ -243,21 +242,21 @@ def test_a_shard_index_may_not_lead_outside(sharded: Path, tmp_path: Path, name:
     content["weight_map"] = dict.fromkeys(content["weight_map"], name.format(root=tmp_path))
     index.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"leaves its folder|no \.safetensors file"):
-        load_vector(sharded)
+        TaskVector.from_pretrained(sharded)
 
 
 @pytest.mark.parametrize("value", [None, [], {"a": 1}, {"a": None}, "x"])
 def test_a_shard_index_of_wrong_types_is_refused(sharded: Path, value: object) -> None:
     (sharded / "task_vector.safetensors.index.json").write_text(json.dumps({"weight_map": value}))
     with pytest.raises(CheckpointError, match="no valid 'weight_map'"):
-        load_vector(sharded)
+        TaskVector.from_pretrained(sharded)
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     shard = sorted(sharded.glob("*-of-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(CheckpointError, match=shard.name):
-        load_vector(sharded)
+        TaskVector.from_pretrained(sharded)
 
 
 def test_links_may_not_lead_outside(sharded: Path, tmp_path: Path) -> None:
@@ -265,7 +264,7 @@ def test_links_may_not_lead_outside(sharded: Path, tmp_path: Path) -> None:
     shard.rename(tmp_path / "moved.safetensors")
     shard.symlink_to(tmp_path / "moved.safetensors")
     with pytest.raises(CheckpointError, match="a link that leaves"):
-        load_vector(sharded)
+        TaskVector.from_pretrained(sharded)
 
 
 def test_a_linked_subfolder_may_not_lead_outside(sharded: Path, tmp_path: Path) -> None:
@@ -278,7 +277,7 @@ def test_a_link_to_the_configuration_may_not_lead_outside(folder: Path, tmp_path
     (folder / "task_vector_config.json").rename(tmp_path / "secret.json")
     (folder / "task_vector_config.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(CheckpointError, match="a link that leaves"):
-        load_vector(folder)
+        TaskVector.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("subfolder", ["../x", "/etc", "a/../../x", "..", "a\\..\\x"])

@@ -272,7 +272,7 @@ def test_published_experts_become_vectors_in_one_call(
         vector = TaskVector.from_checkpoints("openai/base", finetuned, cache_dir=tmp_path / "cache")
         assert equal_vectors(vector, expected)
         assert vector.info.base_revision == hub.store.get("model", "openai/base").head.id
-        assert vector.info.settings["finetuned"] == finetuned
+        assert vector.info.finetuned == finetuned
 
 
 def test_a_repository_whose_weights_could_run_code_is_refused_before_the_download(

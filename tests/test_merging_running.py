@@ -185,7 +185,7 @@ def test_a_merge_that_cannot_succeed_leaves_no_journal(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_tells_what_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", "a" * 64) as kept:
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", "a" * 64) as kept:  # noqa: PT012
         kept.keep(vectors()[0]).deltas["w0"]
         raise KeyboardInterrupt
     assert f"1 finished parameters are kept in {journal(tmp_path)}" in caplog.text
@@ -365,7 +365,7 @@ def test_a_merge_can_be_repeated_from_its_config_alone(tmp_path: Path) -> None:
     assert merged.info.settings["density"] == 0.5
     assert merged.info.scaling == 0.25
     written = json.loads((out / CONFIG_NAME).read_text())
-    assert written["settings"]["recipe"]["vectors"] == sources
+    assert written["recipe"]["vectors"] == sources
     run("--repeat", str(out), "--output_dir", str(tmp_path / "again"), "--quiet")
     assert files(tmp_path / "again") == files(out)
 
@@ -378,7 +378,7 @@ def test_vectors_from_the_hub_are_recorded_with_their_commit(hub: HubServer, tmp
     vectors(1)[0].save_pretrained(tmp_path / "one")
     commit = api.upload_folder(repo_id="user/one", folder_path=tmp_path / "one").oid
     merged = MergeRecipe(("user/one", "user/one@main")).run(output_dir=tmp_path / "out")
-    assert list(merged.info.settings["recipe"]["vectors"]) == [f"user/one@{commit}"] * 2
+    assert list((merged.info.recipe or {})["vectors"]) == [f"user/one@{commit}"] * 2
     again = MergeRecipe.from_info(TaskVector.from_pretrained(tmp_path / "out").info)
     assert again.vectors == (f"user/one@{commit}",) * 2
 

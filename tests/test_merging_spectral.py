@@ -19,9 +19,8 @@ from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.merging.linalg import leading, polar
 from hf_taskvec.merging.wudi import normal_equations
 from hf_taskvec.tasks.subsets import subset
-from hf_taskvec.vectors.adapter import LoraAdapter
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.vectors.lora import read_adapter
+from hf_taskvec.vectors.lora import LoraAdapter, read_adapter
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.lowrank import Factors
 

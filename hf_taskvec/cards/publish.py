@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
@@ -17,13 +17,12 @@ from hf_taskvec.cards import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_model_
 from hf_taskvec.cards.find import epoch_folder
 from hf_taskvec.errors import CheckpointError, TaskVecError
 from hf_taskvec.evaluation.report import Report
-from hf_taskvec.hub.access import HubAccess, PushKeywords, PushOptions, is_repo_id
+from hf_taskvec.hub.access import PushKeywords, PushOptions, is_repo_id
 from hf_taskvec.hub.client import hub_errors, with_retries
 from hf_taskvec.hub.push import full_repo_id, push_folder
-from hf_taskvec.models.base import EMBEDDED, TINY_CLIP
-from hf_taskvec.vectors.checkpoints import write_checkpoint
+from hf_taskvec.models.embedded import EMBEDDED
 from hf_taskvec.vectors.compatibility import check_not_zero
-from hf_taskvec.vectors.files import read_info, save_vector
+from hf_taskvec.vectors.files import write_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import write_text
@@ -98,7 +97,7 @@ def push_series_to_hub(
     with _repository(repo_id, chosen) as (full_id, folder):
         write_repository(series[-1], folder, repo_id=full_id, report=report, epochs=epochs)
         for vector in series:
-            save_vector(vector, folder / epoch_folder(vector.info.epochs or 0.0))
+            vector.save_pretrained(folder / epoch_folder(vector.info.epochs or 0.0))
         url = push_folder(folder, full_id, chosen, replaces=OLD)
     _check_base(series[-1].info, chosen.token)
     return url
@@ -114,7 +113,7 @@ def push_model_to_hub(
     allow_other_base: bool = False,
     **options: Unpack[PushKeywords],
 ) -> str:
-    """Publishes base plus vector as a checkpoint that `CLIPModel.from_pretrained` loads; see `write_checkpoint`.
+    """Publishes base plus vector as a checkpoint that `CLIPModel.from_pretrained` loads; see `save_checkpoint`.
 
     Args:
         vector: The vector to add.
@@ -134,16 +133,9 @@ def push_model_to_hub(
     """
     _check_kinds([vector], report)
     chosen = _options(options, f"Add {vector.info.label} at scaling {scaling}")
-    at = vector.info.base_revision if base is None else None
-    base = base or (TINY_CLIP if vector.info.base == EMBEDDED else vector.info.base)
-    if base is None:
-        raise CheckpointError("the vector does not tell its base; pass base=")
     (published,) = _published([vector], chosen, keep_source=True)
     with _repository(repo_id, chosen) as (full_id, folder):
-        write_checkpoint(
-            published, base, folder, scaling=scaling, revision=at, allow_other_base=allow_other_base,
-            access=HubAccess(token=chosen.token),
-        )  # fmt: skip
+        published.save_checkpoint(base, folder, scaling=scaling, allow_other_base=allow_other_base, token=chosen.token)
         write_text(folder / CARD_NAME, render_model_card(published.info, report, repo_id=full_id, scaling=scaling))
         if report is not None:
             report.save(folder / REPORT_NAME)
@@ -159,21 +151,19 @@ def write_repository(
     repo_id: str,
     report: Report | None = None,
     epochs: Sequence[float] = (),
-) -> dict[str, str]:
+) -> Mapping[str, str]:
     """Writes the files of a vector's repository: weights, configuration, card, and the report if there is one.
 
     Returns:
         The SHA-256 of each weight file, taken on another core while it was written; the Hub asks for it.
     """
-    digests: dict[str, str] = {}
-    entries = sum(shape.numel() for shape in vector.deltas.shapes.values())
-    vector = dataclasses.replace(vector, info=dataclasses.replace(vector.info, num_entries=entries))
-    save_vector(vector, folder, digests=digests, layer_norms=True)
-    card = render_vector_card(read_info(Path(folder)), report, repo_id=repo_id, epochs=epochs)
+    info = dataclasses.replace(vector.info, num_entries=vector.num_entries)
+    written = write_vector(folder, vector.deltas, info, layer_norms=True, hashed=True)
+    card = render_vector_card(written.info, report, repo_id=repo_id, epochs=epochs)
     write_text(Path(folder) / CARD_NAME, card)
     if report is not None:
         report.save(Path(folder) / REPORT_NAME)
-    return digests
+    return written.digests
 
 
 def _check_kinds(vectors: Sequence[object], report: object) -> None:

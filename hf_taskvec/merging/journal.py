@@ -161,7 +161,7 @@ def journal_key(
         settings: All its settings.
         source: What else tells its code apart.
     """
-    prints = parallel(vector_fingerprint, vectors, description="fingerprints")
+    prints = parallel(lambda vector: vector_fingerprint(vector.deltas), vectors, description="fingerprints")
     parts = {f"vector {i}": f"{value} {v.dtype}" for i, (value, v) in enumerate(zip(prints, vectors, strict=True))}
     versions = {name: version(name) for name in ("hf-taskvec", "torch")}
     settled = {"method": method, "settings": json.dumps(settings, sort_keys=True, default=repr), "source": repr(source)}

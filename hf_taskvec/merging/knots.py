@@ -13,8 +13,8 @@ from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, paral
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept
 from hf_taskvec.merging.sparse import agreeing_mean, trim_
-from hf_taskvec.vectors.adapter import LoraAdapter
-from hf_taskvec.vectors.compatibility import merged_info
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.lowrank import Factors, LowRankDeltas
 
@@ -84,7 +84,8 @@ def merge_adapters(
 
     device = adapters[0].to_vector().device
     merged = dict(zip(names, parallel(merge_one, names, description="merge adapters", device=device), strict=True))
-    info = merged_info([adapter.to_vector() for adapter in adapters], "lora_sum", {"weights": factors, "rank": rank})
+    infos, settings = [adapter.info for adapter in adapters], {"weights": factors, "rank": rank}
+    info = VectorInfo.merged(infos, method="lora_sum", settings=settings)
     zeros = {name: shape for adapter in adapters for name, shape in adapter.zeros.items()}
     return LoraAdapter(merged, info, zeros)
 

@@ -15,9 +15,7 @@ from hf_taskvec.merging.run import merge
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.safetensors import DTYPE_CODES
-
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_CODES}
+from hf_taskvec.weights.dtypes import DTYPES
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class MergeRecipe:
         Raises:
             CheckpointError: If it holds none.
         """
-        recipe = info.settings.get("recipe")
-        if not isinstance(recipe, Mapping) or info.method is None:
+        recipe = info.recipe
+        if recipe is None or info.method is None:
             raise CheckpointError(f"the vector {info.label!r} was not merged by a recipe, so it holds none")
         try:
             return cls(**{**recipe, "vectors": tuple(recipe["vectors"])})

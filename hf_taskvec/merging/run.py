@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from hf_taskvec.merging.registry import (
     get_method,
 )
 from hf_taskvec.text import listed
-from hf_taskvec.vectors.compatibility import check_compatible, merged_info
-from hf_taskvec.vectors.files import CONFIG_NAME, load_vector, save_vector
+from hf_taskvec.vectors.compatibility import check_compatible
+from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import check_output_folder
 from hf_taskvec.weights.lowrank import LowRankDeltas
@@ -73,13 +73,13 @@ def merge(
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
     settings = {**chosen.defaults, **settings}
-    info = merged_info(vectors, method, {**settings, "recipe": dict(recipe)} if recipe else settings)
     originals = vectors
     if device is not None:
         device = torch.empty(0, device=device).device  # with its index: each thread has a current device of its own
         vectors = [_on_device(vector, device) for vector in vectors]
     _check_alike(vectors, "device", "Pass device= to move them where they are needed")
     merged = chosen.merge(vectors, **settings)
+    info = VectorInfo.merged([vector.info for vector in vectors], method=method, settings=settings, recipe=recipe)
     merged = TaskVector(merged.deltas, info)
     dtype = dtype or wide_dtype(vectors)
     if output_dir is None:
@@ -89,8 +89,8 @@ def merge(
             key = journal_key(originals, method, settings, source=chosen.merge.__module__)
             merged = stack.enter_context(open_journal(output_dir, key)).keep(merged)
         pool = stack.enter_context(thread_pool(vectors[0].device))
-        save_vector(AheadDeltas.of(_scaled(merged, scaling), pool), output_dir, dtype=dtype)
-    return load_vector(Path(output_dir))
+        AheadDeltas.of(_scaled(merged, scaling), pool).save_pretrained(output_dir, dtype=dtype)
+    return TaskVector.from_pretrained(output_dir)
 
 
 def _in_memory(vector: TaskVector, dtype: torch.dtype) -> TaskVector:

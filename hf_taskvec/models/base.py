@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -14,10 +13,9 @@ from transformers import CLIPModel, CLIPProcessor
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import HubAccess, HubKeywords, is_repo_id
 from hf_taskvec.hub.fetch import CHECKPOINT, fetch_folder
+from hf_taskvec.models.embedded import EMBEDDED as EMBEDDED
+from hf_taskvec.models.embedded import TINY_CLIP as TINY_CLIP
 from hf_taskvec.text import listed
-
-TINY_CLIP = Path(__file__).parent / "tiny_clip"
-EMBEDDED = "hf-taskvec/tiny-clip"  # the name of the base that comes with the package
 
 
 @dataclass(frozen=True)

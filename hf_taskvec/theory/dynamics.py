@@ -23,7 +23,6 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.theory.gradients import gradient_vector
 from hf_taskvec.training.output import FULL_GRADIENTS, GRADIENT_VECTORS, VECTORS, RunFolder, epoch_name
 from hf_taskvec.training.plan import base_plan, task_plan
-from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import layer_of
@@ -120,7 +119,9 @@ def measure_dynamics(
     wanted = [folder / kind / epoch_name(epoch + 1) for kind in (GRADIENT_VECTORS, VECTORS) for epoch in range(epochs)]
     if epochs == 0 or not all(path.is_dir() for path in wanted):
         raise DataError(f"{folder} lacks epochs; train with record_epochs=True and record_gradients=True")
-    accumulated, vectors = ([load_vector(path) for path in part] for part in (wanted[:epochs], wanted[epochs:]))
+    accumulated, vectors = (
+        [TaskVector.from_pretrained(path) for path in part] for part in (wanted[:epochs], wanted[epochs:])
+    )
     origin = base_plan(base) | task_plan(task)
     full = []
     for epoch in range(epochs):
@@ -134,12 +135,12 @@ def measure_dynamics(
                 model, task, learning_rate=1.0, include_projection=projection,
                 trainable_parameters=list(vectors[0].deltas), batch_size=batch_size, progress=progress,
             )  # fmt: skip
-            save_vector(-descent, target)
+            (-descent).save_pretrained(target)
 
         name = f"{FULL_GRADIENTS}/{epoch_name(epoch + 1)}"
         RunFolder(folder).adopt(name, f"{name}.plan.json")  # a later run in the folder replaces them
-        full.append(compute_or_read(folder / name, plan, compute=compute, read=load_vector))
-    norms = tuple(float(vector.info.settings["mean_gradient_norm"]) for vector in accumulated)
+        full.append(compute_or_read(folder / name, plan, compute=compute, read=TaskVector.from_pretrained))
+    norms = tuple(float(vector.info.mean_gradient_norm or 0.0) for vector in accumulated)
     return Dynamics(task.name, norms, _by_layer(_strip([*full, *accumulated, *vectors])))
 
 

@@ -24,7 +24,6 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import PixelDataset, keep_batch, load_pixels
 from hf_taskvec.training.full_batch import check_deterministic, check_dtype
 from hf_taskvec.training.plan import base_plan, task_plan
-from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.info import VectorInfo, library_versions
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import scaled_sum
@@ -128,7 +127,7 @@ def gradient_stack(
         def compute(target: Path, task: Task = task) -> None:
             vector = gradient_vector(base, task, **settings, batch_size=batch_size, progress=progress)
             if PartialState().is_main_process:
-                save_vector(vector, target)
+                vector.save_pretrained(target)
 
         stack[task.name] = compute_or_read(
             Path(output_dir) / task.name, settings | origin | task_plan(task), compute=compute, read=_shared
@@ -139,7 +138,7 @@ def gradient_stack(
 def _shared(folder: Path) -> TaskVector:
     """The vector in a folder, once every process is there."""
     PartialState().wait_for_everyone()
-    return load_vector(folder)
+    return TaskVector.from_pretrained(folder)
 
 
 class GradientSum:

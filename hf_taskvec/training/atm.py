@@ -22,7 +22,6 @@ from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.plan import base_plan, run_plan, task_plan
 from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
-from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import scaled_sum
@@ -123,7 +122,7 @@ def _round(
         vectors = [_tune(current, task, args, plan, number=number, folder=target.parent) for task in tasks]
         merged = merge(vectors, plan["method"], **plan["settings"])
         if PartialState().is_main_process:
-            save_vector(_advance(base, start, merged, plan["scaling"], stamp), target)
+            _advance(base, start, merged, plan["scaling"], stamp).save_pretrained(target)
 
     return compute_or_read(target, plan | {"round": number}, compute=compute, read=_shared)
 
@@ -131,7 +130,7 @@ def _round(
 def _shared(folder: Path) -> TaskVector:
     """The vector in a folder, once every process is there."""
     PartialState().wait_for_everyone()
-    return load_vector(folder)
+    return TaskVector.from_pretrained(folder)
 
 
 def _start_plan(start: TaskVector | None) -> str | None:
@@ -158,7 +157,7 @@ def _tune(
         quiet(trainer)
         trainer.train()
         if args.should_save:
-            save_vector(trainer.task_vector(), target)
+            trainer.task_vector().save_pretrained(target)
 
     return compute_or_read(folder / task.name, plan | {"round": number}, compute=compute, read=_shared)
 

@@ -65,9 +65,10 @@ class GradientTracker:
         self.norms += norm
 
     def vector(self, info: VectorInfo) -> TaskVector:
-        """The sum of the epoch's gradients so far, the mean of their norms among its settings."""
-        settings = {**info.settings, "mean_gradient_norm": self.norms / max(self.steps, 1), "steps": self.steps}
-        return TaskVector(dict(self.running), dataclasses.replace(info, kind="gradient", settings=settings))
+        """The sum of the epoch's gradients so far, the mean of their norms in its provenance."""
+        mean, settings = self.norms / max(self.steps, 1), {**info.settings, "steps": self.steps}
+        info = dataclasses.replace(info, kind="gradient", settings=settings, mean_gradient_norm=mean)
+        return TaskVector(self.running, info)
 
     def end_epoch(self, vector: TaskVector) -> dict[str, float]:
         """The mean norm of the steps' gradients, the norm of their sum and its cosines; starts the next epoch.

@@ -1,111 +1,228 @@
-"""Checkpoints by Hub id or folder: fetched, opened memory-mapped, and written as a stream; no model is built."""
+"""Checkpoints by Hub id, folder or file: fetched, opened memory-mapped, and written as a stream; no model is built."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_taskvec.errors import CheckpointError
+from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
 from hf_taskvec.hub.access import HubAccess
-from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
-from hf_taskvec.weights.arithmetic import scaled_sum
-from hf_taskvec.weights.folders import atomic_folder, check_inside, write_json
-from hf_taskvec.weights.names import canonical, canonical_name
+from hf_taskvec.hub.fetch import PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
+from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
+from hf_taskvec.text import listed
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.layouts import CONFIG, OPEN_CLIP_CONFIG, check_is_clip, no_weights
+from hf_taskvec.weights.folders import atomic_folder, check_inside, read_json, write_json
+from hf_taskvec.weights.names import canonical, canonical_names
 from hf_taskvec.weights.safetensors import open_safetensors, shard_files, write_sharded
 
 if TYPE_CHECKING:
-    from hf_taskvec.vectors.vector import TaskVector
+    from hf_taskvec.models.base import Base
 
 APPLIED_NAME = "task_vector_applied.json"
-logger = logging.getLogger(__name__)
+ANY_WEIGHTS = ("*.safetensors",)
+TOWER = Wanted((*WEIGHTS, CONFIG, OPEN_CLIP_CONFIG), required=ANY_WEIGHTS, missing=PICKLED)
+WHOLE = Wanted((*WEIGHTS, *SIDE_FILES), required=ANY_WEIGHTS, missing=PICKLED)
+Edit = Callable[[str, Tensor], Tensor]  # canonical name and weight of a parameter -> its new weight
+AnyPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Memory-mapped weights under canonical names."""
+    """The weights of a model, in a folder or in memory.
+
+    Attributes:
+        name: Hub id or folder name.
+        commit: Its commit on the Hub.
+        weights: The parameters by the names they have there; memory-mapped if they come from a file.
+        copy_side_files: Writes what a checkpoint has beside its weights into a folder.
+    """
 
     name: str
     commit: str | None
-    tensors: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
+    copy_side_files: Callable[[Path], None]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters under canonical names."""
+        return canonical(self.weights.items())
+
+    @classmethod
+    def of_base(cls, base: Base) -> Checkpoint:
+        """That of a base in memory."""
+
+        def copy(target: Path) -> None:
+            base.model.config.save_pretrained(target)
+            base.processor.save_pretrained(target)
+
+        return cls(base.name, base.revision, base.model.state_dict(), copy)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str], *, revision: str | None = None, access: HubAccess | None = None
+    source: AnyPath, *, revision: str | None = None, access: HubAccess | None = None, whole: bool = False
 ) -> Checkpoint:
-    """Opens the safetensors weights of a checkpoint, memory-mapped.
+    """Opens the safetensors weights of a CLIP checkpoint, memory-mapped.
+
+    Args:
+        source: Hub id, folder, path of one `.safetensors` file, or the name of the embedded base.
+        revision: Branch, tag or commit.
+        access: How the Hub is reached.
+        whole: Whether the files beside the weights are wanted too.
 
     Raises:
-        CheckpointError: If there are none, or only pickled ones: to load a pickle is to run whatever code it names.
+        CheckpointError: If there is no such checkpoint, it is another model than CLIP, or has only pickled weights: to
+            load a pickle is to run whatever code it names.
     """
-    folder = fetch_folder(source, Wanted(WEIGHTS, missing=PICKLED), revision=revision, access=access)
-    return Checkpoint(folder.name, folder.commit, canonical(_open_weights(folder.path, folder.name).items()))
-
-
-def _open_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    if not any(folder.glob("model*.safetensors*")):
-        raise CheckpointError(f"{name} {PICKLED}")
-    files = [folder / file for file in shard_files(folder, "model")]
+    if os.path.isfile(source):
+        return _open_file(Path(source))
+    check_exists(source)
+    path = TINY_CLIP if os.fspath(source) == EMBEDDED else source
+    try:
+        folder = fetch_folder(path, WHOLE if whole else TOWER, revision=revision, access=access)
+    except NotCachedError as error:
+        if os.path.dirname(path) and os.path.isdir(os.path.dirname(path)):
+            raise CheckpointError(f"there is no folder {os.fspath(path)[:200]!r}; as a Hub id: {error}") from error
+        raise
+    if not any(folder.path.glob("model*.safetensors*")):
+        raise no_weights(folder.path, folder.name, PICKLED)
+    files = [folder.path / file for file in shard_files(folder.path, "model")]
     for file in files:
-        check_inside(file, folder)
-    return open_safetensors(files)
+        check_inside(file, folder.path)
+    name = EMBEDDED if path == TINY_CLIP else folder.name
+    return _checked(name, folder.commit, folder.path, open_safetensors(files))
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} is no .safetensors file. Pickled weights (.bin, .pt, .ckpt) are refused, since loading them can "
+            "run code: load them where you trust them and save_pretrained() the model"
+        )
+    beside = path.parent if path.name.startswith("model") else None  # whose configuration is the file's, if any
+    return _checked(path.stem, None, beside, open_safetensors([path]))
+
+
+def _checked(name: str, commit: str | None, folder: Path | None, weights: Mapping[str, Tensor]) -> Checkpoint:
+    check_is_clip(folder, canonical_names(weights).values(), name)
+
+    def copy(target: Path) -> None:
+        for path in side_files(folder) if folder is not None else []:
+            shutil.copyfile(path, target / path.name)
+
+    checkpoint = Checkpoint(name, commit, weights, copy)
+    _ = checkpoint.tensors  # refuses two names of one parameter
+    return checkpoint
+
+
+def side_files(folder: Path) -> list[Path]:
+    """Configuration, tokenizer and image processor of a checkpoint."""
+    found = [path for pattern in SIDE_FILES for path in sorted(folder.glob(pattern))]
+    return [path for path in found if not path.name.endswith(".index.json") and path.name != APPLIED_NAME]
+
+
+def check_exists(source: AnyPath) -> None:
+    """Raises a `CheckpointError` if what can only be a path leads nowhere.
+
+    A name like `user/name` may be on the Hub; what is absolute, begins with a dot, is a `Path` of more than two parts,
+    or ends like a file cannot.
+    """
+    text = os.fspath(source)
+    looks = text.startswith((os.sep, ".", "~")) or os.path.isabs(text) or text.endswith((".safetensors", ".pt", ".bin"))
+    if looks and not os.path.exists(text):
+        raise CheckpointError(f"{text[:200]!r} is neither a folder nor a file: there is nothing at that path")
+
+
+def checkpoint_of(
+    base: AnyPath | Base | None, info: VectorInfo, *, revision: str | None = None, access: HubAccess | None = None
+) -> Checkpoint:
+    """The base that is given, or that a vector's provenance names, with its side files.
+
+    Raises:
+        CheckpointError: If neither tells one, or there is none of that name.
+    """
+    if base is None:
+        if info.base is None:
+            raise CheckpointError(f"the vector {info.label!r} does not tell its base; pass base=")
+        return open_checkpoint(info.base, revision=revision or info.base_revision, access=access, whole=True)
+    if isinstance(base, (str, os.PathLike)):
+        return open_checkpoint(base, revision=revision, access=access, whole=True)
+    return Checkpoint.of_base(base)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_checkpoint(
-    vector: TaskVector,
-    base: str | os.PathLike[str],
-    output_dir: str | os.PathLike[str],
-    *,
-    scaling: float = 1.0,
-    revision: str | None = None,
-    allow_other_base: bool = False,
-    access: HubAccess | None = None,
+    checkpoint: Checkpoint, output_dir: AnyPath, edit: Edit, *, applied: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes base plus `scaling` times the vector as a checkpoint folder, parameter by parameter.
+    """Writes an edited checkpoint as a folder, parameter by parameter.
 
-    The folder keeps the base's layout, dtypes and side files (configuration, tokenizer, image processor), so it loads
-    with the class that loads the base. `task_vector_applied.json` in it records the vector, the scaling and the base.
+    The folder keeps the layout, the dtype of each parameter and the side files (configuration, tokenizer, image
+    processor), so it loads with the class that loads the original.
 
     Args:
-        vector: The vector to add.
-        base: Hub id or folder of the base.
-        output_dir: A new folder, or a checkpoint folder, which is replaced.
-        scaling: The factor of the vector.
-        revision: Branch, tag or commit of the base.
-        allow_other_base: Whether to add the vector to weights other than those it was made from.
-        access: How the Hub is reached for the base.
+        checkpoint: What to edit.
+        output_dir: A new folder, or one that this function wrote and nothing was added to.
+        edit: The new weight of each parameter.
+        applied: What `task_vector_applied.json` in the folder is to tell.
 
     Raises:
-        BaseMismatchError, IncompatibleVectorsError, NonFiniteError: As `TaskVector.apply_to`.
         OutputExistsError: If the folder holds something else.
+        CheckpointError: If a floating parameter has a dtype that cannot be written.
     """
-    folder = fetch_folder(base, CHECKPOINT, revision=revision, access=access)
-    weights = _open_weights(folder.path, folder.name)
-    other = vector.check_fits(canonical(weights.items()), allow_other_base=allow_other_base, where=repr(folder.name))
-    vector.check_finite()
-    dtypes = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
-    if len(dtypes) != 1:
-        raise CheckpointError(f"{folder.name} mixes dtypes {sorted(map(str, dtypes))}; save it in one dtype first")
-    kept = {name: weight for name, weight in weights.items() if weight.is_floating_point()}  # position_ids go
+    known = check_checkpoint_folder(output_dir)
+    kept = {name: weight for name, weight in checkpoint.weights.items() if weight.is_floating_point()}
+    short = canonical_names(kept)
 
     def edited() -> Iterator[tuple[str, Tensor]]:
         for name, weight in kept.items():
-            delta = vector.deltas.get(canonical_name(name))
-            yield name, weight if delta is None else scaled_sum(weight, delta, scaling)
+            yield name, edit(short[name], weight)
 
-    with atomic_folder(output_dir, marker="config.json") as target:
+    with atomic_folder(output_dir, marker=APPLIED_NAME, own=lambda name: name in known) as target:
         shapes = {name: weight.shape for name, weight in kept.items()}
-        write_sharded(target, "model", edited(), shapes=shapes, dtype=dtypes.pop())
-        for pattern in SIDE_FILES:
-            for path in folder.path.glob(pattern):
-                if not path.name.endswith(".index.json"):
-                    shutil.copyfile(path, target / path.name)
-        applied = {"base": folder.name, "base_revision": folder.commit, "scaling": scaling}
-        info = {key: value for key, value in vector.info.to_dict().items() if key != "base_hashes"}
-        write_json(target / APPLIED_NAME, {**applied, "other_base": bool(other), "vector": info})
+        dtypes = {name: weight.dtype for name, weight in kept.items()}
+        write_sharded(target, "model", edited(), shapes=shapes, dtype=dtypes)
+        checkpoint.copy_side_files(target)
+        files = sorted(path.name for path in target.iterdir())
+        write_json(target / APPLIED_NAME, {**(applied or {}), "files": files})
+
+
+def check_checkpoint_folder(path: AnyPath) -> set[str]:
+    """The names of the files that `write_checkpoint` wrote into a folder; none if it is new or empty.
+
+    Raises:
+        OutputExistsError: If it holds anything else: nothing of somebody's project is replaced.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return set()
+    if not (folder / APPLIED_NAME).is_file():
+        raise OutputExistsError(
+            f"{folder} holds something else (no {APPLIED_NAME} in it); choose another output folder"
+        )
+    files = read_json(folder / APPLIED_NAME).get("files")
+    names = {entry.name for entry in folder.iterdir()} - {APPLIED_NAME}
+    if odd := sorted(name for name in names if not (name in files if isinstance(files, list) else _fits(name))):
+        raise OutputExistsError(
+            f"{folder} holds files that no checkpoint of this package has: {listed(map(repr, odd), room=150)}; choose "
+            "another output folder",
+            details=odd,
+        )
+    return names | {APPLIED_NAME}
+
+
+def _fits(name: str) -> bool:
+    """Whether a checkpoint that does not tell its files, as older ones do not, could have one of this name."""
+    return any(fnmatch(name, pattern) for pattern in (*WEIGHTS, *SIDE_FILES, "README.md", "report.json"))

@@ -1,9 +1,9 @@
-"""Whether vectors belong together, and the provenance of what is made from them."""
+"""Whether vectors belong together, and whether there is anything in them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
 from hf_taskvec.text import listed
@@ -11,16 +11,25 @@ from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.deltas import Deltas
 from hf_taskvec.weights.names import differences
 
-if TYPE_CHECKING:
-    from hf_taskvec.vectors.vector import TaskVector
+
+class Parts(Protocol):
+    """What a vector is made of."""
+
+    @property
+    def deltas(self) -> Deltas:
+        """The deltas by parameter."""
+
+    @property
+    def info(self) -> VectorInfo:
+        """Provenance."""
 
 
-def check_compatible(vectors: Sequence[TaskVector]) -> None:
+def check_compatible(vectors: Sequence[Parts]) -> None:
     """Raises unless all vectors have the same names, shapes and base; every difference is listed."""
     first, lines = vectors[0], []
     for index, vector in enumerate(vectors[1:], start=1):
         label = f"vector {index} ({vector.info.label!r})"
-        lines += differences(first.deltas, vector.deltas, left_name="vector 0", right_name=label)
+        lines += differences(first.deltas.shapes, vector.deltas.shapes, left_name="vector 0", right_name=label)
     if lines:
         raise IncompatibleVectorsError(f"the vectors differ: {listed(lines, separator='; ')}", details=lines)
     for index, vector in enumerate(vectors[1:], start=1):
@@ -40,7 +49,7 @@ def is_zero(deltas: Deltas) -> bool:
     return not any(bool(deltas[name].any()) for name in deltas.shapes)
 
 
-def check_not_zero(vectors: Sequence[TaskVector], *, allow_zero: bool = False) -> None:
+def check_not_zero(vectors: Sequence[Parts], *, allow_zero: bool = False) -> None:
     """Raises if a vector changes nothing: its training made no step, or its first and only one at learning rate 0.
 
     Args:
@@ -58,13 +67,3 @@ def check_not_zero(vectors: Sequence[TaskVector], *, allow_zero: bool = False) -
             "learning rate of 0. Train it again, or pass allow_zero=True.",
             details=zero,
         )
-
-
-def merged_info(vectors: Sequence[TaskVector], method: str, settings: Mapping[str, object] | None = None) -> VectorInfo:
-    """Provenance of a vector made from `vectors`."""
-    first = vectors[0].info
-    return VectorInfo(
-        kind="merged", base=first.base, base_revision=first.base_revision, base_hashes=first.base_hashes,
-        include_projection=first.include_projection, method=method, settings=dict(settings or {}),
-        versions=first.versions, parents=tuple(vector.info for vector in vectors),
-    )  # fmt: skip

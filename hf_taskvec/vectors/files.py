@@ -6,8 +6,10 @@ import dataclasses
 import math
 import os
 import re
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,12 +19,13 @@ from hf_taskvec.errors import CheckpointError, NonFiniteError
 from hf_taskvec.hub.access import HubAccess
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_finite
+from hf_taskvec.weights.deltas import Deltas, TensorDeltas
+from hf_taskvec.weights.dtypes import DTYPE_CODES, as_dtype
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.weights.folders import atomic_folder, check_inside, check_output_folder, read_json, write_json
 from hf_taskvec.weights.names import layer_of
-from hf_taskvec.weights.safetensors import DTYPE_CODES, MAX_SHARD_SIZE, open_safetensors, shard_files, write_sharded
+from hf_taskvec.weights.safetensors import MAX_SHARD_SIZE, open_safetensors, shard_files, write_sharded
 
 STEM = "task_vector"
 CONFIG_NAME = "task_vector_config.json"
@@ -35,59 +38,101 @@ FILES = Wanted(
 )
 SCHEMA_VERSION = 1
 _WEIGHTS = re.compile(rf"{STEM}(-\d+-of-\d+)?\.safetensors")
+_ATTEMPTS = 20  # to read a folder that is being replaced
 
 
-def save_vector(
-    vector: TaskVector,
-    folder: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype | None = None,
-    max_shard_size: int | str = MAX_SHARD_SIZE,
-    digests: dict[str, str] | None = None,
-    layer_norms: bool = False,
-) -> float:
-    """Writes a vector's folder, whole or not at all, and returns the rounding error; see `save_pretrained`.
+# -- writing ----------------------------------------------------------------------------------------------------------
 
-    Deltas are taken once, one after the other, so a lazily computed vector is never in memory as a whole.
 
-    Args:
-        digests: Gets the SHA-256 of each weight file by its name, taken while it is written.
-        layer_norms: Whether to put the norm of each layer into the configuration.
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        info: Provenance as it stands in the configuration, with what the writing added.
+        digests: SHA-256 of each weight file by its name, if it was asked for.
     """
-    dtype = dtype or vector.dtype
-    if dtype not in DTYPE_CODES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPE_CODES))}, got {dtype}")
-    check_output_folder(folder, marker=CONFIG_NAME)
-    errors, squares = [], []
-    hashes: dict[str, str] = {}
-    norms: dict[str, float] = defaultdict(float)
 
-    def rounded() -> Iterator[tuple[str, Tensor]]:
-        for name in vector.deltas:
-            delta = vector.deltas[name]
+    info: VectorInfo
+    digests: Mapping[str, str]
+
+
+@dataclass
+class _Rounded:
+    """A pass over deltas that rounds them and takes what the configuration tells of them."""
+
+    deltas: Deltas
+    dtype: torch.dtype
+    layer_norms: bool
+    hashes: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    errors: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self.deltas:
+            delta = self.deltas[name]
             check_finite(name, delta)
-            stored = delta.to(dtype)
+            stored = delta.to(self.dtype)
             if stored.dtype != delta.dtype:
                 if not torch.isfinite(stored).all():
-                    raise NonFiniteError(f"{name!r} overflows {dtype}; save it in float32 or bfloat16")
-                errors.append(float((stored.double() - delta.double()).square().sum()))
-                squares.append(float(delta.double().square().sum()))
-            hashes[name] = tensor_hash(stored)
-            if layer_norms:
-                norms[layer_of(name)] += float(torch.linalg.vector_norm(stored, dtype=torch.float32)) ** 2
+                    raise NonFiniteError(f"{name!r} overflows {self.dtype}; save it in float32 or bfloat16")
+                self.errors.append(float((stored.double() - delta.double()).square().sum()))
+                self.squares.append(float(delta.double().square().sum()))
+            self.hashes[name] = tensor_hash(stored)
+            if self.layer_norms:
+                self.norms[layer_of(name)] += float(torch.linalg.vector_norm(stored, dtype=torch.float32)) ** 2
             yield name, stored
 
+    def added_to(self, info: VectorInfo) -> VectorInfo:
+        """The provenance with the rounding error, on top of one that it tells of, and the layers' norms."""
+        if any(self.squares) and any(self.errors):
+            own = math.sqrt(math.fsum(self.errors) / math.fsum(self.squares))
+            info = dataclasses.replace(info, rounding_error=math.hypot(info.rounding_error or 0.0, own))
+        if self.layer_norms:
+            info = dataclasses.replace(info, layer_norms={layer: norm**0.5 for layer, norm in self.norms.items()})
+        return info
+
+
+def write_vector(
+    folder: str | os.PathLike[str],
+    deltas: Deltas,
+    info: VectorInfo,
+    *,
+    dtype: torch.dtype | str | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    layer_norms: bool = False,
+    hashed: bool = False,
+) -> Written:
+    """Writes a vector's folder, whole or not at all.
+
+    Deltas are taken once, one after the other, so lazily computed ones are never in memory as a whole.
+
+    Args:
+        folder: A new folder, or one that holds a vector, whose files are replaced; other files in it stay.
+        deltas: The deltas.
+        info: Provenance.
+        dtype: Floating dtype of the file; by default the widest of the deltas.
+        max_shard_size: Size above which the weights are split into shards.
+        layer_norms: Whether to put the norm of each layer into the configuration.
+        hashed: Whether to take the SHA-256 of each weight file, on another core while it is written.
+
+    Raises:
+        NonFiniteError: If a delta holds NaN or Inf, or overflows `dtype`.
+        OutputExistsError: If the folder holds something else.
+        ValueError: If the provenance could not be read again.
+    """
+    dtype = as_dtype(dtype or deltas.dtype)
+    check_output_folder(folder, marker=CONFIG_NAME)
+    info.check_readable()
+    rounded = _Rounded(deltas, dtype, layer_norms)
     with atomic_folder(folder, marker=CONFIG_NAME, own=is_own) as target:
-        shapes = vector.deltas.shapes
-        write_sharded(
-            target, STEM, rounded(), shapes=shapes, dtype=dtype, max_shard_size=max_shard_size, digests=digests
+        digests = write_sharded(
+            target, STEM, rounded, shapes=deltas.shapes, dtype=dtype, max_shard_size=max_shard_size, hashed=hashed
         )
-        rounding = math.sqrt(math.fsum(errors) / math.fsum(squares)) if any(squares) else 0.0
-        info = dataclasses.replace(vector.info, rounding_error=rounding) if rounding else vector.info
-        if layer_norms:
-            info = dataclasses.replace(info, layer_norms={layer: norm**0.5 for layer, norm in norms.items()})
-        write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(hashes)})
-    return rounding
+        info = rounded.added_to(info)
+        write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(rounded.hashes)})
+    return Written(info, digests)
 
 
 def is_own(name: str) -> bool:
@@ -100,33 +145,93 @@ def config_of(info: VectorInfo) -> dict[str, object]:
     return {"schema_version": SCHEMA_VERSION, "library": "hf-taskvec", **info.to_dict()}
 
 
-def load_vector(folder: Path, *, verify: bool = False) -> TaskVector:
-    """Opens the vector in a folder, memory-mapped.
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_vector(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    access: HubAccess | None = None,
+    verify: bool = False,
+) -> tuple[Deltas, VectorInfo]:
+    """Opens the deltas of a vector by Hub id or folder, memory-mapped, and reads its provenance.
 
     Args:
-        folder: The folder.
-        verify: Whether to read the weights once and compare them with the fingerprint in the configuration.
+        source: Hub id or folder.
+        revision: Branch, tag or commit.
+        subfolder: Folder inside the repository.
+        access: How the Hub is reached.
+        verify: Whether to read the weights once and compare them with the fingerprint in the configuration; what comes
+            from the Hub is always compared, once.
 
     Raises:
-        CheckpointError: If files are missing, damaged, hostile or of a newer schema.
+        CheckpointError: If files are missing, damaged, hostile, of a newer schema, or cannot be verified.
+        NotCachedError: If the Hub is out of reach and the cache has no copy.
     """
-    info, announced = read_config(folder)
+    folder = fetch_folder(source, FILES, revision=revision, subfolder=subfolder, access=access)
+    try:
+        deltas, info, announced = _read_one_version(folder.path)
+        if verify and announced is None:
+            raise CheckpointError(f"{folder.name} cannot be verified: its {CONFIG_NAME} tells no fingerprint")
+        known = announced is not None and (verify or folder.unchecked)
+        if known and vector_fingerprint(deltas) != announced:
+            raise CheckpointError(f"the weights in {folder.path} are not those that its configuration was written for")
+    except CheckpointError:
+        for weights in folder.unchecked:
+            weights.check()  # damaged on the way rather than at its source: fetch it again
+        raise
+    for weights in folder.unchecked:
+        if announced is None:
+            weights.check()
+        else:
+            weights.note_checked()
+    if folder.commit is not None:
+        info = dataclasses.replace(info, repo_id=folder.name, repo_commit=folder.commit)
+    return deltas, info
+
+
+def _read_one_version(folder: Path) -> tuple[Deltas, VectorInfo, str | None]:
+    """Weights and configuration of one vector, though another may be taking its place meanwhile."""
+    for attempt in range(_ATTEMPTS):
+        before = _stamp(folder)
+        try:
+            info, announced = read_config(folder)
+            deltas = _open_deltas(folder, info)
+        except (CheckpointError, FileNotFoundError):
+            if _stamp(folder) == before or attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            if _stamp(folder) == before:
+                return deltas, info, announced
+        time.sleep(0.01)
+    raise CheckpointError(f"{folder} is being written to all the time; read it when its writer is done")
+
+
+def _stamp(folder: Path) -> tuple[int, int, int] | None:
+    """What tells one version of a folder's configuration from the next."""
+    try:
+        status = os.stat(folder / CONFIG_NAME)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _open_deltas(folder: Path, info: VectorInfo) -> Deltas:
     files = [folder / file for file in shard_files(folder, STEM)]
     for file in files:
         check_inside(file, folder)
-    deltas = open_safetensors(files)
-    if not deltas:
+    tensors = open_safetensors(files)
+    if not tensors:
         raise CheckpointError(f"{folder} holds a task vector without parameters")
-    for name, delta in deltas.items():
+    for name, delta in tensors.items():
         if delta.dtype not in DTYPE_CODES:
             raise CheckpointError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")
-    if info.base_hashes and set(info.base_hashes) != set(deltas):
-        odd = sorted(set(info.base_hashes) ^ set(deltas))
+    if not set(info.base_hashes) <= set(tensors):  # parameters that are zero may have no hash; see `covering`
+        odd = sorted(set(info.base_hashes) ^ set(tensors))
         raise CheckpointError(f"weights and configuration disagree on {len(odd)} names, first {odd[0][:200]!r}")
-    vector = TaskVector(deltas, info)
-    if verify and announced is not None and vector_fingerprint(vector) != announced:
-        raise CheckpointError(f"the weights in {folder} are not those that its configuration was written for")
-    return vector
+    return TensorDeltas(tensors)
 
 
 def read_info(folder: Path) -> VectorInfo:
@@ -154,29 +259,6 @@ def read_config(folder: Path) -> tuple[VectorInfo, str | None]:
     return VectorInfo.from_dict(config), announced
 
 
-def vector_fingerprint(vector: TaskVector) -> str:
-    """One hash over the vector's names, shapes, dtypes and values."""
-    return fingerprint(tensor_hashes(vector.deltas))
-
-
-def fetch_vector(
-    source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str = "", access: HubAccess
-) -> TaskVector:
-    """Opens a vector by Hub id or folder; see `TaskVector.from_pretrained`."""
-    folder = fetch_folder(source, FILES, revision=revision, subfolder=subfolder, access=access)
-    try:
-        announced = read_config(folder.path)[1] is not None
-        vector = load_vector(folder.path, verify=bool(folder.unchecked))
-    except CheckpointError:
-        for weights in folder.unchecked:
-            weights.check()  # damaged on the way rather than at its source: fetch it again
-        raise
-    for weights in folder.unchecked:
-        if announced:
-            weights.note_checked()
-        else:
-            weights.check()
-    if folder.commit is None:
-        return vector
-    pulled = dataclasses.replace(vector.info, repo_id=folder.name, repo_commit=folder.commit)
-    return TaskVector(vector.deltas, pulled)
+def vector_fingerprint(deltas: Mapping[str, Tensor]) -> str:
+    """One hash over the deltas' names, shapes, dtypes and values."""
+    return fingerprint(tensor_hashes(deltas))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal
 
 from hf_taskvec.errors import CheckpointError
+from hf_taskvec.vectors.entries import check_sane, checked, plain
 from hf_taskvec.weights.fingerprint import fingerprint
-from hf_taskvec.weights.folders import check_text
 
-MAX_DEPTH = 64
 Kind = Literal["difference", "fine-tuned", "gradient", "merged", "lora"]
+# Entries that older files hold in `settings`, by their names there.
+_MOVED = {
+    "recipe": "recipe", "finetuned": "finetuned", "finetuned_revision": "finetuned_revision", "adapter": "finetuned",
+    "adapter_revision": "finetuned_revision", "mean_gradient_norm": "mean_gradient_norm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class VectorInfo:
         base: Hub id or folder name of the base.
         base_revision: Commit of the base on the Hub.
         base_hashes: Hash of each base parameter the vector touches.
+        finetuned, finetuned_revision: Hub id or folder name, and commit, of the checkpoint or adapter it was made from.
         include_projection: Whether `visual_projection` was trained and is part of the vector.
+        left_out: How many parameters outside the vector's reach the fine-tuning changed too.
         task: Name of the task; of a merged vector, see `parents`.
         dataset, dataset_config, dataset_revision: The training data.
         class_names: The classes that were told apart, in the order of the class numbers.
@@ -41,8 +46,10 @@ class VectorInfo:
         num_images: Training images per epoch.
         method: Merge method of a merged vector.
         settings: Settings of the merge, or whatever else is needed to repeat the making.
+        recipe: The merge by Hub ids and folders, for it to be repeated.
+        mean_gradient_norm: Mean norm of the gradients that were summed up.
         scaling: Factor the deltas already hold, 1 for an unscaled vector.
-        rounding_error: Relative error, in norm, of the dtype the vector was saved in.
+        rounding_error: Relative error, in norm, of the dtypes that the fine-tuned weights and the vector were saved in.
         command: The command that made it.
         seconds: How long the making took, on the machine it ran on.
         license: Licence of the vector, by the Hub's name for it.
@@ -59,7 +66,10 @@ class VectorInfo:
     base: str | None = None
     base_revision: str | None = None
     base_hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    finetuned: str | None = None
+    finetuned_revision: str | None = None
     include_projection: bool = False
+    left_out: int | None = None
     task: str | None = None
     dataset: str | None = None
     dataset_config: str | None = None
@@ -77,6 +87,8 @@ class VectorInfo:
     seed: int | None = None
     method: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = field(default=None, repr=False)
+    mean_gradient_norm: float | None = None
     scaling: float = 1.0
     rounding_error: float | None = None
     command: str | None = None
@@ -90,6 +102,27 @@ class VectorInfo:
     layer_norms: Mapping[str, float] = field(default_factory=dict, repr=False)
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
     parents: tuple[VectorInfo, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Brings every value into the form that a file can hold.
+
+        Raises:
+            ValueError: If it cannot: NaN, infinite, or an object that JSON has no form for.
+        """
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if spec.name == "parents":
+                object.__setattr__(self, spec.name, tuple(value))
+                continue
+            value = plain(value, spec.name)
+            object.__setattr__(self, spec.name, tuple(value) if isinstance(value, list) else value)
+
+    def check_readable(self) -> None:
+        """Raises a `ValueError` if its reader refused a file with this provenance, for a control character say."""
+        try:
+            VectorInfo.from_dict(self.to_dict())
+        except CheckpointError as error:
+            raise ValueError(f"the provenance could not be read again: {error}") from None
 
     @property
     def base_fingerprint(self) -> str | None:
@@ -106,9 +139,11 @@ class VectorInfo:
         result: dict[str, Any] = {"kind": self.kind}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
+            if spec.name == "parents":
+                continue
             default = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
             if value != default:
-                result[spec.name] = _plain(value)
+                result[spec.name] = plain(value, spec.name)
         if self.parents:
             drop = {"base_hashes", "layer_norms"}
             result["parents"] = [
@@ -117,15 +152,46 @@ class VectorInfo:
         return result
 
     @classmethod
+    def merged(
+        cls,
+        infos: Sequence[VectorInfo],
+        *,
+        method: str,
+        settings: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> VectorInfo:
+        """Provenance of a vector made from others of one base.
+
+        Args:
+            infos: Theirs.
+            method: How they were merged.
+            settings: Settings of the method.
+            recipe: What it takes to repeat the merge.
+
+        Example:
+            >>> merged = VectorInfo.merged([VectorInfo(task="mnist"), VectorInfo(task="svhn")], method="sum")
+            >>> [parent.task for parent in merged.parents]
+            ['mnist', 'svhn']
+        """
+        first = infos[0]
+        hashes = {name: value for info in reversed(infos) for name, value in info.base_hashes.items()}
+        return cls(
+            kind="merged", base=first.base, base_revision=first.base_revision, base_hashes=hashes,
+            include_projection=any(info.include_projection for info in infos), method=method,
+            settings=settings or {}, recipe=recipe, versions=first.versions, parents=tuple(infos),
+        )  # fmt: skip
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VectorInfo:
         """Reads what `to_dict` wrote.
 
         Raises:
             CheckpointError: If an entry is unknown or of a wrong type.
         """
-        _check_sane("task vector config", values)
+        check_sane("task vector config", values)
         hints = typing.get_type_hints(cls)
         entries: dict[str, Any] = {}
+        values = _with_moved(values)
         for key, value in values.items():
             if key not in hints:
                 raise CheckpointError(f"task vector config has an unknown entry {key[:80]!r}; update hf_taskvec")
@@ -134,56 +200,27 @@ class VectorInfo:
                     raise CheckpointError("task vector config: 'parents' must be a list of mappings")
                 entries[key] = tuple(cls.from_dict(item) for item in value)
             else:
-                entries[key] = _checked(key, value, hints[key])
+                entries[key] = checked(key, value, hints[key])
         return cls(**entries)
 
 
-def _plain(value: Any) -> Any:
-    """A field's value as JSON has it."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+def _with_moved(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries of a file, with those that older ones hold in `settings` where they stand now."""
+    settings = values.get("settings")
+    if not isinstance(settings, dict):
+        return values
+    moved = {
+        new: settings[old]
+        for old, new in _MOVED.items()
+        if settings.get(old) is not None and new not in values and _has_type(settings[old], new)
+    }
+    kept = {key: value for key, value in settings.items() if _MOVED.get(key) not in moved}
+    return {**values, "settings": kept, **moved}
 
 
-def _checked(key: str, value: Any, hint: Any) -> Any:
-    """`value` if it has the type that the field's annotation names."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option)
-        if origin is Literal and value in typing.get_args(option):
-            return value
-        if origin is not None and issubclass(origin if isinstance(origin, type) else object, Mapping):
-            if isinstance(value, dict) and _values_fit(value, typing.get_args(option)[1]):
-                return value
-        elif origin is tuple:
-            if isinstance(value, (list, tuple)) and all(type(item) is str for item in value):
-                return tuple(value)
-        elif option is float and type(value) in (int, float):
-            return float(value)
-        elif isinstance(option, type) and type(value) is option:
-            return value
-    raise CheckpointError(f"task vector config: {key!r} must be {hint}, got {type(value).__name__} {str(value)[:80]!r}")
-
-
-def _check_sane(where: str, value: Any, *, depth: int = 0) -> None:
-    """Raises if a JSON value holds absurd strings, numbers or nesting."""
-    if depth > MAX_DEPTH:
-        raise CheckpointError(f"{where} is nested more than {MAX_DEPTH} levels deep")
-    if isinstance(value, str):
-        check_text(value, where, max_length=4000)
-    elif isinstance(value, (int, float)) and not abs(value) < 1 << 63:  # also refuses NaN
-        raise CheckpointError(f"{where} holds a number out of range")
-    elif isinstance(value, (dict, list)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(key, str):
-                check_text(key, where)
-            inside = f"task vector config: {key!r}" if depth == 0 else where
-            _check_sane(inside, item, depth=depth + 1)
-
-
-def _values_fit(values: Mapping[str, Any], kind: Any) -> bool:
-    kinds = (int, float) if kind is float else (kind,)
-    return kind is Any or all(type(value) in kinds for value in values.values())
+def _has_type(value: Any, entry: str) -> bool:
+    kinds = {"recipe": (dict,), "mean_gradient_norm": (int, float)}.get(entry, (str,))
+    return type(value) in kinds
 
 
 def library_versions() -> dict[str, str]:

@@ -1,172 +1,75 @@
-"""LoRA adapters of `peft`, read as exact weight changes."""
+"""LoRA adapters as values: factors and provenance, read from `peft` and written as an adapter that it loads."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 import re
-import warnings
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
+from hf_taskvec.errors import IncompatibleVectorsError
 from hf_taskvec.hub.access import HubAccess
-from hf_taskvec.hub.fetch import Wanted, fetch_folder
-from hf_taskvec.vectors.adapter import CONFIG, WEIGHTS, LoraAdapter
-from hf_taskvec.vectors.checkpoints import open_checkpoint
-from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.weights.arithmetic import check_finite
-from hf_taskvec.weights.fingerprint import tensor_hashes
-from hf_taskvec.weights.folders import read_json
-from hf_taskvec.weights.lowrank import Factors
-from hf_taskvec.weights.names import PROJECTION, canonical, covered_names
-from hf_taskvec.weights.safetensors import open_safetensors
+from hf_taskvec.vectors.adapter_config import CONFIG
+from hf_taskvec.vectors.factors import PREFIX, WEIGHTS, AdapterParts, AnyPath, read_parts
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.folders import atomic_folder, write_json
+from hf_taskvec.weights.safetensors import write_safetensors
 
-_KEY = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(embedding_)?([AB])(?:\.weight)?$")
-# Initialisations that also edit the base, so that the adapter alone is not the change of its weights.
-_BASE_EDITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_REFUSED = {
-    "modules_to_save": "trains whole modules besides the factors",
-    "layer_replication": "replicates layers",
-    "trainable_token_indices": "trains single tokens",
-    "target_parameters": "targets bare parameters",
-    "lora_bias": "trains a bias in the factors",
-    "use_qalora": "is made for a quantised base",
-    "alora_invocation_tokens": "acts on some tokens only, so it is no change of weights",
-    "megatron_config": "is made for Megatron layers",
-}
+
+class LoraAdapter(AdapterParts):
+    """A LoRA adapter, opened."""
+
+    def to_vector(self) -> TaskVector:
+        """The exact weight change; each delta is multiplied out when it is used."""
+        return TaskVector(self.deltas, self.info)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes an adapter that `peft` loads, its scalings multiplied into the left factors.
+
+        Only for parameters of linear layers; names are canonical, so it loads onto a `CLIPModel`.
+
+        Args:
+            save_directory: A new folder, or one that holds an adapter, whose files are replaced.
+
+        Raises:
+            IncompatibleVectorsError: If a parameter is no matrix of a linear layer.
+            OutputExistsError: If the folder holds something else than an adapter.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, item in self.factors.items():
+            if len(item.shape) != 2 or name.endswith("embedding.weight"):
+                raise IncompatibleVectorsError(f"{name!r} belongs to no linear layer; save the vector instead")
+            module = f"{PREFIX}{name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A.weight"] = item.right
+            tensors[f"{module}.lora_B.weight"] = item.left * item.scaling
+        with atomic_folder(save_directory, marker=CONFIG, own=lambda name: name in (CONFIG, WEIGHTS)) as folder:
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            write_safetensors(folder / WEIGHTS, tensors.items(), shapes=shapes, dtype=torch.float32)
+            write_json(folder / CONFIG, self._config())
+
+    def _config(self) -> dict[str, object]:
+        """What `peft` reads: every factor with its own rank, and alpha equal to it, so that nothing is scaled again."""
+        modules = {name.removesuffix(".weight"): item.right.shape[0] for name, item in self.factors.items()}
+        ranks = {re.escape(module): rank for module, rank in modules.items()}
+        return {
+            "peft_type": "LORA", "task_type": None, "auto_mapping": None, "inference_mode": True, "bias": "none",
+            "base_model_name_or_path": self.info.base, "revision": self.info.base_revision,
+            "r": max(modules.values()), "lora_alpha": max(modules.values()), "lora_dropout": 0.0,
+            "rank_pattern": ranks, "alpha_pattern": ranks, "target_modules": sorted(modules), "modules_to_save": None,
+            "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "init_lora_weights": True,
+        }  # fmt: skip
 
 
 def read_adapter(
-    adapter: str | os.PathLike[str],
+    adapter: AnyPath,
     *,
-    base: str | os.PathLike[str] | None = None,
+    base: AnyPath | None = None,
     revision: str | None = None,
+    task: str | None = None,
+    vision_only: bool = False,
     access: HubAccess | None = None,
 ) -> LoraAdapter:
-    """Opens a `peft` LoRA adapter.
-
-    Args:
-        adapter: Hub id or folder.
-        base: Hub id or folder of the base. With it, names and shapes are checked, the vector knows its base and covers
-            the whole vision tower (parameters without factors are zero), so it merges with any vector of that base.
-        revision: Branch, tag or commit of the adapter.
-        access: How the Hub is reached.
-
-    Raises:
-        CheckpointError: If it is no LoRA adapter, is damaged, or changes more than the product of its factors:
-            DoRA and other variants, trained biases, saved modules, initialisations that edit the base.
-        IncompatibleVectorsError: If it adapts parameters outside the vision tower or does not fit `base`.
-    """
-    folder = fetch_folder(adapter, Wanted([CONFIG, WEIGHTS]), revision=revision, access=access)
-    config = _read_config(folder.path, folder.name)
-    if not (folder.path / WEIGHTS).is_file():
-        raise CheckpointError(
-            f"{folder.name} has no {WEIGHTS}. Pickled adapters (.bin) are refused, since loading them can run code: "
-            "load it with peft where you trust it and save it again with save_pretrained"
-        )
-    factors = _read_factors(open_safetensors([folder.path / WEIGHTS]), config)
-    covered = covered_names(factors, include_projection=True)
-    if outside := [name for name in factors if name not in covered]:
-        raise IncompatibleVectorsError(
-            f"the adapter also changes {len(outside)} parameters outside the vision tower, first {outside[0]!r}",
-            details=outside,
-        )
-    info = VectorInfo(
-        kind="lora", base=config.base_model_name_or_path, base_revision=config.revision,
-        include_projection=PROJECTION in factors, settings={"adapter": folder.name, "adapter_revision": folder.commit},
-    )  # fmt: skip
-    if base is None:
-        return LoraAdapter(factors, info)
-    checkpoint = open_checkpoint(base, access=access)
-    names = covered_names(checkpoint.tensors, include_projection=PROJECTION in factors)
-    weights = {name: checkpoint.tensors[name] for name in names}
-    factors = {name: _fitted(name, item, weights) for name, item in factors.items()}
-    info = dataclasses.replace(
-        info, base=checkpoint.name, base_revision=checkpoint.commit, base_hashes=tensor_hashes(weights)
-    )
-    return LoraAdapter(factors, info, {name: weight.shape for name, weight in weights.items()})
-
-
-def _read_config(folder: Path, name: str) -> LoraConfig:
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{name} has no {CONFIG}, so it is no peft adapter")
-    kind = read_json(folder / CONFIG).get("peft_type")
-    if kind != "LORA":
-        raise CheckpointError(f"{name} is a peft adapter of type {kind!r}; only LORA has an exact weight change here")
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error"
-        )  # peft warns where it drops an entry of a newer version: that is no exact reading
-        try:
-            config = PeftConfig.from_pretrained(os.fspath(folder))
-        except (TypeError, ValueError, UserWarning) as error:
-            raise CheckpointError(f"{name}: peft cannot read {CONFIG}: {error}") from error
-    for spec in dataclasses.fields(config):
-        if spec.metadata.get("is_lora_variant") and getattr(config, spec.name):
-            raise CheckpointError(
-                f"{name} uses the variant {spec.name}, whose change is not the product of the factors"
-            )
-    for key, reason in _REFUSED.items():
-        if getattr(config, key, None):
-            raise CheckpointError(f"{name} sets {key}: it {reason}, which the product of the factors does not hold")
-    if config.bias != "none":
-        raise CheckpointError(f"{name} trained biases (bias={config.bias!r}), which the factors do not hold")
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_BASE_EDITING):
-        raise CheckpointError(
-            f"{name} was initialised by {config.init_lora_weights!r}, which edits the base too; save it with peft's "
-            "path_initial_model_for_weight_conversion first"
-        )
-    return config
-
-
-def _read_factors(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Factors]:
-    halves: dict[str, dict[str, Tensor]] = {}
-    embeddings = set()
-    for key, tensor in tensors.items():
-        match = _KEY.match(key)
-        if match is None:
-            raise CheckpointError(f"the adapter holds {key[:200]!r}, which is no LoRA factor")
-        check_finite(key, tensor)
-        halves.setdefault(match[1], {})[match[3]] = tensor
-        if match[2]:
-            embeddings.add(match[1])
-    result = {}
-    for module, pair in halves.items():
-        if set(pair) != {"A", "B"}:
-            raise CheckpointError(f"the adapter lacks one of the two factors of {module[:200]!r}")
-        result[f"{module}.weight"] = _factors(module, pair["A"], pair["B"], config, module in embeddings)
-    if not result:
-        raise CheckpointError("the adapter holds no factors")
-    return canonical(result.items())
-
-
-def _factors(module: str, a: Tensor, b: Tensor, config: LoraConfig, embedding: bool) -> Factors:
-    rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
-    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
-    if a.shape[0] != rank or b.ndim < 2 or b.shape[1] != rank:
-        shapes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
-        raise CheckpointError(f"{module!r} has factors {shapes}, but its rank is {rank} in {CONFIG}")
-    scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-    left, right = b.flatten(1), a.flatten(1)  # a convolution's B is 1 x 1, so flattening leaves a matrix product
-    if left.shape[1] != rank:
-        raise CheckpointError(f"{module!r}: a factor B of shape {tuple(b.shape)} is not supported")
-    shape = torch.Size([b.shape[0], *a.shape[1:]])
-    if embedding or config.fan_in_fan_out:
-        left, right, shape = right.T, left.T, torch.Size(reversed(shape))
-    return Factors(left, right, scaling, shape)
-
-
-def _fitted(name: str, item: Factors, weights: Mapping[str, Tensor]) -> Factors:
-    if name not in weights:
-        raise IncompatibleVectorsError(f"{name!r} is in the adapter but not in the base")
-    if weights[name].shape != item.shape:
-        shapes = f"{tuple(item.shape)} in the adapter and {tuple(weights[name].shape)} in the base"
-        raise IncompatibleVectorsError(f"{name!r} has shape {shapes}")
-    return item
+    """Opens a `peft` LoRA adapter as a value; arguments and errors are those of `TaskVector.from_adapter`."""
+    parts = read_parts(adapter, base=base, revision=revision, task=task, vision_only=vision_only, access=access)
+    return LoraAdapter(parts.factors, parts.info, parts.zeros)

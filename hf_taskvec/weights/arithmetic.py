@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -23,6 +24,67 @@ def scaled_sum(weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
     """`weight + scaling * delta`, computed in float32 or wider and returned in the weight's dtype."""
     wide = torch.promote_types(torch.promote_types(weight.dtype, delta.dtype), torch.float32)
     return torch.add(weight.to(wide), delta.to(weight.device, wide), alpha=scaling).to(weight.dtype)
+
+
+def check_scaling(scaling: float) -> float:
+    """A factor as a Python number.
+
+    Raises:
+        NonFiniteError: If it is NaN or infinite.
+        TypeError: If it is no number.
+    """
+    try:
+        value = float(scaling)
+    except (TypeError, ValueError):
+        raise TypeError(f"scaling must be a number, got {type(scaling).__name__}") from None
+    if not math.isfinite(value):
+        raise NonFiniteError(f"scaling must be finite, got {value}")
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is one real number: of Python, numpy or torch."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    return isinstance(value, Real)
+
+
+def finite(tensor: Tensor, name: str, doing: str) -> Tensor:
+    """The tensor.
+
+    Raises:
+        NonFiniteError: If it holds NaN or Inf.
+    """
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        raise NonFiniteError(f"{name!r} holds NaN or Inf {doing}: the values are beyond the range of {tensor.dtype}")
+    return tensor
+
+
+def added(name: str, weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
+    """`scaled_sum` of a parameter that must stay finite.
+
+    Raises:
+        NonFiniteError: If the result holds NaN or Inf.
+    """
+    result = scaled_sum(weight, delta, scaling)
+    if not torch.isfinite(result.sum()) and not torch.isfinite(result).all():
+        raise NonFiniteError(
+            f"{name!r} holds NaN or Inf in {result.dtype} once the vector is added at scaling {scaling:g}; "
+            "take a smaller scaling, or a base in float32"
+        )
+    return result
+
+
+def rounding_noise(weight: Tensor, delta: Tensor) -> float:
+    """The squared norm that rounding to the dtype of `weight` is expected to add to a delta, where there is one.
+
+    An entry is off by up to half the distance to the next number, so by that distance over the root of 12 on average.
+    """
+    info = torch.finfo(weight.dtype)
+    exponents = torch.frexp(weight.float()).exponent
+    spacing = torch.ldexp(torch.tensor(info.eps / 2, dtype=torch.float64), exponents.double())
+    spacing.clamp_(min=info.smallest_normal * info.eps)
+    return float(spacing[(delta != 0) & (weight != 0)].square().sum()) / 12
 
 
 def subtract(after: Tensor, before: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -123,5 +124,10 @@ def check_text(text: str, where: str, *, max_length: int = 1000) -> None:
     """Raises a `CheckpointError` if a string is absurdly long or could drive a terminal: control characters."""
     if len(text) > max_length:
         raise CheckpointError(f"{where} has {len(text)} characters: {text[:80]!r}…")
-    if not text.replace("\n", " ").replace("\t", " ").isprintable():
+    if not text.isprintable() and not all(_is_harmless(char) for char in text):
         raise CheckpointError(f"{where} holds control characters: {text[:80]!r}")
+
+
+def _is_harmless(char: str) -> bool:
+    """Whether a character is ordinary text: any space, and what joins letters and emoji invisibly."""
+    return char.isprintable() or char in "\n\t\u00ad\u200c\u200d" or unicodedata.category(char) == "Zs"

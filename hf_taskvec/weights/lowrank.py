@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_taskvec.weights.deltas import Deltas
+from hf_taskvec.weights.deltas import Deltas, FilledDeltas
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,10 @@ class LowRankDeltas(Deltas):
         if name in self.factors:
             return self.factors[name].delta()
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shapes[name])
+
+
+def filled(deltas: Deltas, shapes: Mapping[str, torch.Size]) -> Deltas:
+    """Deltas that cover `shapes`, zero where `deltas` has none; factors stay factors."""
+    if isinstance(deltas, LowRankDeltas):
+        return LowRankDeltas(deltas.factors, shapes)
+    return FilledDeltas(deltas, shapes)

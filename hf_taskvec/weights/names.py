@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from hf_taskvec.errors import CheckpointError
@@ -17,14 +18,39 @@ from hf_taskvec.errors import CheckpointError
 VISION_PREFIX = "vision_model."
 PROJECTION = "visual_projection.weight"
 _FLAT_HEADS = {"embeddings", "pre_layrnorm", "encoder", "post_layernorm"}
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_OUTER = ("module.", "model.")
 _LAYER = re.compile(r"^(.*?\.layers\.\d+)\.")
 
 Value = TypeVar("Value")
 
 
 def canonical_name(name: str) -> str:
-    """The canonical form of one parameter name."""
+    """The canonical form of one parameter name.
+
+    Example:
+        >>> canonical_name("_orig_mod.encoder.layers.0.mlp.fc1.bias")
+        'vision_model.encoder.layers.0.mlp.fc1.bias'
+    """
+    if _WRAPPERS & {*(parts := name.split("."))}:  # of torch.compile, FSDP and checkpointing; no module is called so
+        name = ".".join(part for part in parts if part not in _WRAPPERS)
     return VISION_PREFIX + name if name.split(".", 1)[0] in _FLAT_HEADS else name
+
+
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """The canonical form of each name of a set; what a wrapper puts in front of all names of a CLIP goes too.
+
+    Example:
+        >>> canonical_names(["module.post_layernorm.bias"])
+        {'module.post_layernorm.bias': 'vision_model.post_layernorm.bias'}
+    """
+    names = list(names)
+    for outer in _OUTER:
+        if names and all(name.startswith(outer) for name in names):
+            inner = canonical_names(name.removeprefix(outer) for name in names)
+            if any(name.startswith(VISION_PREFIX) for name in inner.values()):
+                return {outer + name: short for name, short in inner.items()}
+    return {name: canonical_name(name) for name in names}
 
 
 def canonical(named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
@@ -33,14 +59,13 @@ def canonical(named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
     Raises:
         CheckpointError: If two names have one canonical form.
     """
+    entries = [(name, value) for name, value in named if not name.endswith("embeddings.position_ids")]
+    short = canonical_names(name for name, _ in entries)
     result: dict[str, Value] = {}
-    for name, value in named:
-        if name.endswith("embeddings.position_ids"):
-            continue
-        new = canonical_name(name)
-        if new in result:
-            raise CheckpointError(f"{name!r} and another parameter are both {new!r} in canonical form")
-        result[new] = value
+    for name, value in entries:
+        if short[name] in result:
+            raise CheckpointError(f"{name!r} and another parameter are both {short[name]!r} in canonical form")
+        result[short[name]] = value
     return result
 
 
@@ -65,13 +90,18 @@ def layer_of(name: str) -> str:
 
 
 def differences(
-    left: Mapping[str, Tensor], right: Mapping[str, Tensor], *, left_name: str, right_name: str
+    left: Mapping[str, torch.Size], right: Mapping[str, torch.Size], *, left_name: str, right_name: str
 ) -> list[str]:
     """Every name or shape in which two sets of parameters differ, in words."""
     lines = [f"{name!r} is in {left_name} but not in {right_name}" for name in left if name not in right]
     lines += [f"{name!r} is in {right_name} but not in {left_name}" for name in right if name not in left]
     for name in left:
-        if name in right and left[name].shape != right[name].shape:
-            shapes = f"{tuple(left[name].shape)} in {left_name} and {tuple(right[name].shape)} in {right_name}"
+        if name in right and tuple(left[name]) != tuple(right[name]):
+            shapes = f"{tuple(left[name])} in {left_name} and {tuple(right[name])} in {right_name}"
             lines.append(f"{name!r} has shape {shapes}")
     return lines
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of each tensor."""
+    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -20,31 +20,32 @@ from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.weights.arithmetic import one_thread
+from hf_taskvec.weights.dtypes import DTYPE_CODES
 from hf_taskvec.weights.folders import check_inside, check_relative, check_text, read_json, write_json
 
-DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
 MAX_SHARD_SIZE = "5GB"
-
-
 MAX_HEADER_BYTES = 16 << 20  # a vision tower's has some 20 kB
-
-
 MAX_WAITING_BYTES = 64 << 20  # written, not hashed yet, and still in memory
+Dtypes = torch.dtype | Mapping[str, torch.dtype]  # of all tensors, or of each
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Adds data."""
+
+    def hexdigest(self) -> str:
+        """The hash of all data so far."""
 
 
 @contextmanager
-def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[memoryview], object]]:
-    """Yields a function that writes bytes to a new file.
-
-    With `digests`, the file's SHA-256 is taken on another core meanwhile and put there under its name.
-    """
+def writer(path: Path, digest: Digest | None) -> Iterator[Callable[[memoryview], object]]:
+    """Yields a function that writes bytes to a new file; `digest` gets them on another core meanwhile."""
     with open(path, "wb") as file:
-        if digests is None:
+        if digest is None:
             yield file.write
             return
-        digest = hashlib.sha256()
         waiting: deque[tuple[Future[None], int]] = deque()
         with one_thread(), ThreadPoolExecutor(1) as worker:
 
@@ -57,59 +58,76 @@ def writer(path: Path, digests: dict[str, str] | None) -> Iterator[Callable[[mem
             yield write
             for hashing, _ in waiting:
                 hashing.result()
-    digests[path.name] = digest.hexdigest()
 
 
 def write_safetensors(
-    path: Path, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype,
-    digests: dict[str, str] | None = None,
-) -> None:  # fmt: skip
+    path: Path, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]], dtype: Dtypes,
+    hashed: bool = False,
+) -> str | None:  # fmt: skip
     """Writes tensors one after the other; only one is in memory at a time.
 
     Args:
         path: The new file.
         tensors: Every name of `shapes`, in its order, with its values.
         shapes: Shape of each tensor.
-        dtype: Floating dtype of the file.
-        digests: Where to put the SHA-256 of the file, by its name.
+        dtype: Floating dtype of the file, or of each tensor.
+        hashed: Whether to take the file's SHA-256 on another core meanwhile.
+
+    Returns:
+        The SHA-256, if it was asked for.
     """
-    width = torch.finfo(dtype).bits // 8
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
-        end = offset + width * torch.Size(shape).numel()
-        header[name] = {"dtype": DTYPE_CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        kind = dtype_of(dtype, name)
+        end = offset + kind.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": DTYPE_CODES[kind], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
     expected = iter(shapes)
-    with writer(path, digests) as write:
+    digest = hashlib.sha256() if hashed else None
+    with writer(path, digest) as write:
         write(memoryview(struct.pack("<Q", len(text)) + text))
         for name, tensor in tensors:
             if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):
                 raise ValueError(f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit the announced header")
-            data = tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8)
+            data = tensor.detach().to("cpu", dtype_of(dtype, name)).contiguous().view(-1).view(torch.uint8)
             write(data.numpy().data)
         if (missing := next(expected, None)) is not None:
             raise ValueError(f"tensor {missing!r} was announced and not written")
+    return digest.hexdigest() if digest else None
+
+
+def dtype_of(dtype: Dtypes, name: str) -> torch.dtype:
+    """The dtype of one tensor, where there is one for all or one for each."""
+    return dtype[name] if isinstance(dtype, Mapping) else dtype
 
 
 def write_sharded(
     folder: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]],
-    dtype: torch.dtype, max_shard_size: int | str = MAX_SHARD_SIZE, digests: dict[str, str] | None = None,
-) -> None:  # fmt: skip
-    """Writes `<stem>.safetensors`, or shards with `<stem>.safetensors.index.json` above `max_shard_size`."""
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    dtype: Dtypes, max_shard_size: int | str = MAX_SHARD_SIZE, hashed: bool = False,
+) -> dict[str, str]:  # fmt: skip
+    """Writes `<stem>.safetensors`, or shards with `<stem>.safetensors.index.json` above `max_shard_size`.
+
+    Returns:
+        The SHA-256 of each weight file by its name, if `hashed`.
+    """
+    sizes = {name: math.prod(shape) * dtype_of(dtype, name).itemsize for name, shape in shapes.items()}
     plan = split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
         sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
     )
     stream = iter(tensors)
+    digests = {}
     for filename, names in plan.filename_to_tensors.items():
         part = {name: shapes[name] for name in names}
-        write_safetensors(folder / filename, (next(stream) for _ in part), shapes=part, dtype=dtype, digests=digests)
+        few = (next(stream) for _ in part)
+        if digest := write_safetensors(folder / filename, few, shapes=part, dtype=dtype, hashed=hashed):
+            digests[filename] = digest
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)
+    return digests
 
 
 def shard_files(folder: Path, stem: str) -> list[str]:

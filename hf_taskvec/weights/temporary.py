@@ -124,7 +124,11 @@ def put_in_place(ready: Path, target: Path, own: Own) -> None:
 def keep_others(old: Path, target: Path, own: Own) -> None:
     """Empties a folder that was replaced: the artefact's files are removed, the user's move to `target`."""
     for _ in range(ATTEMPTS):  # a writer that was replaced may still be moving files here
-        for entry in list(old.iterdir()):
+        try:
+            entries = list(old.iterdir())
+        except FileNotFoundError:  # another writer has put everything back
+            return
+        for entry in entries:
             is_file = entry.is_symlink() or not entry.is_dir()
             with suppress(OSError):
                 if is_file and own(entry.name):
@@ -133,8 +137,6 @@ def keep_others(old: Path, target: Path, own: Own) -> None:
                     os.rename(entry, target / entry.name)
         with suppress(OSError):
             old.rmdir()
-            return
-        if not old.exists():
             return
     logger.warning("What was in %s and could not be put back lies in %s", target, old)
 

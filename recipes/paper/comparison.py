@@ -17,7 +17,6 @@ from hf_taskvec.merging import merge
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
 from hf_taskvec.theory.dynamics import project_trajectories, task_geometry
-from hf_taskvec.vectors.files import save_vector
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
 from paper.runs import Run, run_budgets, train_run
@@ -137,7 +136,7 @@ def _measure(settings: Reproduction, base: Base, tasks: Sequence[Task], optimize
     ]
     first, last = ({name: run.vector(budget) for name, run in runs.items()} for budget in ("1", CONVERGED))
     mean = merge(list(last.values()), "average")
-    save_vector(mean, converged_merge(settings, optimizer, seed))
+    mean.save_pretrained(converged_merge(settings, optimizer, seed))
     courses = {name: [run.vector(budget) for budget in budgets[:-1]] for name, run in runs.items()}
     courses["task arithmetic"] = [merge(list(step), "average") for step in zip(*courses.values(), strict=True)]
     courses[JOINT] = [joint.vector(budget) for budget in budgets[:-1]]

@@ -17,7 +17,6 @@ from hf_taskvec.training.joint import JointTrainer
 from hf_taskvec.training.output import epoch_name
 from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
-from hf_taskvec.vectors.files import load_vector, save_vector
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
 from paper.settings import CONVERGED, Reproduction
@@ -47,7 +46,7 @@ class Run:
 
     def vector(self, budget: str) -> TaskVector:
         """The vector of a budget, memory-mapped."""
-        return load_vector(Path(self.folder) / self.vectors[budget])
+        return TaskVector.from_pretrained(Path(self.folder) / self.vectors[budget])
 
 
 def train_run(
@@ -69,7 +68,7 @@ def train_run(
             trainer = _trainer(settings, base, tasks, optimizer, seed, budget, folder / "budget", long=False)
             trainer.train()
             vectors[f"{budget:g}"] = f"kept/{budget:g}"
-            save_vector(trainer.task_vector(), folder / "kept" / f"{budget:g}")
+            trainer.task_vector().save_pretrained(folder / "kept" / f"{budget:g}")
     most = max(settings.most_epochs(optimizer, tasks), *budgets)
     trainer = _trainer(settings, base, tasks, optimizer, seed, most, folder / "long", long=True)
     if not scheduled:

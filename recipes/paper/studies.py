@@ -29,7 +29,7 @@ from hf_taskvec.theory.expansion import joint_path, merged_weights
 from hf_taskvec.training.atm import alternating_tuning_and_merging
 from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
-from hf_taskvec.vectors.files import load_vector
+from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
 from paper.comparison import JOINT, accuracies, converged_merge
 from paper.runs import train_run
@@ -164,7 +164,7 @@ def _post_hoc(
     count = settings.post_hoc_rounds
     if count == 0:
         return []
-    start = load_vector(converged_merge(settings, settings.atm_optimizer, seed))
+    start = TaskVector.from_pretrained(converged_merge(settings, settings.atm_optimizer, seed))
     args = settings.config(settings.atm_optimizer, seed=seed, epochs=count, folder=work)
     run = alternating_tuning_and_merging(
         base, tasks, args=args, rounds=count, output_dir=work / "post-hoc", start=start, train_on="validation"

@@ -1,0 +1,67 @@
+"""What a vector must fit to be added to it: the weights of its base, in a model or in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
+from hf_taskvec.text import listed
+from hf_taskvec.vectors.compatibility import Parts
+from hf_taskvec.weights.fingerprint import tensor_hashes
+
+if TYPE_CHECKING:
+    from hf_taskvec.models.base import Base
+
+
+def module_of(model: nn.Module | Base) -> nn.Module:
+    """The module of a model or a base.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, (str, bytes)) or not hasattr(model, "model"):
+        raise TypeError(f"expected a model or a Base, got {type(model).__name__}; load one with load_base")
+    module: nn.Module = model.model
+    return module
+
+
+def check_fits(vector: Parts, weights: Mapping[str, Tensor], *, allow_other_base: bool, where: str) -> list[str]:
+    """Raises unless `weights`, under canonical names, are those of the vector's base.
+
+    Args:
+        vector: The vector.
+        weights: The weights.
+        allow_other_base: Whether other values will do.
+        where: Whose weights they are, for the message.
+
+    Returns:
+        The parameters in which they differ from the base, if that is allowed.
+
+    Raises:
+        IncompatibleVectorsError: If names or shapes do not fit.
+        BaseMismatchError: If the values are others.
+    """
+    lines = []
+    for name, shape in vector.deltas.shapes.items():
+        if name not in weights:
+            lines.append(f"{name!r} is in the vector but not in the model")
+        elif weights[name].shape != shape:
+            lines.append(f"{name!r} has shape {tuple(shape)}, in the model {tuple(weights[name].shape)}")
+    if lines:
+        raise IncompatibleVectorsError(f"vector and model differ: {listed(lines, separator='; ')}", details=lines)
+    info, known = vector.info, vector.info.base_hashes
+    hashes = tensor_hashes({name: weights[name] for name in vector.deltas.shapes if name in known})
+    other = [name for name, value in hashes.items() if known[name] != value]
+    if other and not allow_other_base:
+        raise BaseMismatchError(
+            f"the vector {info.label!r} was made from {info.base or 'another base'}, and {where} has other values in "
+            f"{len(other)} of {len(hashes)} parameters, first {', '.join(map(repr, other[:3]))}. Load the base it was "
+            "made from, or pass allow_other_base=True.",
+            details=other,
+        )
+    return other

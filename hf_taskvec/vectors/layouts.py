@@ -1,0 +1,92 @@
+"""Whose weights these are: a CLIP of Transformers, or another model that is named with the way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_taskvec.errors import CheckpointError
+from hf_taskvec.text import shortened
+from hf_taskvec.weights.folders import check_inside, read_json
+
+CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_CLIP_TYPES = {"clip", "clip_vision_model"}
+_NAMES = {
+    "siglip": "SigLIP", "siglip_vision_model": "SigLIP", "siglip2": "SigLIP 2", "siglip2_vision_model": "SigLIP 2",
+    "dinov2": "DINOv2", "dinov2_with_registers": "DINOv2", "dinov3_vit": "DINOv3", "vit": "ViT", "deit": "DeiT",
+    "beit": "BEiT", "timm_wrapper": "timm", "blip": "BLIP", "align": "ALIGN",
+}  # fmt: skip
+# How a name begins that only one layout has, and whose it is.
+_SIGNS = {
+    "visual.": "open_clip", "embeddings.cls_token": "ViT or DINOv2", "head.probe": "SigLIP", "blocks.0.": "timm",
+}  # fmt: skip
+_BODIES = re.compile(r"^(vision_model|vit|deit|dinov2)\.")
+_OPEN_CLIP = (
+    "is in the layout of open_clip. Take the same model in that of Transformers: most repositories have it as "
+    "model.safetensors; else convert it by transformers.models.clip.convert_clip_original_pytorch_to_hf"
+)
+_OTHER = (
+    "not CLIP, and a vector of it could not be added to a CLIP. For a vector of another architecture load both models "
+    "and pass them to TaskVector.from_models"
+)
+
+
+def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None:
+    """Raises unless weights are those of a CLIP in the layout of Transformers, as far as can be told.
+
+    What a configuration says comes first; without one, names that only another layout has tell.
+
+    Args:
+        folder: The checkpoint's folder, if there is one.
+        names: Names of the parameters, as in the file.
+        where: The checkpoint, for the message.
+
+    Raises:
+        CheckpointError: If it is another model; it is named.
+    """
+    config = _config(folder)
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind not in _CLIP_TYPES:
+        name = _NAMES.get(kind, "another model")
+        raise CheckpointError(f"{where} is {name} (model_type {shortened(kind, 60)!r} in its {CONFIG}), {_OTHER}")
+    if kind is None and "pretrained_cfg" in config:
+        raise CheckpointError(f"{where} is a timm model, {_OTHER}")
+    for name in names:
+        owner = next((owner for sign, owner in _SIGNS.items() if _BODIES.sub("", name).startswith(sign)), None)
+        if owner == "open_clip":
+            raise CheckpointError(f"{where} {_OPEN_CLIP}")
+        if owner is not None:
+            raise CheckpointError(f"{where} looks like {owner} (it holds {name[:100]!r}), {_OTHER}")
+
+
+def no_weights(folder: Path, where: str, pickled: str) -> CheckpointError:
+    """The error for a folder without `model.safetensors`.
+
+    Args:
+        folder: The folder.
+        where: Its name.
+        pickled: What to say if its weights are pickled, or there are none.
+    """
+    if (folder / OPEN_CLIP_WEIGHTS).exists() or (folder / OPEN_CLIP_CONFIG).exists():
+        return CheckpointError(f"{where} {_OPEN_CLIP}")
+    if (folder / "adapter_config.json").exists():
+        return CheckpointError(f"{where} holds a peft adapter, not a whole model; use TaskVector.from_adapter")
+    if (folder / "task_vector_config.json").exists():
+        return CheckpointError(f"{where} holds a task vector, not a model; use TaskVector.from_pretrained")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return CheckpointError(
+            f"{where} has no model.safetensors but {others[0][:100]!r}; pass the path of the file if it is the one"
+        )
+    return CheckpointError(f"{where} {pickled}")
+
+
+def _config(folder: Path | None) -> Mapping[str, Any]:
+    if folder is None or not (folder / CONFIG).is_file():
+        return {}
+    check_inside(folder / CONFIG, folder)
+    return read_json(folder / CONFIG)
