@@ -24,7 +24,6 @@ from hf_taskvec.text import listed
 from hf_taskvec.theory.early_search import EpochSearch
 from hf_taskvec.theory.gradients import gradient_vector
 from hf_taskvec.training.output import VECTORS
-from hf_taskvec.vectors.files import load_vector
 from hf_taskvec.vectors.vector import TaskVector
 
 Criterion = Literal["validation", "gradient", "growth"]
@@ -157,7 +156,7 @@ def recorded_series(run: str | os.PathLike[str]) -> list[TaskVector]:
     folders = [path for path in (Path(run) / VECTORS).glob("epoch-*") if path.is_dir()]
     if not folders:
         raise DataError(f"{run} holds no recorded epochs; train with record_epochs=True")
-    return sorted((load_vector(path) for path in folders), key=lambda vector: vector.info.epochs or 0.0)
+    return sorted((TaskVector.from_pretrained(path) for path in folders), key=lambda vector: vector.info.epochs or 0.0)
 
 
 def check_series(series: Mapping[str, Sequence[TaskVector]], tasks: Sequence[Task]) -> dict[str, list[TaskVector]]:
