@@ -55,12 +55,13 @@ class TaskVecError(Exception):
 class UnknownNameError(TaskVecError, ValueError):
     """A name (task, method, setting, column, split…) that is not known; the message offers the nearest one."""
 
-    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, known: Iterable[str], *, hint: str = "") -> None:
         names = sorted(map(str, known))
         wanted = name[:100] if isinstance(name, str) else name
         close = nearest(str(name)[:100], names)
-        hint = f" Did you mean {close!r}?" if close else ""
-        super().__init__(f"no {kind} {wanted!r}.{hint} Known: {listed(names) or 'none'}.", details=names)
+        meant = f" Did you mean {close!r}?" if close else ""
+        message = f"no {kind} {wanted!r}.{meant} Known: {listed(names) or 'none'}.{' ' * bool(hint)}{hint}"
+        super().__init__(message, details=names)
 
 
 class ArgumentsError(TaskVecError, ValueError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,9 +14,16 @@ from types import MappingProxyType
 from typing import Any
 
 from hf_taskvec.errors import DataError, UnknownNameError
-from hf_taskvec.tasks.source import BUILTIN_PREFIX, config_names, load_source
-from hf_taskvec.tasks.task import DEFAULT_TEMPLATES, Task
+from hf_taskvec.tasks.labels import aliases, plain
+from hf_taskvec.tasks.own import ClassNames, label_column_of, label_names
+from hf_taskvec.tasks.source import BUILTIN_PREFIX, config_names, is_local, load_source
+from hf_taskvec.tasks.task import Task
+from hf_taskvec.text import listed
 
+logger = logging.getLogger(__name__)
+
+_NUMBER = re.compile(r"(?i)\s*(class|label|category|cls|c|id)?[\s_-]*\d+\s*")
+_IDENTIFIER = re.compile(r"\w_\w|[a-z][A-Z]")
 DATA_DIR_VARIABLE = "HF_TASKVEC_DATA_DIR"
 
 _VISION8 = ("sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
@@ -52,24 +61,35 @@ def get_task(name: str, *, data_dir: str | Path | None = None) -> Task:
 
     With a data folder, from the argument or the environment variable `HF_TASKVEC_DATA_DIR`, the dataset in
     `<folder>/<name>` replaces the one on the Hub, and a folder there that is not registered is a task too. Its own
-    class names are used with general templates; where it has none, or only numbers, the registered class names and
-    templates are. Builtin tasks are never replaced.
+    labels stand for the registered class names by name, or by number; where they do not pair off, its own names are
+    used with general templates, and a warning says so. Builtin tasks are never replaced.
 
     Args:
-        name: A registered name, or a folder in `data_dir`.
+        name: A registered name, a folder in `data_dir`, or the path of a folder of your own; see `Task.from_dataset`.
         data_dir: A folder of datasets.
 
     Raises:
         UnknownNameError: If there is no such task.
         DataError: If the folder's dataset does not fit the task.
+
+    Example:
+        >>> get_task("counts").class_names[:2]
+        ('one dot', 'two dots')
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a task's name must be text, got {_kind(name)}; see Task.from_dataset for own data")
     folders = _folders(data_dir)
     key = _key(name)
     registered = TASKS.get(key)
     if registered is not None and (key not in folders or registered.dataset.startswith(BUILTIN_PREFIX)):
         return registered
     if key not in folders:
-        raise UnknownNameError("task or suite", name, [*TASKS, *(folder.name for folder in folders.values()), *SUITES])
+        is_path = os.sep in name or "/" in name
+        if is_path and is_local(str(Path(name).expanduser())):
+            return Task.from_dataset(Path(name).expanduser())
+        known = [*TASKS, *(folder.name for folder in folders.values()), *SUITES]
+        hint = "For own data pass the path of a folder that exists, data_dir=, or Task.from_dataset(...)."
+        raise UnknownNameError("task or suite", name, known, hint=hint)
     return Task.from_dataset(folders[key]) if registered is None else _local(registered, folders[key])
 
 
@@ -154,25 +174,50 @@ def _folders(data_dir: str | Path | None) -> dict[str, Path]:
 
 
 def _local(task: Task, folder: Path) -> Task:
-    """The registered task on the dataset in `folder`, whose columns and splits may have other names."""
+    """The registered task on the dataset in `folder`, whose columns, splits and labels may have other names."""
     config = task.config if task.config in config_names(folder) else None
     source = load_source(str(folder), config)
-    features = source[task.train_split].features if task.train_split in source else {}
-    image_column = task.image_column if task.image_column in features else None
+    train = source.get(task.train_split)
+    features = train.features if train is not None else {}
     label_column = task.label_column if task.label_column in features else None
-    own_names = getattr(features.get(label_column), "names", None)
-    if own_names is None or all(name.strip().isdigit() for name in own_names):
-        own_names = task.class_names
+    own_names = None if train is None else label_names(train, label_column_of(train, label_column, str(folder)))
+    names = _registered_names(task, own_names, folder)
     local = Task.from_dataset(
         folder,
         name=task.name,
         config=config,
         train_split=task.train_split,
         test_split=task.test_split if task.test_split in source else "test",
-        image_column=image_column,
+        image_column=task.image_column if task.image_column in features else None,
         label_column=label_column,
-        class_names=own_names,
+        class_names=names,
         epochs=task.epochs,
     )
-    same_names = local.class_names == task.class_names
-    return replace(local, templates=task.templates if same_names else DEFAULT_TEMPLATES)
+    return replace(local, templates=task.templates) if names is not None else local
+
+
+def _registered_names(task: Task, own_names: Sequence[str] | None, folder: Path) -> ClassNames | None:
+    """The registered class names as far as they fit a folder's labels; `None` if its own names must do, which is told.
+
+    Labels that are numbers, or nothing but the word class and a number, stand for classes by their value.
+    """
+    if own_names is None or all(_NUMBER.fullmatch(name) for name in own_names):
+        return task.class_names
+    ours, theirs = sorted(map(plain, task.class_names)), sorted(map(plain, own_names))
+    # Names in words of its own are the folder's prompts; identifiers are none.
+    pairs = aliases(own_names, task.class_names) if ours == theirs or any(map(_IDENTIFIER.search, own_names)) else None
+    if pairs is None:
+        logger.warning(
+            "task %r on %s has the folder's own class names (%s) and general prompts: its labels do not pair off with "
+            "the registered names, so its accuracies do not compare with those of the registered task",
+            task.name, folder, listed(map(repr, own_names), room=100),
+        )  # fmt: skip
+        return None
+    by_class = {number: own for own, number in zip(own_names, pairs, strict=True)}
+    ordered = [by_class[number] for number in range(len(own_names))]
+    for own, name in zip(ordered, task.class_names, strict=True):
+        if not set(plain(own).split()) & set(plain(name).split()):
+            logger.warning(
+                "task %r on %s: the label %r is taken for %r, which is left over", task.name, folder, own, name
+            )
+    return dict(zip(ordered, task.class_names, strict=True))

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 import xxhash
-from datasets import DatasetBuilder, DatasetDict, get_dataset_config_names, load_dataset_builder
+import yaml
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    get_dataset_config_names,
+    load_dataset_builder,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetsError
 
-from hf_taskvec.errors import DataError, NotCachedError, UnknownNameError
+from hf_taskvec.errors import DataError, NotCachedError, TaskVecError, UnknownNameError
+from hf_taskvec.tasks.cache import cache_folder, safe_path
+from hf_taskvec.tasks.folders import LocalData, list_files, read_file, read_folder
 from hf_taskvec.tasks.mini import BUILTIN, builtin_splits
+from hf_taskvec.tasks.tables import TABLES, check_label_orders, innermost
 
 BUILTIN_PREFIX = "builtin:"
 _BUILTIN_REVISION = "1"  # to be raised with any change to the images of a builtin dataset
+_MAX_CARD_BYTES = 1 << 20
 
 
 def load_source(dataset: str, config: str | None = None, revision: str | None = None) -> DatasetDict:
     """Downloads what is not cached and gives every split of a dataset, memory-mapped.
 
     Args:
-        dataset: Hub id, local folder, or `builtin:<name>`.
+        dataset: Hub id, local folder or table, or `builtin:<name>`.
         config: Configuration of the dataset.
         revision: Branch, tag or commit on the Hub.
 
@@ -31,22 +42,24 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
 
     Raises:
         NotCachedError: If the Hub is out of reach and the cache has no copy.
-        DataError: If there is no such dataset or it cannot be read.
+        DataError: If there is no such dataset, if it cannot be read or if one file is in two of its splits.
         UnknownNameError: If the dataset has no such configuration.
     """
     if dataset.startswith(BUILTIN_PREFIX):
         return builtin_splits(_builtin_name(dataset))
-    builder = _open(dataset, config, revision)
-    with _clear_errors(dataset, config):
-        builder.download_and_prepare()
-        source = builder.as_dataset()  # an empty split raises here
-    if not _is_local(dataset):
-        return source
+    if not is_local(dataset):
+        builder = _open(dataset, config, revision)
+        _check_files_apart(builder, dataset)
+        return _prepared(builder, dataset, config)
+    local = _read_local(dataset, config)
     # The fingerprint of a local dataset knows its card but not its files; caches keyed by it would go stale.
-    stamp = _stamp(builder)
-    marks = {split: xxhash.xxh3_64_hexdigest(f"{stamp}/{split}".encode()) for split in source}
+    stamp = _stamp(local.files)
+    marks = {split: xxhash.xxh3_64_hexdigest(f"{stamp}/{split}".encode()) for split in local.splits}
     return DatasetDict(
-        {split: data.select_columns(data.column_names, new_fingerprint=marks[split]) for split, data in source.items()}
+        {
+            split: data.select_columns(data.column_names, new_fingerprint=marks[split])
+            for split, data in local.splits.items()
+        }
     )
 
 
@@ -54,15 +67,22 @@ def source_revision(dataset: str, config: str | None = None, revision: str | Non
     """What identifies the data itself: the commit on the Hub, or a hash of a local folder's data files."""
     if dataset.startswith(BUILTIN_PREFIX):
         return _BUILTIN_REVISION
-    builder = _open(dataset, config, revision)
-    return _hash_files(builder) if _is_local(dataset) else builder.hash or revision
+    if is_local(dataset):
+        return _hash_files(_read_local(dataset, config).files)
+    return _open(dataset, config, revision).hash or revision
 
 
 def config_names(folder: Path) -> list[str]:
     """The configurations of a dataset in a local folder."""
+    if not _card_names_files(folder):
+        return ["default"]
     with _clear_errors(str(folder), None):
+<<<<<<< ours
         names: list[str] = get_dataset_config_names(str(folder))
         return names
+=======
+        return get_dataset_config_names(str(safe_path(folder.resolve())))
+>>>>>>> theirs
 
 
 def _builtin_name(dataset: str) -> str:
@@ -72,24 +92,88 @@ def _builtin_name(dataset: str) -> str:
     return name
 
 
+def is_local(dataset: str) -> bool:
+    """Whether a dataset is a folder or a table here, and not one of the Hub."""
+    path = Path(dataset)
+    return path.is_dir() or (path.suffix.lower() in TABLES and path.is_file())
+
+
+def _read_local(dataset: str, config: str | None) -> LocalData:
+    path = Path(dataset)
+    if path.is_file():
+        return read_file(path)
+    with _clear_errors(dataset, config):
+        if (saved := _saved_to_disk(path)) is not None:
+            return saved
+        if not _card_names_files(path):
+            if config not in (None, "default"):
+                raise UnknownNameError(f"configuration of {dataset}", config, ["default"])
+            if (found := read_folder(path)) is not None:
+                return found
+    return _by_builder(dataset, config)
+
+
+def _saved_to_disk(path: Path) -> LocalData | None:
+    """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    if (path / "dataset_dict.json").is_file():
+        splits: Mapping[str, Dataset] = load_from_disk(str(safe_path(path.resolve())))
+    elif (path / "state.json").is_file():
+        splits = {"train": load_from_disk(str(safe_path(path.resolve())))}
+    else:
+        return None
+    files = [(parts[0] if len(parts) > 1 else "train", path.joinpath(*parts)) for parts in list_files(path)]
+    return LocalData(dict(splits), files)
+
+
+def _card_names_files(folder: Path) -> bool:
+    """Whether the dataset's card says which files are which split."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    with card.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_MAX_CARD_BYTES)
+    if not text.startswith("---"):
+        return False
+    try:
+        header = yaml.safe_load(text.split("---", 2)[1])
+    except (yaml.YAMLError, IndexError, RecursionError):
+        return False
+    configs = header.get("configs") if isinstance(header, dict) else None
+    return isinstance(configs, list) and any(isinstance(entry, dict) and "data_files" in entry for entry in configs)
+
+
+def _by_builder(dataset: str, config: str | None) -> LocalData:
+    """A local folder whose card names its files, or of a kind that `datasets` alone can read."""
+    builder = _open(dataset, config, None)
+    files = [(split, Path(file)) for split, file in _data_files(builder)]
+    _check_files_apart(builder, dataset)
+    check_label_orders([file for _, file in files if file.suffix.lower() == ".parquet"])
+    return LocalData(_prepared(builder, dataset, config), files)
+
+
+def _prepared(builder: DatasetBuilder, dataset: str, config: str | None) -> DatasetDict:
+    with _clear_errors(dataset, config):
+        builder.download_and_prepare()
+        return builder.as_dataset()  # an empty split raises here
+
+
 def _open(dataset: str, config: str | None, revision: str | None) -> DatasetBuilder:
     with _clear_errors(dataset, config):
-        builder = load_dataset_builder(dataset, name=config, revision=revision)
-        if not _is_local(dataset):
-            return builder
+        if not is_local(dataset):
+            return load_dataset_builder(dataset, name=config, revision=revision)
         # By default another folder of the same name and card, or the same folder with other files, shares one cache.
-        cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_taskvec" / _stamp(builder)
-        return load_dataset_builder(dataset, name=config, cache_dir=str(cache))
-
-
-def _is_local(dataset: str) -> bool:
-    return Path(dataset).is_dir()
+        place = str(safe_path(Path(dataset).resolve()))
+        builder = load_dataset_builder(place, name=config)
+        stamp = _stamp([(split, Path(file)) for split, file in _data_files(builder)])
+        return load_dataset_builder(place, name=config, cache_dir=str(cache_folder() / stamp))
 
 
 @contextmanager
 def _clear_errors(dataset: str, config: str | None) -> Iterator[None]:
     try:
         yield
+    except TaskVecError:
+        raise
     except ConnectionError as error:
         config_argument = f", {config!r}" if config else ""
         raise NotCachedError(
@@ -100,27 +184,43 @@ def _clear_errors(dataset: str, config: str | None) -> Iterator[None]:
     except ValueError as error:
         if config is not None and "BuilderConfig" in str(error):
             raise UnknownNameError(f"configuration of {dataset}", config, get_dataset_config_names(dataset)) from error
-        raise DataError(f"the dataset {dataset!r} cannot be loaded: {error}") from error
-    except (FileNotFoundError, DatasetsError) as error:
-        raise DataError(f"the dataset {dataset!r} cannot be loaded: {error}") from error
+        raise DataError(f"the dataset {dataset!r} cannot be loaded: {_told(error)}") from error
+    except (OSError, DatasetsError) as error:
+        raise DataError(f"the dataset {dataset!r} cannot be loaded: {_told(error)}") from error
 
 
-def _data_files(builder: DatasetBuilder) -> Iterator[tuple[str, Path]]:
+def _told(error: Exception) -> str:
+    """An error's text, and the first cause of it."""
+    return f"{error}" if error.__cause__ is None else f"{error} ({innermost(error)})"
+
+
+def _data_files(builder: DatasetBuilder) -> Iterator[tuple[str, str]]:
     for split, files in sorted((builder.config.data_files or {}).items()):
-        yield from ((split, Path(file)) for file in files)
+        yield from ((str(split), str(file)) for file in files)
 
 
-def _stamp(builder: DatasetBuilder) -> str:
+def _check_files_apart(builder: DatasetBuilder, dataset: str) -> None:
+    """Refuses a file that is in two splits: `datasets` goes by words in paths, and so a class may be called `train`."""
+    owners: dict[str, str] = {}
+    for split, file in _data_files(builder):
+        if owners.setdefault(file, split) != split:
+            raise DataError(
+                f"{file.rpartition('@')[2]} of {dataset} is in the splits {owners[file]!r} and {split!r}, because both "
+                "words are in its path; download the dataset and pass its folder, where only folder names count"
+            )
+
+
+def _stamp(files: Sequence[tuple[str, Path]]) -> str:
     """What changes whenever a local file is touched; cheap, unlike `_hash_files`."""
-    stats = [(split, str(file.resolve()), file.stat()) for split, file in _data_files(builder)]
+    stats = [(split, str(file.absolute()), file.stat()) for split, file in files]
     facts = [(split, name, stat.st_size, stat.st_mtime_ns) for split, name, stat in stats]
     return xxhash.xxh3_128_hexdigest(repr(facts).encode())
 
 
-def _hash_files(builder: DatasetBuilder) -> str:
+def _hash_files(files: Sequence[tuple[str, Path]]) -> str:
     """Hashes split names, file names and bytes, so that a copy of the folder has the same revision."""
     digest = xxhash.xxh3_128()
-    for split, file in _data_files(builder):
+    for split, file in files:
         digest.update(f"{split}/{file.name}\0".encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -2,27 +2,61 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from numpy.random import RandomState  # its streams are frozen: every version of NumPy holds out the same images
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 
 from hf_taskvec.errors import DataError, UnknownNameError
-from hf_taskvec.tasks.source import load_source, source_revision
+from hf_taskvec.tasks.labels import class_numbers, read_class_names
+from hf_taskvec.tasks.own import (
+    MEMORY_PREFIX,
+    ClassNames,
+    check_column,
+    classes_of,
+    default_name,
+    image_column_of,
+    label_column_of,
+    memory_id,
+    splits_of,
+)
+from hf_taskvec.tasks.source import BUILTIN_PREFIX, is_local, load_source, source_revision
+from hf_taskvec.tasks.splits import (
+    check_apart,
+    hold_out_test,
+    hold_out_validation,
+    read_split,
+    tell_absent_classes,
+    tell_small_validation,
+)
+from hf_taskvec.tasks.tables import is_image
 from hf_taskvec.text import listed
 
 Split = Literal["train", "validation", "test"]
 
 DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "{}")
-VALIDATION_FRACTION = 0.1
-VALIDATION_MAXIMUM = 5000
-VALIDATION_SEED = 2212  # the same for everyone: scores chosen on validation are comparable
+# What `data_settings` records where it is not the default, and its types in JSON.
+_RECORDED: dict[str, tuple[type, ...]] = {
+    "train_split": (str,), "test_split": (str,), "validation_split": (str,), "test_size": (float, int),
+    "split_seed": (int,), "image_column": (str,), "label_column": (str,), "labels": (list, tuple),
+    "skip_broken": (bool,),
+}  # fmt: skip
+
+
+class DataInfo(Protocol):
+    """What a `VectorInfo` knows about its task."""
+
+    task: str | None
+    dataset: str | None
+    dataset_config: str | None
+    dataset_revision: str | None
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    data_settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,19 +65,31 @@ class Task:
 
     Args:
         name: Short name, used in tables and file names.
-        dataset: Hub id, local folder, or `builtin:<name>`.
+        dataset: Hub id, local folder or table, or `builtin:<name>`.
         config: Configuration of the dataset.
         revision: Branch, tag or commit on the Hub.
-        train_split: The dataset's split for `train` and `validation`.
-        test_split: The dataset's split for `test`.
+        train_split: The dataset's split for `train` and `validation`, or a slice: `train[:80%]`.
+        test_split: The dataset's split for `test`, or a slice.
         image_column: The column of images.
-        label_column: The column of class numbers.
-        class_names: One name per class, in the order of the class numbers.
+        label_column: The column of class numbers or words.
+        class_names: One name per class, in the order of the class numbers; mappings are read as in `from_dataset`.
         templates: Prompts with one `{}` for the class name.
         epochs: Epochs to convergence.
+        validation_split: The dataset's split for `validation`; a tenth of the training split if left out.
+        test_size: Holds out a test part of the training split, where the dataset has none: a fraction, or how many.
+        split_seed: Which rows `test_size` draws.
+        labels: What the dataset calls each class, where that is not the class name.
+        skip_broken: Leaves out rows whose image is missing or does not decode, and counts them, instead of stopping.
+        source: The dataset itself, if it is in memory.
 
     Raises:
         DataError: If class names, templates or splits cannot make a task.
+
+    Example:
+        >>> from hf_taskvec import get_task
+        >>> task = get_task("digits")
+        >>> len(task.load("train")), len(task.load("validation")), len(task.load("test"))
+        (1258, 139, 400)
     """
 
     name: str
@@ -57,86 +103,181 @@ class Task:
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     epochs: int = 10
+    validation_split: str | None = None
+    test_size: float | None = None
+    split_seed: int = 0
+    labels: tuple[str, ...] = ()
+    skip_broken: bool = False
+    source: DatasetDict | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        names, labels = read_class_names(self.class_names, f"task {self.name!r}")
+        labels = tuple(self.labels) or labels
+        templates = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        for key, value in (("class_names", names), ("labels", labels), ("templates", templates)):
+            object.__setattr__(self, key, value)
+        self._check_names()
+        for template in templates:
+            if not isinstance(template, str) or template.count("{}") != 1:
+                raise DataError(f"a template of task {self.name!r} must hold '{{}}' exactly once, got {template!r}")
+        if not templates:
+            raise DataError(f"task {self.name!r} has no templates")
+        if self.train_split == self.test_split and self.test_size is None:
+            raise DataError(f"task {self.name!r} would train on its test split {self.test_split!r}")
+        if self.test_size is not None and not (0 < self.test_size < 1 or self.test_size == int(self.test_size) >= 1):
+            raise DataError(f"test_size must be a fraction in (0, 1) or a number of images, got {self.test_size}")
+
+    def _check_names(self) -> None:
         if len(self.class_names) < 2:
             raise DataError(f"task {self.name!r} needs at least two class names, got {list(self.class_names)}")
-        if repeated := sorted({name for name in self.class_names if self.class_names.count(name) > 1}):
+        if repeated := _repeated(self.class_names):
             raise DataError(f"task {self.name!r} has repeated class names: {listed(repeated)}", details=repeated)
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise DataError(f"a template of task {self.name!r} must hold '{{}}' exactly once, got {template!r}")
-        if not self.templates:
-            raise DataError(f"task {self.name!r} has no templates")
-        if self.train_split == self.test_split:
-            raise DataError(f"task {self.name!r} would train on its test split {self.test_split!r}")
+        if repeated := _repeated(self.labels):
+            raise DataError(f"task {self.name!r} has repeated labels: {listed(repeated)}", details=repeated)
+        if self.labels and len(self.labels) != len(self.class_names):
+            raise DataError(
+                f"task {self.name!r} has {len(self.labels)} labels, but {len(self.class_names)} class names"
+            )
 
     @classmethod
     def from_dataset(
         cls,
-        id_or_folder: str | Path,
+        id_or_folder: str | Path | Dataset | Mapping[str, Dataset],
         *,
         name: str | None = None,
         config: str | None = None,
         revision: str | None = None,
         train_split: str = "train",
         test_split: str = "test",
+        validation_split: str | None = None,
+        test_size: float | None = None,
+        split_seed: int = 0,
         image_column: str | None = None,
         label_column: str | None = None,
-        class_names: Sequence[str] | None = None,
-        templates: Sequence[str] | None = None,
+        names_column: str | None = None,
+        class_names: ClassNames | None = None,
+        templates: Iterable[str] | None = None,
         epochs: int = 10,
+        skip_broken: bool = False,
     ) -> Task:
         """A task on your own data; loads the dataset to read its columns and class names.
 
+        Folders may hold class folders (`train/cat/1.png`), with or without a split above them, parquet, or a CSV or
+        JSON that names image files; labels may be numbers or words. The splits are the folders on top, or what the
+        names of tables say, and never words deeper in a path. Labels are matched to class names by name, or by number
+        where they are numbers; what no name proves is told.
+
         Args:
-            id_or_folder: Hub id or local folder, anything `datasets.load_dataset` takes.
+            id_or_folder: Hub id, local folder, table (`labels.csv`), or a `Dataset` or `DatasetDict` in memory.
             name: The task's name, the last part of `id_or_folder` if left out.
             config: Configuration of the dataset.
             revision: Branch, tag or commit on the Hub.
-            train_split: The dataset's split for `train` and `validation`.
-            test_split: The dataset's split for `test`.
-            image_column: The column of images, the only `Image` column if left out.
-            label_column: The column of class numbers, the only `ClassLabel` column if left out.
-            class_names: The names of the `ClassLabel` column if left out.
+            train_split: The dataset's split for `train` and `validation`, or a slice: `train[:80%]`.
+            test_split: The dataset's split for `test`, or a slice: `train[80%:]`.
+            validation_split: The dataset's split for `validation`; a tenth of the training split if left out.
+            test_size: Holds out a test part of the training split: a fraction, or how many images. Each class gives
+                its share.
+            split_seed: Which rows `test_size` draws.
+            image_column: The column of images, the only one if left out.
+            label_column: The column of labels, the only `ClassLabel` or the only one of repeated words if left out.
+            names_column: The column that holds the name of each row's class.
+            class_names: The names in the order of the class numbers; or `id2label`, `label2id`, or a mapping from what
+                the dataset calls a class to what the prompts shall call it. The dataset's own names if left out.
             templates: Prompts with one `{}`, general ones if left out.
             epochs: Epochs to convergence.
+            skip_broken: Leaves out and counts rows whose image is missing or does not decode.
 
         Raises:
-            DataError: If a column is ambiguous or the labels carry no names.
+            DataError: If a column is ambiguous, if the labels carry no names or do not fit them, or if parts overlap.
             UnknownNameError: If a split, column or configuration does not exist.
+
+        Example:
+            >>> from hf_taskvec.tasks.mini import builtin_splits
+            >>> flat = builtin_splits("shapes")["train"]  # a dataset without a test split
+            >>> task = Task.from_dataset(flat, name="my-shapes", test_size=0.25)
+            >>> len(task.load("train")), len(task.load("validation")), len(task.load("test"))
+            (810, 90, 300)
         """
-        dataset = str(id_or_folder)
-        source = load_source(dataset, config, revision)
-        _split(source, test_split, dataset)
-        features = _split(source, train_split, dataset).features
-        image_column = image_column or _only_column(features, Image, "image_column", dataset)
-        label_column = label_column or _only_column(features, ClassLabel, "label_column", dataset)
-        own_names = _label_names(features, label_column, dataset)
-        class_names = class_names or own_names
-        if class_names is None:
-            raise DataError(f"column {label_column!r} of {dataset} carries no class names; pass class_names=[...]")
-        _check_names(class_names, own_names, dataset)
+        in_memory = splits_of(id_or_folder)
+        dataset = memory_id(in_memory) if in_memory is not None else str(id_or_folder)
+        source = in_memory if in_memory is not None else load_source(dataset, config, revision)
+        train = read_split(source, train_split, dataset)
+        label_column = label_column_of(train, label_column or names_column, dataset)
+        names, labels = classes_of(train, label_column, class_names, names_column, dataset)
+        task = cls(
+            name=name or default_name(dataset, source), dataset=dataset, config=config, revision=revision,
+            train_split=train_split, test_split=test_split, validation_split=validation_split, test_size=test_size,
+            split_seed=split_seed, image_column=image_column_of(train.features, image_column, dataset),
+            label_column=label_column, class_names=names, labels=labels, epochs=epochs,
+            templates=DEFAULT_TEMPLATES if templates is None else tuple(templates), skip_broken=skip_broken,
+            source=in_memory,
+        )  # fmt: skip
+        check_apart(source, task._parts(), dataset)
+        task._check_labels(source)
+        return task
+
+    @classmethod
+    def from_info(cls, info: DataInfo, *, dataset: str | Path | Dataset | Mapping[str, Dataset] | None = None) -> Task:
+        """The task that a vector was trained on, by its provenance (`vector.info`): to measure it, or for its prompts.
+
+        Args:
+            info: The provenance.
+            dataset: Where the data are, if they were a local folder or in memory; else they come from the Hub at the
+                revision that the vector was trained on.
+
+        Raises:
+            DataError: If the provenance holds no class names, or names no dataset that others can reach.
+
+        Example:
+            >>> from hf_taskvec import VectorInfo, get_task
+            >>> Task.from_info(VectorInfo(**get_task("digits").provenance())) == get_task("digits")
+            True
+        """
+        if not info.task or not info.class_names or not info.templates:
+            raise DataError("the provenance holds no class names and prompts, so no task can be made of it")
+        if dataset is None and (info.data_settings.get("local") or not info.dataset or _is_path(info.dataset)):
+            raise DataError(
+                f"the data of task {info.task!r} were {info.dataset!r} on another machine; pass dataset= to say where "
+                "they are here"
+            )
+        in_memory = splits_of(dataset) if dataset is not None else None
+        place = info.dataset if dataset is None else memory_id(in_memory) if in_memory is not None else str(dataset)
+        on_hub = dataset is None and not str(place).startswith(BUILTIN_PREFIX)
         return cls(
-            name=name or Path(dataset).resolve().name,
-            dataset=dataset,
-            config=config,
-            revision=revision,
-            train_split=train_split,
-            test_split=test_split,
-            image_column=image_column,
-            label_column=label_column,
-            class_names=tuple(class_names),
-            templates=tuple(templates or DEFAULT_TEMPLATES),
-            epochs=epochs,
-        )
+            name=info.task, dataset=str(place), config=info.dataset_config if dataset is None else None,
+            source=in_memory, revision=info.dataset_revision if on_hub else None,
+            class_names=info.class_names, templates=info.templates, **_read_settings(info),
+        )  # fmt: skip
+
+    def provenance(self) -> dict[str, Any]:
+        """What a `VectorInfo` stores about the task, by its fields' names; hashes the files of a local dataset."""
+        return {
+            "task": self.name,
+            "dataset": self.dataset_name,
+            "dataset_config": self.config,
+            "dataset_revision": self.dataset_revision(),
+            "class_names": self.class_names,
+            "templates": self.templates,
+            "data_settings": self.data_settings(),
+        }
+
+    def data_settings(self) -> dict[str, Any]:
+        """How the task reads its dataset, where that is not the default."""
+        settings: dict[str, Any] = {}
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if (spec.name in _RECORDED or spec.name not in _TASK_FIELDS) and value != spec.default:
+                settings[spec.name] = list(value) if isinstance(value, tuple) else value
+        if self.source is not None or is_local(self.dataset):
+            settings["local"] = True
+        return settings
 
     def load(self, split: Split) -> Dataset:
         """Loads one part of the task, downloading what is not cached.
 
         Args:
-            split: `validation` is a fixed tenth of the training split, at most 5,000 images; `train` is the rest of
-                it; `test` is the whole test split.
+            split: `test` is the whole test split, or what `test_size` drew. `validation` is the validation split, or a
+                fixed tenth of the training split, at most 5,000 images; `train` is the rest of it.
 
         Returns:
             A dataset with the columns `image` (decoded on access) and `label`, in a fixed order.
@@ -148,40 +289,90 @@ class Task:
         """
         if split not in get_args(Split):
             raise UnknownNameError("split", split, get_args(Split))
-        source = load_source(self.dataset, self.config, self.revision)
-        name = self.test_split if split == "test" else self.train_split
-        data = self._standard(_split(source, name, self.dataset), name)
-        if split == "test":
+        source = self._source()
+        check_apart(source, self._parts(), self.dataset)
+        data = self._part(source, split)
+        if split == "validation":
+            tell_small_validation(self.name, len(data))
+        if split == "train":
+            absent = sorted(set(range(len(self.class_names))) - set(data["label"][:]))
+            tell_absent_classes(self.name, split, tuple(self.class_names[number] for number in absent))
+        return data
+
+    def _part(self, source: Mapping[str, Dataset], split: Split) -> Dataset:
+        own = {"test": self.test_split if self.test_size is None else None, "validation": self.validation_split}
+        if (name := own.get(split)) is not None:
+            return self._standard(read_split(source, name, self.dataset), name)
+        data = self._standard(read_split(source, self.train_split, self.dataset), self.train_split)
+        if self.test_size is not None:
+            labels = np.asarray(data["label"][:])
+            rest, test = hold_out_test(labels, self.test_size, seed=self.split_seed, task=self.name)
+            data = data.select(test if split == "test" else rest)
+        if split == "test" or self.validation_split is not None:
             return data
-        train, validation = _hold_out(len(data), self.name)
+        train, validation = hold_out_validation(len(data), self.name)
         return data.select(train if split == "train" else validation)
 
     @property
     def dataset_name(self) -> str:
         """The dataset's Hub id, or the name of its folder without the path: what provenance may tell others."""
-        path = Path(self.dataset)
-        return path.resolve().name if path.is_dir() else self.dataset
+        if self.source is not None:
+            return "in memory"
+        return Path(self.dataset).resolve().name if is_local(self.dataset) else self.dataset
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the images are made by the package itself, in memory."""
+        return self.dataset.startswith(BUILTIN_PREFIX)
 
     def dataset_revision(self) -> str | None:
         """The commit of the data actually used; for a local folder a hash of its data files."""
+        if self.source is not None:
+            return self.dataset.removeprefix(MEMORY_PREFIX)
         return source_revision(self.dataset, self.config, self.revision)
+
+    def _source(self) -> DatasetDict:
+        if self.source is not None:
+            return self.source
+        if self.dataset.startswith(MEMORY_PREFIX):
+            raise DataError(f"the data of task {self.name!r} were in memory; make it anew by Task.from_dataset")
+        return load_source(self.dataset, self.config, self.revision)
+
+    def _parts(self) -> dict[str, str]:
+        """The dataset's splits that the task reads."""
+        names = {"train": self.train_split, "validation": self.validation_split}
+        if self.test_size is None:
+            names["test"] = self.test_split
+        return {part: name for part, name in names.items() if name is not None}
+
+    def _check_labels(self, source: Mapping[str, Dataset]) -> None:
+        """Matches the labels of every split that the task reads, so that what does not fit is refused before work."""
+        for name in self._parts().values():
+            data = read_split(source, name, self.dataset)
+            check_column(data.features, self.label_column, self.dataset)
+            class_numbers(data, self.label_column, self.class_names, self.labels, self._where(name))
+
+    def _where(self, split: str) -> str:
+        return f"split {split!r} of task {self.name!r}"
 
     def _standard(self, data: Dataset, split: str) -> Dataset:
         """The same rows with the columns `image` and `label`, checked against the class names."""
-        where = f"split {split!r} of task {self.name!r}"
+        where = self._where(split)
         for column in (self.image_column, self.label_column):
-            if column not in data.features:
-                raise UnknownNameError(f"column of {self.dataset}", column, data.features)
-        if not isinstance(data.features[self.image_column], Image):
-            raise DataError(f"column {self.image_column!r} in {where} holds no images: {data.features}")
-        _check_names(self.class_names, _label_names(data.features, self.label_column, self.dataset), where)
-        labels = _class_numbers(data, self.label_column, len(self.class_names), where)
-        images = data.select_columns(self.image_column)
+            check_column(data.features, column, self.dataset)
+        feature = data.features[self.image_column]
+        if not is_image(feature):
+            raise DataError(f"column {self.image_column!r} in {where} holds no images: {listed(data.features.items())}")
+        labels = class_numbers(data, self.label_column, self.class_names, self.labels, where)
+        images = data.with_format(None).select_columns(self.image_column)
+        if not isinstance(feature, Image):
+            images = images.cast_column(self.image_column, Image())
         if self.image_column != "image":
             images = images.rename_column(self.image_column, "image")
         return images.add_column("label", labels, feature=ClassLabel(names=list(self.class_names)))
 
 
+<<<<<<< ours
 def _split(source: DatasetDict, name: str, dataset: str) -> Dataset:
     if name not in source:
         raise UnknownNameError(f"split of {dataset}", name, source)
@@ -247,3 +438,24 @@ def _hold_out(count: int, task: str) -> tuple[np.ndarray, np.ndarray]:
     size = min(max(int(count * VALIDATION_FRACTION), 1), VALIDATION_MAXIMUM)
     order = RandomState(VALIDATION_SEED).permutation(count)
     return np.sort(order[size:]), np.sort(order[:size])
+=======
+_TASK_FIELDS = frozenset(spec.name for spec in dataclasses.fields(Task))
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    counted = list(names)
+    return sorted({name for name in counted if counted.count(name) > 1})
+
+
+def _read_settings(info: DataInfo) -> dict[str, Any]:
+    """The fields of a task in `data_settings`; what else is recorded there is for the reader."""
+    known = {key: value for key, value in info.data_settings.items() if key in _RECORDED}
+    for key, value in known.items():
+        if type(value) not in _RECORDED[key] or (key == "labels" and not all(isinstance(item, str) for item in value)):
+            raise DataError(f"the provenance of task {info.task!r} has {key}={value!r:.80}, which makes no task")
+    return known
+
+
+def _is_path(dataset: str) -> bool:
+    return dataset.startswith((MEMORY_PREFIX, "/", ".", "~")) or "\\" in dataset
+>>>>>>> theirs

@@ -1,0 +1,299 @@
+"""Classes by name: what a dataset calls them, what the prompts call them, and which is which."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset
+from numpy.typing import NDArray
+
+from hf_taskvec.errors import DataError
+from hf_taskvec.text import listed
+
+logger = logging.getLogger(__name__)
+
+_NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
+
+
+def read_class_names(value: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names as people hold them.
+
+    Args:
+        value: A sequence in the order of the class numbers; `id2label` (number to name), `label2id` (name to number);
+            or a mapping from what the dataset calls a class to what the prompts call it.
+        where: What the names belong to, for errors.
+
+    Returns:
+        The class names by class number, and what the dataset calls those classes (empty: the same, or numbers from 0).
+
+    Raises:
+        DataError: If the names have no order, are no text or their numbers repeat.
+    """
+    if isinstance(value, (str, bytes)):
+        raise DataError(f"the class names of {where} must be several, got the text {value!r}")
+    if isinstance(value, (set, frozenset)):
+        raise DataError(f"the class names of {where} come as a set, which has no order; pass a list")
+    if isinstance(value, Mapping):
+        return _from_mapping(value, where)
+    try:
+        names = tuple(value)
+    except TypeError:
+        raise DataError(f"the class names of {where} must be a list of names, got {type(value).__name__}") from None
+    return _texts(names, where), ()
+
+
+def _from_mapping(value: Mapping[Any, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    keys, values = [_number(key) for key in value], [_number(item, text=False) for item in value.values()]
+    if keys and all(number is not None for number in keys):
+        pairs = list(zip(keys, value.values(), strict=True))
+    elif values and all(number is not None for number in values):
+        pairs = list(zip(values, value, strict=True))
+    else:
+        return _texts(tuple(value.values()), where), _texts(tuple(value), where)
+    by_number = {number: name for number, name in pairs if number is not None}
+    if len(by_number) != len(pairs):
+        raise DataError(f"the class names of {where} give two classes one number: {dict(value)!r:.200}")
+    numbers = sorted(by_number)
+    names = _texts(tuple(by_number[number] for number in numbers), where)
+    return names, () if numbers == list(range(len(numbers))) else tuple(map(str, numbers))
+
+
+def _number(value: Any, *, text: bool = True) -> int | None:
+    """A class number, as JSON keys also in digits."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    return int(value) if text and isinstance(value, str) and re.fullmatch(r"\d{1,9}", value) else None
+
+
+def _texts(values: tuple[Any, ...], where: str) -> tuple[str, ...]:
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DataError(f"class name {row} of {where} must be text, got {type(value).__name__} {value!r:.80}")
+        if not value.strip() or not value.isprintable():
+            raise DataError(f"class name {row} of {where} is empty or holds control characters: {value!r:.80}")
+    return tuple(str(value) for value in values)
+
+
+def numbered(names: Sequence[str]) -> list[int] | None:
+    """The numbers in names that differ by a number alone (`7`, `class_07`); `None` if some do not."""
+    parts = [_NUMBERED.fullmatch(name.strip()) for name in names]
+    affixes = {(part[1], part[3]) for part in parts if part is not None}
+    if not names or None in parts or len(affixes) != 1:
+        return None
+    return [int(part[2]) for part in parts if part is not None]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of their numbers, where they are numbered, else of the alphabet."""
+    names = sorted(names)
+    numbers = numbered(names)
+    if numbers is None:
+        return names
+    return [name for _, name in sorted(zip(numbers, names, strict=True))]
+
+
+def plain(name: str) -> str:
+    """A name without case, punctuation and `CamelCase`."""
+    if re.fullmatch(r"\s*[-+]?[\d.,]+\s*", name):
+        return name.strip()
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return re.sub(r"[\W_]+", " ", apart).strip().lower()
+
+
+def _comparable(names: Sequence[str]) -> list[str]:
+    """Plain names, or the names as they are if being plain makes them one (`+` and `-`)."""
+    result = [plain(name) for name in names]
+    return result if all(result) and len(set(result)) == len(result) else [name.strip() for name in names]
+
+
+def match_classes(own: Sequence[str], class_names: Sequence[str], labels: Sequence[str], where: str) -> list[int]:
+    """The class number of each of a dataset's own labels.
+
+    The names decide: `labels` if given, else equal names, else numbers by their value. What no name proves is taken by
+    position and told.
+
+    Args:
+        own: What the dataset calls its classes, in the order of its own numbers.
+        class_names: The task's class names.
+        labels: What the dataset calls those classes, if that is known.
+        where: The split, for errors.
+
+    Raises:
+        DataError: If a label is no class, or if names contradict the order.
+    """
+    if labels:
+        return _by_name(own, labels, where)
+    ours, theirs = _comparable(class_names), _comparable(own)
+    if len(own) != len(class_names):
+        raise DataError(f"{where} has {len(own)} classes in its data, but {len(class_names)} class names")
+    if ours == theirs:
+        return list(range(len(own)))
+    if sorted(ours) == sorted(theirs):
+        row = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise DataError(
+            f"the class names of {where} are in another order than its labels: "
+            f"label {row} is {own[row]!r}, not {class_names[row]!r}"
+        )
+    numbers = numbered(own)
+    if numbers is not None:
+        return _by_value(own, numbers, class_names, where)
+    return _by_position(own, class_names, where)
+
+
+def _by_name(own: Sequence[str], labels: Sequence[str], where: str) -> list[int]:
+    exact = {label: number for number, label in enumerate(labels)}
+    loose = {plain(label): number for number, label in enumerate(labels)}
+    unique = len(loose) == len(labels)
+    numbers = [exact.get(name, loose.get(plain(name)) if unique else None) for name in own]
+    if None in numbers:
+        stranger = own[numbers.index(None)]
+        raise DataError(f"{where} has the label {stranger!r}, which is none of the classes: {_listed(labels)}")
+    return [number for number in numbers if number is not None]
+
+
+def _by_value(own: Sequence[str], numbers: list[int], class_names: Sequence[str], where: str) -> list[int]:
+    if len(set(numbers)) != len(numbers):
+        raise DataError(f"{where} has labels of one number: {_listed(own)}; pass class_names={{label: name}}")
+    ranks = {number: rank for rank, number in enumerate(sorted(numbers))}
+    if sorted(numbers) != list(range(len(own))):
+        first = min(range(len(own)), key=numbers.__getitem__)
+        _tell_once(
+            f"the labels of {where} are numbers from {min(numbers)} to {max(numbers)}, taken in their order: "
+            f"{own[first]!r} is {class_names[0]!r}"
+        )
+    return [ranks[number] for number in numbers]
+
+
+def _by_position(own: Sequence[str], class_names: Sequence[str], where: str) -> list[int]:
+    proven = [_alike(theirs, ours) for theirs, ours in zip(own, class_names, strict=True)]
+    for row, name in enumerate(own):
+        elsewhere = [number for number, ours in enumerate(class_names) if number != row and _alike(name, ours)]
+        if not proven[row] and elsewhere:
+            raise DataError(
+                f"the class names of {where} are in another order than its labels: label {row} is {name!r}, not "
+                f"{class_names[row]!r}, and {class_names[elsewhere[0]]!r} is class {elsewhere[0]}; "
+                "pass class_names={label: name}"
+            )
+    if not all(proven):
+        row = proven.index(False)
+        _tell_once(
+            f"the class names of {where} are taken by position: its label {own[row]!r} is {class_names[row]!r}; "
+            "pass class_names={label: name} to be sure"
+        )
+    return list(range(len(own)))
+
+
+def _alike(own: str, name: str) -> bool:
+    """Whether the words of one name are all in the other."""
+    left, right = set(plain(own).split()), set(plain(name).split())
+    return bool(left and right) and (left <= right or right <= left)
+
+
+def aliases(own: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
+    """The class number of each own name, if the words of the names pair them off one to one; else `None`.
+
+    A single pair that is left over belongs together.
+    """
+    if len(own) != len(class_names):
+        return None
+    ours, theirs = _comparable(class_names), _comparable(own)
+    found: dict[int, int] = {row: ours.index(name) for row, name in enumerate(theirs) if name in ours}
+    for row, name in enumerate(own):
+        free = [number for number in range(len(ours)) if number not in found.values()]
+        fitting = [number for number in free if _alike(name, class_names[number])]
+        if row not in found and len(fitting) == 1:
+            found[row] = fitting[0]
+    left = set(range(len(own))) - found.keys()
+    if len(left) == 1 and len(own) > 2:
+        found[left.pop()] = (set(range(len(ours))) - set(found.values())).pop()
+    if len(found) < len(own) or len(set(found.values())) < len(own):
+        return None
+    return [found[row] for row in range(len(own))]
+
+
+def class_numbers(
+    data: Dataset, column: str, class_names: Sequence[str], labels: Sequence[str], where: str
+) -> NDArray[np.int64]:
+    """The class number of each row, (N,): from numbers, `ClassLabel` or words.
+
+    Raises:
+        DataError: If a label is missing, of another type or none of the classes; the row is named.
+    """
+    values = data.with_format("arrow", columns=[column])[:][column]
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if values.null_count:
+        row = values.is_null().index(True).as_py()
+        raise DataError(f"{values.null_count} labels are missing in {where}, the first in row {row}")
+    if is_text(values.type):
+        return _from_words(values, class_names, labels, where)
+    if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
+        raise DataError(f"column {column!r} in {where} holds {values.type}, not class numbers or names")
+    numbers = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    feature = data.features[column]
+    if isinstance(feature, ClassLabel) and feature.names:
+        mapping = match_classes(feature.names, class_names, labels, where)
+    elif labels:
+        return _from_numbers(numbers, labels, where)
+    else:
+        mapping = list(range(len(class_names)))
+    wrong = np.flatnonzero((numbers < 0) | (numbers >= len(mapping)))
+    if wrong.size:
+        raise DataError(
+            f"row {wrong[0]} in {where} has label {numbers[wrong[0]]}, but there are {len(mapping)} class names "
+            "(numbered from 0; pass class_names={number: name} where the data count otherwise)"
+        )
+    return np.asarray(mapping, dtype=np.int64)[numbers]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type holds words."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _from_words(values: pa.Array, class_names: Sequence[str], labels: Sequence[str], where: str) -> NDArray[np.int64]:
+    encoded = values.dictionary_encode()
+    words, rows = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+    known = labels or class_names
+    numbers = numbered(words) if not labels else None
+    plain_names = {plain(name) for name in known}
+    if numbers is not None and not {plain(word) for word in words} <= plain_names:
+        order = in_order(words)
+        found = dict(zip(order, _by_value(order, sorted(numbers), class_names, where), strict=False))
+        if len(words) != len(class_names):
+            raise DataError(f"{where} has {len(words)} classes in its data, but {len(class_names)} class names")
+        mapping = [found[word] for word in words]
+    else:
+        stranger = next((word for word in words if plain(word) not in plain_names), None)
+        if stranger is not None:
+            raise DataError(
+                f"row {int(np.flatnonzero(rows == words.index(stranger))[0])} in {where} has the label {stranger!r}, "
+                f"which is none of the classes: {_listed(known)}; pass class_names={{label: name}}"
+            )
+        mapping = _by_name(words, known, where)
+    return np.asarray(mapping, dtype=np.int64)[rows]
+
+
+def _from_numbers(numbers: NDArray[np.int64], labels: Sequence[str], where: str) -> NDArray[np.int64]:
+    known, rows = np.unique(numbers, return_inverse=True)
+    classes = {label: number for number, label in enumerate(labels)}
+    for number in known:
+        if str(number) not in classes:
+            row = int(np.flatnonzero(numbers == number)[0])
+            raise DataError(f"row {row} in {where} has label {number}, which is none of {_listed(labels)}")
+    return np.asarray([classes[str(number)] for number in known], dtype=np.int64)[rows]
+
+
+@lru_cache(maxsize=1024)
+def _tell_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return listed(map(repr, names), room=150)

@@ -1,0 +1,184 @@
+"""Tables of images: parquet and Arrow files that hold them, CSV and JSON that name their files."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+from datasets import Dataset, Features, Image, Value, concatenate_datasets, load_dataset_builder
+from datasets.exceptions import DatasetsError
+from pyarrow import compute, parquet
+
+from hf_taskvec.errors import DataError
+from hf_taskvec.tasks.cache import cache_folder, safe_path
+from hf_taskvec.text import shortened
+
+TABLES = {
+    ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json",
+}  # fmt: skip
+_ENDING = r"(?i)\.(jpe?g|jpe|jfif|a?png|bmp|gif|tiff?|webp|p[bgpn]m|avif|jp2)$"
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table: its path, the dataset's folder and the path below that."""
+
+    path: Path
+    root: Path
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TableData:
+    """The rows of one split's tables.
+
+    Attributes:
+        data: The rows; a column of paths has become one of images.
+        images: The path of each row's image, empty if the tables hold the images.
+    """
+
+    data: Dataset
+    images: Sequence[str] = ()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a column holds images."""
+        return any(is_image(feature) for feature in self.data.features.values())
+
+
+def is_image(feature: Any) -> bool:
+    """Whether a column's type is that of images, or of their bytes."""
+    if isinstance(feature, Image):
+        return True
+    if isinstance(feature, Value):
+        return str(feature.dtype) in ("binary", "large_binary")
+    return isinstance(feature, dict) and "bytes" in feature and is_image(feature["bytes"])
+
+
+def read_table(files: Sequence[TableFile], places: Iterable[Path]) -> TableData:
+    """Reads the tables of one split.
+
+    Args:
+        files: The tables, of one kind.
+        places: Folders that the paths in them may start from, besides each table's own.
+
+    Raises:
+        DataError: If a table cannot be read, or if its files do not agree about their classes.
+    """
+    kind = TABLES[files[0].path.suffix.lower()]
+    if kind == "parquet":
+        check_label_orders([file.path for file in files])
+    if kind in ("parquet", "arrow"):
+        return TableData(_load(kind, [file.path for file in files]))
+    parts = [_with_images(_load(kind, [file.path]), [file.path.parent, *places]) for file in files]
+    if len(parts) == 1:
+        return parts[0]
+    with _told(files[0].path):
+        data = concatenate_datasets([part.data for part in parts])
+    return TableData(data, [path for part in parts for path in part.images])
+
+
+def check_label_orders(files: Sequence[Path]) -> None:
+    """Raises a `DataError` if parquet files number the classes of one column differently.
+
+    `datasets` takes the names of the first file for all of them.
+    """
+    first: dict[str, tuple[Path, list[str]]] = {}
+    for file in files:
+        for column, names in _class_labels(file).items():
+            other, known = first.setdefault(column, (file, names))
+            if names != known:
+                row = next((i for i, (a, b) in enumerate(zip(names, known, strict=False)) if a != b), len(known))
+                raise DataError(
+                    f"{file.name} and {other.name} number the classes of column {column!r} differently: class "
+                    f"{row} is {dict(enumerate(names)).get(row)!r} there and {dict(enumerate(known)).get(row)!r} "
+                    "here; write them with one ClassLabel (Dataset.cast_column)"
+                )
+
+
+def _class_labels(file: Path) -> dict[str, list[str]]:
+    """The class names in a parquet file's own metadata, by column."""
+    try:
+        metadata = parquet.read_schema(file).metadata or {}
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return {
+            column: list(feature["names"])
+            for column, feature in features.items()
+            if isinstance(feature, dict) and isinstance(feature.get("names"), list)
+        }  # fmt: skip
+    except (OSError, ValueError, AttributeError, pa.ArrowException):
+        return {}  # the reader says what is wrong with the file
+
+
+def _load(kind: str, files: Sequence[Path]) -> Dataset:
+    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    cache = cache_folder() / xxhash.xxh3_128_hexdigest(repr(facts).encode())
+    settings: dict[str, Any] = {"sep": "\t"} if files[0].suffix.lower() == ".tsv" else {}
+    with _told(files[0]):
+        escaped = [glob.escape(str(safe_path(file.absolute()))) for file in files]
+        builder = load_dataset_builder(kind, data_files={"train": escaped}, cache_dir=str(cache), **settings)
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")
+
+
+class _told:  # noqa: N801 - used as a context manager
+    """Turns what reading a table raises into a `DataError` with the innermost cause."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (OSError, ValueError, TypeError, LookupError, DatasetsError, pa.ArrowException)):
+            if isinstance(error, DataError):
+                return
+            raise DataError(f"{self.file} cannot be read as a table of images: {innermost(error)}") from error
+
+
+def innermost(error: BaseException) -> str:
+    """What the first of a chain of errors says."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return shortened(f"{type(error).__name__}: {error}", 250)
+
+
+def _with_images(data: Dataset, places: Sequence[Path]) -> TableData:
+    """The column that names image files, as images."""
+    for column, feature in data.features.items():
+        if not (isinstance(feature, Value) and str(feature.dtype) in ("string", "large_string")):
+            continue
+        values = data.with_format("arrow", columns=[column])[:][column]
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        matches = compute.match_substring_regex(values, _ENDING)
+        if len(values) and compute.all(matches, skip_nulls=True).as_py() and values.null_count < len(values):
+            paths = _found(values.to_pylist(), places)
+            return TableData(_replaced(data, column, paths), [path or "" for path in paths])
+    return TableData(data)
+
+
+def _found(names: Sequence[str | None], places: Sequence[Path]) -> list[str | None]:
+    """The files, below the first place in which one of the first few lies."""
+    first = [name for name in names if name][:20]
+    for place in dict.fromkeys(places):
+        if any(os.path.isfile(place / name) for name in first):
+            return [str(place / name) if name else None for name in names]
+    return [str(places[0] / name) if name else None for name in names]
+
+
+def _replaced(data: Dataset, column: str, paths: Sequence[str | None]) -> Dataset:
+    name = "image" if column == "file_name" and "image" not in data.column_names else column
+    images = Dataset.from_dict({name: list(paths)}, features=Features({name: Image()}))
+    with suppress(ValueError):
+        data = data.remove_columns(column)
+    return concatenate_datasets([images, data], axis=1) if data.column_names else images

@@ -1,0 +1,458 @@
+"""Own data in every form people keep it: classes by name, splits by folder, and what cannot be proved is told."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+from hf_taskvec.errors import DataError, UnknownNameError
+from hf_taskvec.tasks import TASKS, Task, get_task
+from hf_taskvec.tasks.subsets import subset
+from hf_taskvec.vectors.info import VectorInfo
+
+EUROSAT = [
+    "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential",
+    "River", "SeaLake",
+]  # fmt: skip
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.new("RGB", (4, 4), (value % 256, 0, 0)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def class_folders(
+    root: Path, names: list[str], *, splits: tuple[str, ...] = ("train", "test"), copies: int = 2
+) -> Path:
+    """Folders of images, each of a red of its own: 100 for its split, ten for its class, one for its copy."""
+    for part, split in enumerate(splits):
+        for number, name in enumerate(names):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for copy in range(copies):
+                (folder / f"{copy}.png").write_bytes(png(100 * part + 10 * number + copy))
+    return root
+
+
+def parquet(folder: Path, **splits: Dataset) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        with (folder / f"{name}-0.parquet").open("wb") as file:  # by its path, datasets would take it for a chain
+            split.to_parquet(file)
+    return folder
+
+
+def rows(labels: list[Any], feature: Any, *, first: int = 0, **columns: list[Any]) -> Dataset:
+    images = [{"bytes": png(first + i), "path": None} for i in range(len(labels))]
+    features = Features(
+        {"image": Image(), "label": feature} | {name: Value("string") for name in columns},
+    )
+    return Dataset.from_dict({"image": images, "label": labels, **columns}, features=features)
+
+
+def reds(data: Dataset) -> list[int]:
+    return [row["image"].getpixel((0, 0))[0] for row in data]
+
+
+def named(task: Task, split: str = "test") -> dict[int, str]:
+    """The class of each image of a split, by its colour."""
+    data = task.load(split)  # type: ignore[arg-type]
+    return {red: task.class_names[label] for red, label in zip(reds(data), data["label"], strict=True)}
+
+
+# The order of classes
+
+
+def test_numbered_folders_are_the_classes_of_their_numbers(tmp_path: Path) -> None:
+    class_folders(tmp_path / "gtsrb", [str(number) for number in range(43)], copies=1)
+    task = get_task("gtsrb", data_dir=tmp_path)
+    numbers = task.load("test")["label"][:]
+    paths = [Path(row["image"].filename).parent.name for row in task.load("test")]
+    assert [int(path) for path in paths] == numbers
+    assert (task.class_names, task.templates) == (TASKS["gtsrb"].class_names, TASKS["gtsrb"].templates)
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{:05d}", "class_{}"])
+def test_numbers_in_folder_names_count_not_their_place(tmp_path: Path, pattern: str) -> None:
+    names = [f"kind {word}" for word in "abcdefghijkl"]
+    root = class_folders(tmp_path / "own", [pattern.format(number) for number in range(12)], copies=2)
+    assert named(Task.from_dataset(root, class_names=names))[200] == "kind k"
+    moved = Task("moved", str(root), class_names=tuple(names))
+    assert named(moved)[100 + 2 * 10] == "kind c"
+
+
+def test_folders_numbered_from_one_are_taken_in_order_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folders(tmp_path / "own", [str(number) for number in range(1, 12)])
+    task = Task.from_dataset(root, class_names=[f"kind {word}" for word in "abcdefghijk"])
+    with caplog.at_level(logging.WARNING):
+        assert named(task)[100 + 10 * 1] == "kind b"
+        assert named(task)[100 + 10 * 9] == "kind j"
+    assert "numbers from 1 to 11" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names", [{0: "cat", 1: "dog"}, {"dog": 1, "cat": 0}, {"1": "dog", "0": "cat"}, iter(["cat", "dog"])]
+)
+def test_class_names_are_read_as_people_hold_them(tmp_path: Path, names: Any) -> None:
+    split = rows([0, 1, 0, 1], Value("int64"))
+    folder = parquet(tmp_path / "data", train=split, test=split)
+    assert Task.from_dataset(folder, label_column="label", class_names=names).class_names == ("cat", "dog")
+
+
+def test_id2label_may_count_from_one(tmp_path: Path) -> None:
+    split = rows([1, 2, 3, 1], Value("int64"))
+    task = Task.from_dataset(
+        parquet(tmp_path / "data", train=split, test=split), label_column="label",
+        class_names={1: "cat", 2: "dog", 3: "fish"},
+    )  # fmt: skip
+    assert task.class_names == ("cat", "dog", "fish")
+    assert task.load("test")["label"][:] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"cat", "dog"}, "set, which has no order"),
+        ("cat", "must be several"),
+        ([0, 1], "class name 0 .* must be text"),
+        ({"cat": 0, "dog": 0}, "two classes one number"),
+        ({0: "cat", "0": "dog"}, "two classes one number"),
+        (7, "must be a list of names, got int"),
+        (["cat", "\x1b[2J"], "control characters"),
+        (["cat", "dog", "fish"], "2 classes in its data, but 3"),
+        (["dog", "a cat"], "another order"),
+    ],
+)
+def test_class_names_without_an_order_are_refused(tmp_path: Path, names: Any, message: str) -> None:
+    split = rows([0, 1, 0, 1], ClassLabel(names=["cat", "dog"]))
+    with pytest.raises(DataError, match=message):
+        Task.from_dataset(parquet(tmp_path / "data", train=split, test=split), class_names=names)
+
+
+def test_class_names_in_a_list_make_a_task_that_can_be_used_as_a_key(tmp_path: Path) -> None:
+    task = Task("t", "d", class_names=["cat", "dog"], templates=["{}"])  # type: ignore[arg-type]
+    assert {task: 1}[Task("t", "d", class_names=("cat", "dog"), templates=("{}",))] == 1
+
+
+def test_own_names_become_prompts_by_name(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "own", ["n02", "n01"])
+    task = Task.from_dataset(root, class_names={"n02": "a tabby cat", "n01": "a beagle"})
+    assert named(task)[100] == "a tabby cat"
+    assert named(task)[110] == "a beagle"
+
+
+def test_names_taken_by_position_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = class_folders(tmp_path / "own", ["n01", "xyz"])
+    with caplog.at_level(logging.WARNING):
+        Task.from_dataset(root, class_names=["a beagle", "a tabby cat"])
+    assert "taken by position: its label 'n01' is 'a beagle'" in caplog.text
+
+
+def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    train, test = rows([0, 1] * 4, ClassLabel(names=["cat", "dog"])), rows([0, 1], ClassLabel(names=["dog", "cat"]))
+    folder = parquet(tmp_path / "data", train=train, test=test)
+    with pytest.raises(DataError, match="another order"):
+        Task.from_dataset(folder)
+    with pytest.raises(DataError, match="another order"):
+        Task.from_dataset(DatasetDict(train=train, test=test))
+    train.to_parquet(folder / "test-1.parquet")
+    with pytest.raises(DataError, match=r"test-1.parquet and test-0.parquet number the classes of column 'label' diff"):
+        Task.from_dataset(folder)
+
+
+def test_a_registered_task_keeps_its_names_on_the_datasets_own_folders(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class_folders(tmp_path / "eurosat", EUROSAT)
+    with caplog.at_level(logging.WARNING):
+        task = get_task("eurosat", data_dir=tmp_path)
+    assert (task.class_names, task.templates) == (TASKS["eurosat"].class_names, TASKS["eurosat"].templates)
+    assert "'HerbaceousVegetation' is taken for 'brushland or shrubland', which is left over" in caplog.text
+    assert named(task)[120] == "brushland or shrubland"
+    assert named(task)[190] == "lake or sea"
+
+
+def test_registered_names_in_another_order_go_by_name(tmp_path: Path) -> None:
+    names = list(reversed(TASKS["fashion_mnist"].class_names))
+    split = rows(list(range(10)), ClassLabel(names=[name.upper() for name in names]))
+    parquet(tmp_path / "fashion_mnist", train=split, test=split)
+    task = get_task("fashion_mnist", data_dir=tmp_path)
+    assert task.class_names == TASKS["fashion_mnist"].class_names
+    assert task.load("test")["label"][:] == list(range(10))[::-1]
+
+
+def test_a_registered_task_on_names_of_its_own_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class_folders(tmp_path / "eurosat", [f"land {word}" for word in "abcdefghij"])
+    with caplog.at_level(logging.WARNING):
+        task = get_task("eurosat", data_dir=tmp_path)
+    assert task.class_names[0] == "land a"
+    assert "do not compare with those of the registered task" in caplog.text
+
+
+# Splits
+
+
+@pytest.mark.parametrize("name", ["train", "train_railway", "test tube", "val", "eval-set"])
+def test_a_word_inside_a_path_is_no_split(tmp_path: Path, name: str) -> None:
+    root = class_folders(tmp_path / "own", ["apple", name], copies=10)
+    task = Task.from_dataset(root)
+    assert task.class_names == ("apple", name)
+    test, train, validation = (set(reds(task.load(part))) for part in ("test", "train", "validation"))
+    assert len(test) == len(train | validation) == 20
+    assert not test & (train | validation)
+
+
+@pytest.mark.parametrize("wrapper", ["data", "images", "photos of 2024", ""])
+def test_class_folders_without_splits_are_one_split(tmp_path: Path, wrapper: str) -> None:
+    class_folders(tmp_path / "own", ["cat", "train"], splits=(wrapper,), copies=10)
+    with pytest.raises(UnknownNameError, match=r"test_size=0\.2"):
+        Task.from_dataset(tmp_path / "own")
+    task = Task.from_dataset(tmp_path / "own", test_size=0.3)
+    parts = {part: task.load(part) for part in ("train", "validation", "test")}  # type: ignore[arg-type]
+    assert {part: len(data) for part, data in parts.items()} == {"train": 13, "validation": 1, "test": 6}
+    assert sorted(parts["test"]["label"][:]) == [0, 0, 0, 1, 1, 1]  # each class gives its share
+    assert len({red for data in parts.values() for red in reds(data)}) == 20
+
+
+def test_the_test_part_is_drawn_by_its_seed_alone(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "own", ["cat", "dog"], splits=("",), copies=10)
+    first, again, other = (Task.from_dataset(root, test_size=6, split_seed=seed) for seed in (1, 1, 2))
+    assert reds(first.load("test")) == reds(again.load("test"))
+    assert set(reds(first.load("test"))) != set(reds(other.load("test")))
+    assert first.data_settings() == {"test_size": 6, "split_seed": 1, "local": True}
+
+
+def test_slices_are_splits_and_may_not_overlap(tmp_path: Path) -> None:
+    split = rows([0, 1] * 10, ClassLabel(names=["cat", "dog"]))
+    folder = parquet(tmp_path / "own", train=split)
+    task = Task.from_dataset(folder, train_split="train[:80%]", test_split="train[80%:]")
+    assert reds(task.load("test")) == [16, 17, 18, 19]
+    assert len(task.load("train")) == 15
+    with pytest.raises(DataError, match="share rows: 10 of 'train' is in both"):
+        Task.from_dataset(folder, train_split="train[:80%]", test_split="train[50%:]")
+    with pytest.raises(DataError, match="share rows"):
+        Task("t", str(folder), train_split="train", test_split="train[50%:]", class_names=("cat", "dog")).load("test")
+    with pytest.raises(DataError, match="is no slice of"):
+        Task.from_dataset(folder, train_split="train[:8o%]", test_split="train[80%:]")
+
+
+def test_a_validation_split_of_its_own_is_whole(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "own", ["cat", "dog"], splits=("train", "val", "test"), copies=3)
+    task = Task.from_dataset(root, validation_split="validation")
+    assert [len(task.load(part)) for part in ("train", "validation", "test")] == [6, 6, 6]
+    assert set(reds(task.load("validation"))) == {100, 101, 102, 110, 111, 112}
+    with pytest.raises(DataError, match="share rows"):
+        Task.from_dataset(root, validation_split="test")
+
+
+def test_a_small_validation_part_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = Task.from_dataset(class_folders(tmp_path / "few", ["cat", "dog"], copies=5), name="few-cats")
+    with caplog.at_level(logging.WARNING):
+        task.load("validation")
+    assert "validation part of task 'few-cats' has 1 images" in caplog.text
+
+
+def test_classes_without_a_training_image_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split = rows([0] * 8 + [1] * 8, ClassLabel(names=["cat", "dog"]))
+    folder = parquet(tmp_path / "own", train=split)
+    task = Task.from_dataset(folder, train_split="train[:50%]", test_split="train[50%:]", name="no-dogs")
+    with caplog.at_level(logging.WARNING):
+        task.load("train")
+    assert "train part of task 'no-dogs' has no image of 'dog'" in caplog.text
+
+
+def test_splits_mixed_with_classes_are_refused(tmp_path: Path) -> None:
+    class_folders(tmp_path / "own", ["cat", "dog"])
+    (tmp_path / "own" / "fish").mkdir()
+    (tmp_path / "own" / "fish" / "1.png").write_bytes(png(1))
+    with pytest.raises(DataError, match="beside them the folder 'fish'"):
+        Task.from_dataset(tmp_path / "own")
+    shutil.move(tmp_path / "own" / "fish" / "1.png", tmp_path / "own" / "train" / "1.png")
+    with pytest.raises(DataError, match=r"'train/1.png' beside them; it belongs to no class"):
+        Task.from_dataset(tmp_path / "own")
+
+
+@pytest.mark.parametrize("name", ["[ab]", "a::b", "new\nline", "what?*", "{x}"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    task = Task.from_dataset(class_folders(tmp_path / name / "own", ["cat", "dog"]))
+    assert len(task.load("test")) == 4
+    split = rows([0, 1] * 10, ClassLabel(names=["cat", "dog"]))
+    assert len(Task.from_dataset(parquet(tmp_path / name / "rows", train=split, test=split)).load("test")) == 20
+
+
+# Other forms of data
+
+
+@pytest.mark.parametrize("pass_names", [False, True])
+def test_labels_may_be_words(tmp_path: Path, pass_names: bool) -> None:
+    train, test = rows(["dog", "cat"] * 3, Value("string")), rows(["cat", "dog"], Value("large_string"), first=50)
+    folder = parquet(tmp_path / "own", train=train, test=test)
+    names = {"label_column": "label", "class_names": ["dog", "cat"]} if pass_names else {}
+    task = Task.from_dataset(folder, **names)  # type: ignore[arg-type]
+    assert named(task) == {50: "cat", 51: "dog"}
+    assert named(task, "train").items() <= {0: "dog", 1: "cat", 2: "dog", 3: "cat", 4: "dog", 5: "cat"}.items()
+    with pytest.raises(DataError, match=r"'dog', which is none of the class names cat, bird"):
+        Task.from_dataset(folder, label_column="label", class_names=["cat", "bird"])
+
+
+def test_words_that_are_numbers_go_by_value(tmp_path: Path) -> None:
+    words = [str(number) for number in range(12)]
+    split = rows(words * 2, Value("string"))
+    folder = parquet(tmp_path / "own", train=split, test=split)
+    task = Task.from_dataset(folder, label_column="label", class_names=[f"kind {word}" for word in "abcdefghijkl"])
+    assert task.load("test")["label"][:12] == list(range(12))
+
+
+def test_images_may_be_bytes(tmp_path: Path) -> None:
+    split = Dataset.from_dict({"image": [png(i) for i in range(4)], "label": [0, 1] * 2})
+    folder = parquet(tmp_path / "own", train=split, test=split)
+    task = Task.from_dataset(folder, image_column="image", label_column="label", class_names=["cat", "dog"])
+    assert named(task) == {0: "cat", 1: "dog", 2: "cat", 3: "dog"}
+    assert Task.from_dataset(folder, label_column="label", class_names=["cat", "dog"]).image_column == "image"
+
+
+def test_names_may_stand_in_a_column(tmp_path: Path) -> None:
+    split = rows([5, 3, 5, 3], Value("int64"), kind=["a cat", "a dog"] * 2)
+    folder = parquet(tmp_path / "own", train=split, test=split)
+    task = Task.from_dataset(folder, label_column="label", names_column="kind")
+    assert named(task) == {0: "a cat", 1: "a dog", 2: "a cat", 3: "a dog"}
+    assert task.class_names == ("a dog", "a cat")
+    wrong = rows([5, 3, 5, 3], Value("int64"), kind=["a cat", "a dog", "a fish", "a dog"])
+    with pytest.raises(DataError, match=r"label 5 .* has two names in 'kind'"):
+        Task.from_dataset(DatasetDict(train=wrong, test=wrong), label_column="label", names_column="kind")
+
+
+def csv_of_paths(root: Path) -> Path:
+    (root / "images").mkdir(parents=True)
+    for split, first in (("train", 0), ("test", 100)):
+        lines = ["file,label"]
+        for number in range(6):
+            (root / "images" / f"{split}{number}.png").write_bytes(png(first + number))
+            lines.append(f"{split}{number}.png,{'cat' if number % 2 else 'dog'}")
+        (root / f"{split}.csv").write_text("\n".join(lines))
+    return root
+
+
+def test_a_csv_may_name_the_images_and_their_classes(tmp_path: Path) -> None:
+    root = csv_of_paths(tmp_path / "own")
+    task = Task.from_dataset(root)
+    assert task.class_names == ("cat", "dog")
+    assert named(task) == {100 + number: ("cat" if number % 2 else "dog") for number in range(6)}
+    alone = Task.from_dataset(root / "train.csv", test_size=2, label_column="label", class_names=["dog", "cat"])
+    assert alone.name == "train"
+    assert set(named(alone).values()) == {"cat", "dog"}
+
+
+def test_a_missing_file_of_a_csv_is_named(tmp_path: Path) -> None:
+    from hf_taskvec import load_base
+    from hf_taskvec.tasks.pixels import load_pixels
+
+    root = csv_of_paths(tmp_path / "own")
+    (root / "images" / "test3.png").unlink()
+    with pytest.raises(DataError, match=r"row 3 of test of 'own' does not decode.*No such file.*test3\.png"):
+        load_pixels(Task.from_dataset(root), "test", load_base().processor.image_processor)
+
+
+def test_metadata_may_hold_the_labels(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("test", 100)):
+        folder = tmp_path / "own" / split
+        folder.mkdir(parents=True)
+        lines = ["file_name,label"]
+        for number in range(6):
+            (folder / f"{number}.png").write_bytes(png(first + number))
+            lines.append(f"{number}.png,{'cat' if number % 2 else 'dog'}")
+        (folder / "metadata.csv").write_text("\n".join(lines))
+    assert named(Task.from_dataset(tmp_path / "own"))[101] == "cat"
+
+
+def test_metadata_beside_class_folders_leave_the_folders_the_labels(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "own", ["cat", "dog"])
+    lines = ["file_name,note", *(f"{name}/{copy}.png,x" for name in ("cat", "dog") for copy in range(2))]
+    (root / "train" / "metadata.csv").write_text("\n".join(lines))
+    task = Task.from_dataset(root)
+    assert named(task) == {100: "cat", 101: "cat", 110: "dog", 111: "dog"}
+    assert len(task.load("train")) == 3
+
+
+def test_a_dataset_in_memory_is_a_task() -> None:
+    feature = ClassLabel(names=["cat", "dog"])
+    splits = DatasetDict(train=rows([0, 1] * 10, feature), test=rows([1, 0], feature, first=50))
+    task = Task.from_dataset(splits, name="pets")
+    assert named(task) == {50: "dog", 51: "cat"}
+    assert task == Task.from_dataset(splits, name="pets")
+    assert task != Task.from_dataset(DatasetDict(train=splits["train"], test=splits["train"]), name="pets")
+    assert (task.dataset_name, task.data_settings()) == ("in memory", {"local": True})
+    single = Task.from_dataset(splits["train"], test_size=0.2)
+    assert len(single.load("test")) == 4
+    assert len(subset(single, max_test=2).load("test")) == 2
+    with pytest.raises(DataError, match="streaming"):
+        Task.from_dataset(splits["train"].to_iterable_dataset())
+
+
+def test_archives_are_named(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "own", ["cat", "dog"])
+    for split in ("train", "test"):
+        shutil.make_archive(str(tmp_path / "zipped" / split), "zip", root / split)
+    with pytest.raises(DataError, match=r"archives \(test.zip, train.zip\).*unpack"):
+        Task.from_dataset(tmp_path / "zipped")
+
+
+def test_an_unreadable_table_names_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "train-0.parquet").write_bytes(b"PAR1 no parquet")
+    with pytest.raises(DataError, match=r"train-0.parquet cannot be read.*(Parquet|Arrow|magic)"):
+        Task.from_dataset(tmp_path / "own")
+
+
+# Names, provenance
+
+
+def test_common_folder_names_take_the_name_above(tmp_path: Path) -> None:
+    first = Task.from_dataset(class_folders(tmp_path / "a" / "data", ["cat", "dog"]))
+    second = Task.from_dataset(class_folders(tmp_path / "b" / "data", ["cat", "dog"]))
+    assert (first.name, second.name) == ("a-data", "b-data")
+
+
+def test_a_path_is_a_task_and_a_wrong_one_gets_help(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pets", ["cat", "dog"])
+    assert get_task(str(root)) == Task.from_dataset(root)
+    with pytest.raises(UnknownNameError, match="from_dataset"):
+        get_task(str(tmp_path / "nothing"))
+    with pytest.raises(TypeError, match="must be text"):
+        get_task(7)  # type: ignore[arg-type]
+
+
+def test_a_vectors_provenance_makes_its_task_again(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pets", ["n01", "n02"], splits=("",), copies=10)
+    task = Task.from_dataset(
+        root, class_names={"n01": "a cat", "n02": "a dog"}, templates=["a drawing of {}."], test_size=0.5, split_seed=4
+    )
+    info = VectorInfo.from_dict(VectorInfo(**task.provenance()).to_dict())
+    assert str(tmp_path) not in str(info)
+    with pytest.raises(DataError, match="pass dataset="):
+        Task.from_info(info)
+    again = Task.from_info(info, dataset=root)
+    assert again == task
+    assert named(again) == named(task)
+    published = VectorInfo(
+        task="svhn",
+        dataset="ufldl-stanford/svhn",
+        dataset_revision="abc",
+        class_names=("one", "two"),
+        templates=("{}",),
+    )
+    assert (Task.from_info(published).dataset, Task.from_info(published).revision) == ("ufldl-stanford/svhn", "abc")
+    with pytest.raises(DataError, match="no class names"):
+        Task.from_info(VectorInfo(task="x"))
+    with pytest.raises(DataError, match="test_size='all'"):
+        Task.from_info(VectorInfo(**task.provenance() | {"data_settings": {"test_size": "all"}}))
