@@ -26,16 +26,23 @@ _PREDICTIONS = ("predictions", "preds", "pred", "y_pred")
 _REFERENCES = ("references", "labels", "targets", "y_true")
 
 
-class Accuracy(evaluate.Metric):
+class _InMemory(evaluate.Metric):
+    """A metric that keeps what it is given in memory, and so needs no folder to write to."""
+
+    def __init__(self) -> None:
+        super().__init__(keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        return str(self._data_dir_root)
+
+
+class Accuracy(_InMemory):
     """Fraction of correct predictions, its binomial standard error, and the number of images.
 
     Example:
         >>> Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])["accuracy"]
         0.75
     """
-
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -51,16 +58,13 @@ class Accuracy(evaluate.Metric):
         return {"accuracy": accuracy, "standard_error": error, "num_images": len(references)}
 
 
-class PerClassAccuracy(evaluate.Metric):
+class PerClassAccuracy(_InMemory):
     """The accuracy within each class that occurs, by class number; in a report of `evaluate` by class name.
 
     Example:
         >>> PerClassAccuracy().compute(predictions=[0, 1, 1], references=[0, 1, 0])
         {'per_class_accuracy': {0: 0.5, 1: 1.0}}
     """
-
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
