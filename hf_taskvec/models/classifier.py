@@ -5,30 +5,27 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
-from huggingface_hub.constants import HF_HOME
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_taskvec.errors import UnknownNameError
 from hf_taskvec.models.base import Base
+from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.models.pooling import pooled
 from hf_taskvec.tasks import Task
-from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
-from hf_taskvec.weights.folders import write_bytes
-from hf_taskvec.weights.names import canonical, parameters_of
+from hf_taskvec.weights.names import canonical
 
 
-def zero_shot_head(base: Base, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Class features times the logit scale, (C, F): the templates' unit text features averaged, normalised again.
+class Normalize(nn.Module):
+    """uint8 images to the floats a CLIP tower expects: rescaled and normalised as its image processor is set to do.
 
-    Cached on disk under a key of everything it depends on: text tower, tokenizer, class names and templates.
+    Args:
+        base: The model with its image processor.
     """
+<<<<<<< ours
     path = Path(HF_HOME) / "hf_taskvec" / "heads" / f"{_head_key(base, class_names, templates)}.safetensors"
     if path.is_file():
         return load_file(path)["head"].to(base.device)
@@ -53,6 +50,8 @@ def _head_key(base: Base, class_names: Sequence[str], templates: Sequence[str]) 
 
 class Normalize(nn.Module):
     """uint8 images to the zero-mean, unit-variance floats a CLIP tower expects, by its image processor's constants."""
+=======
+>>>>>>> theirs
 
     mean: Tensor
     std: Tensor
@@ -60,8 +59,11 @@ class Normalize(nn.Module):
     def __init__(self, base: Base) -> None:
         super().__init__()
         processor, weight = base.processor.image_processor, base.model.visual_projection.weight
-        for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
-            constant = torch.tensor(values, dtype=weight.dtype, device=weight.device).view(1, 3, 1, 1) * 255
+        unit = 1 / processor.rescale_factor if processor.do_rescale else 1.0  # how many grey levels are 1.0
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+        for name, values in (("mean", mean), ("std", std)):
+            channels = values if isinstance(values, (list, tuple)) else [values] * 3
+            constant = torch.tensor(channels, dtype=weight.dtype, device=weight.device).view(1, 3, 1, 1) * unit
             self.register_buffer(name, constant, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
