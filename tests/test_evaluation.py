@@ -29,7 +29,7 @@ from hf_taskvec.evaluation.plots import plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, edit, scaling_curve, touched
 from hf_taskvec.evaluation.summary import Mean, summary_table
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import zero_shot_head
+from hf_taskvec.models.heads import zero_shot_head
 from tests.bases import same_base, save_colour_dataset, save_tiny_base
 from tests.helpers import finetuned
 

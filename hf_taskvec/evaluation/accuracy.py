@@ -14,7 +14,8 @@ from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize, classify, zero_shot_head
+from hf_taskvec.models.classifier import Normalize, classify
+from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.tasks import Split, Task, as_tasks
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.vectors.vector import TaskVector

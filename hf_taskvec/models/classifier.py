@@ -25,33 +25,6 @@ class Normalize(nn.Module):
     Args:
         base: The model with its image processor.
     """
-<<<<<<< ours
-    path = Path(HF_HOME) / "hf_taskvec" / "heads" / f"{_head_key(base, class_names, templates)}.safetensors"
-    if path.is_file():
-        return load_file(path)["head"].to(base.device)
-    features = []
-    for name in class_names:
-        encoded = base.encode_text([template.format(name) for template in templates])
-        features.append(functional.normalize(encoded.mean(dim=0), dim=-1))
-    head: Tensor = torch.stack(features) * base.model.logit_scale.detach().exp()
-    write_bytes(path, save({"head": head.cpu().contiguous()}))
-    return head
-
-
-def _head_key(base: Base, class_names: Sequence[str], templates: Sequence[str]) -> str:
-    weights = parameters_of(base.model)
-    text = {name: weight for name, weight in weights.items() if name.startswith(("text_", "logit_scale"))}
-    parts = [
-        fingerprint(tensor_hashes(text)), base.processor.tokenizer.backend_tokenizer.to_str(),
-        repr(base.model.config.text_config.eos_token_id), repr(list(class_names)), repr(list(templates)),
-    ]  # fmt: skip
-    return xxhash.xxh3_128_hexdigest("\0".join(parts).encode())
-
-
-class Normalize(nn.Module):
-    """uint8 images to the zero-mean, unit-variance floats a CLIP tower expects, by its image processor's constants."""
-=======
->>>>>>> theirs
 
     mean: Tensor
     std: Tensor

@@ -61,7 +61,7 @@ def zero_shot_head(base: Base, class_names: Sequence[str], templates: Sequence[s
     for name in class_names:
         encoded = base.encode_text([template.format(name) for template in templates])
         features.append(functional.normalize(encoded.mean(dim=0), dim=-1))
-    head = torch.stack(features) * base.model.logit_scale.detach().exp()
+    head: Tensor = torch.stack(features) * base.model.logit_scale.detach().exp()
     _write(path, key, head.cpu().contiguous())
     return head
 

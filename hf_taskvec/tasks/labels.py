@@ -249,12 +249,13 @@ def class_numbers(
             f"row {wrong[0]} in {where} has label {numbers[wrong[0]]}, but there are {len(mapping)} class names "
             "(numbered from 0; pass class_names={number: name} where the data count otherwise)"
         )
-    return np.asarray(mapping, dtype=np.int64)[numbers]
+    classes: NDArray[np.int64] = np.asarray(mapping, dtype=np.int64)[numbers]
+    return classes
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether an Arrow type holds words."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _from_words(values: pa.Array, class_names: Sequence[str], labels: Sequence[str], where: str) -> NDArray[np.int64]:
@@ -277,7 +278,8 @@ def _from_words(values: pa.Array, class_names: Sequence[str], labels: Sequence[s
                 f"which is none of the classes: {_listed(known)}; pass class_names={{label: name}}"
             )
         mapping = _by_name(words, known, where)
-    return np.asarray(mapping, dtype=np.int64)[rows]
+    numbered_rows: NDArray[np.int64] = np.asarray(mapping, dtype=np.int64)[rows]
+    return numbered_rows
 
 
 def _from_numbers(numbers: NDArray[np.int64], labels: Sequence[str], where: str) -> NDArray[np.int64]:

@@ -88,7 +88,7 @@ def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
         found = [name for name in called or words if _repeats(data, name)]
         if len(found) == 1:
             logger.info("the labels of %s are the words in its column %r", dataset, found[0])
-            return found[0]
+            return str(found[0])
         found = []
     return _only(found, "ClassLabel", "label_column", features, dataset)
 
@@ -151,7 +151,7 @@ def label_names(data: Dataset, column: str) -> list[str] | None:
     """The names that a column of labels carries itself."""
     feature = data.features[column]
     if isinstance(feature, ClassLabel):
-        return feature.names
+        return list(feature.names)
     if is_text(data.data.schema.field(column).type):
         return in_order(word for word in data.unique(column) if word is not None)
     return None

@@ -77,12 +77,7 @@ def config_names(folder: Path) -> list[str]:
     if not _card_names_files(folder):
         return ["default"]
     with _clear_errors(str(folder), None):
-<<<<<<< ours
-        names: list[str] = get_dataset_config_names(str(folder))
-        return names
-=======
-        return get_dataset_config_names(str(safe_path(folder.resolve())))
->>>>>>> theirs
+        return list(get_dataset_config_names(str(safe_path(folder.resolve()))))
 
 
 def _builtin_name(dataset: str) -> str:

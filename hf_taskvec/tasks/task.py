@@ -372,73 +372,6 @@ class Task:
         return images.add_column("label", labels, feature=ClassLabel(names=list(self.class_names)))
 
 
-<<<<<<< ours
-def _split(source: DatasetDict, name: str, dataset: str) -> Dataset:
-    if name not in source:
-        raise UnknownNameError(f"split of {dataset}", name, source)
-    return source[name]
-
-
-def _only_column(features: Features, kind: type, argument: str, dataset: str) -> str:
-    found = [column for column, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        raise DataError(
-            f"{dataset} has {len(found)} columns of type {kind.__name__}; choose one with {argument}. "
-            f"Columns: {listed(features)}"
-        )
-    return str(found[0])
-
-
-def _label_names(features: Features, column: str, dataset: str) -> list[str] | None:
-    """The names that a column of labels carries itself."""
-    if column not in features:
-        raise UnknownNameError(f"column of {dataset}", column, features)
-    return features[column].names if isinstance(features[column], ClassLabel) else None
-
-
-def _check_names(class_names: Sequence[str], own_names: Sequence[str] | None, where: str) -> None:
-    """Refuses another number of classes, or the dataset's own names in another order."""
-    if own_names is None:
-        return
-    if len(own_names) != len(class_names):
-        raise DataError(f"{where} has {len(own_names)} classes in its data, but {len(class_names)} class names")
-    ours, theirs = _plain(class_names), _plain(own_names)
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        row = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        raise DataError(
-            f"the class names of {where} are in another order than its labels: "
-            f"label {row} is {own_names[row]!r}, not {class_names[row]!r}"
-        )
-
-
-def _plain(names: Iterable[str]) -> list[str]:
-    return [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names]
-
-
-def _class_numbers(data: Dataset, column: str, num_classes: int, where: str) -> np.ndarray:
-    """The labels as int64, all of them in [0, num_classes)."""
-    values = data.with_format("arrow", columns=[column])[:][column]
-    if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
-        raise DataError(f"column {column!r} in {where} holds {values.type}, not class numbers")
-    if values.null_count:
-        raise DataError(f"{values.null_count} labels are missing in {where}")
-    labels: np.ndarray = values.cast(pa.int64()).to_numpy()
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if wrong.size:
-        raise DataError(
-            f"row {wrong[0]} in {where} has label {labels[wrong[0]]}, but there are {num_classes} class names"
-        )
-    return labels
-
-
-def _hold_out(count: int, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the training and the validation part, both ascending."""
-    if count < 2:
-        raise DataError(f"task {task!r} has {count} training image, so none can be held out for validation")
-    size = min(max(int(count * VALIDATION_FRACTION), 1), VALIDATION_MAXIMUM)
-    order = RandomState(VALIDATION_SEED).permutation(count)
-    return np.sort(order[size:]), np.sort(order[:size])
-=======
 _TASK_FIELDS = frozenset(spec.name for spec in dataclasses.fields(Task))
 
 
@@ -458,4 +391,3 @@ def _read_settings(info: DataInfo) -> dict[str, Any]:
 
 def _is_path(dataset: str) -> bool:
     return dataset.startswith((MEMORY_PREFIX, "/", ".", "~")) or "\\" in dataset
->>>>>>> theirs

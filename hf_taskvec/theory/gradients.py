@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from hf_taskvec.errors import DataError, NonFiniteError, check_positive
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import ImageClassifier, zero_shot_head
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import PixelDataset, keep_batch, load_pixels
 from hf_taskvec.training.full_batch import check_deterministic, check_dtype

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from hf_taskvec.errors import DataError
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import ImageClassifier, classify, zero_shot_head
+from hf_taskvec.models.classifier import ImageClassifier, classify
+from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.pixels import IGNORED, PADDING, PixelDataset, load_pixels
 from hf_taskvec.training.config import TaskVectorConfig
