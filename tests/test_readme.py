@@ -99,8 +99,8 @@ def run_in_a_shell(lines: str, example: str, folder: Path) -> str:
 
 
 FOR_MERGING = """
-vector.save_pretrained("out/mnist/vector")
-push_to_hub(vector, "user/gtsrb-vector")
+merged.save_pretrained("out/mnist/vector")
+push_to_hub(merged, "user/gtsrb-vector")
 """
 
 
