@@ -58,6 +58,8 @@ def test_a_base_that_is_not_there_is_no_matter_of_being_offline(hosted: HubServe
         load_base("user/none", cache_dir=tmp_path)
     with pytest.raises(CheckpointError, match="no such revision") as revision:
         load_base("user/base", revision="v9", cache_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"model.pt is neither a folder nor a repository"):
+        load_base("model.pt", cache_dir=tmp_path)
     for error in (gone, revision):
         assert "offline" not in str(error.value)
 

@@ -220,9 +220,10 @@ def _check_base(info: VectorInfo, token: str | bool | None) -> None:
         except TaskVecError:
             return  # nothing is known about it, and the push is done
     if not known:
+        what = "tells no base" if info.base is None else f"tells {info.base!r} as its base, no repository you can see"
         logger.warning(
-            "The vector's base is %r, which is no repository on the Hub that you can see: nobody else can load it, and "
-            "list_vectors does not find the vector by it. Pass base_name= with the base's Hub id.", info.base,
+            "The published vector %s: others cannot load the base, and list_vectors(base_model=...) does not find the "
+            "vector. Pass base_name= with the base's Hub id.", what,
         )  # fmt: skip
 
 

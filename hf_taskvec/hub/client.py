@@ -77,7 +77,7 @@ def translated(error: Exception, where: str, doing: str) -> TaskVecError:
         return HubError(f"{doing} {where} needs a token, and none is stored: log in (hf auth login) or pass token=")
     if isinstance(error, GatedRepoError):
         return CheckpointError(f"{where} is gated: accept its terms on the Hub and log in (hf auth login)")
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, RepositoryNotFoundError) or _is_missing(error, doing):
         return CheckpointError(
             f"{where} is neither a folder nor a repository you can see; check the name, or log in (hf auth login)"
         )
@@ -94,6 +94,11 @@ def translated(error: Exception, where: str, doing: str) -> TaskVecError:
     if isinstance(error, httpx2.HTTPError):
         return HubError(f"{doing} {where} failed: the connection was lost or too slow ({error!r}); run it again")
     return HubError(f"{doing} {where} failed: {plain(error)}")
+
+
+def _is_missing(error: Exception, doing: str) -> bool:
+    """Whether the Hub says that there is nothing of a name, without saying what: a plain 404."""
+    return doing == "reading" and type(error) is HfHubHTTPError and error.response.status_code == 404
 
 
 def _out_of_reach(error: Exception, where: str, doing: str) -> TaskVecError:
