@@ -102,7 +102,7 @@ def test_offline_a_base_comes_from_the_cache_or_is_told_to_be_fetched(hosted: Hu
 @pytest.mark.parametrize("read", [load_base, TaskVector.from_pretrained, TaskVector.from_adapter])
 def test_a_path_that_is_no_folder_is_told_as_one(hub: HubServer, tmp_path: Path, read: object) -> None:
     (tmp_path / "model.pt").write_bytes(b"x")
-    for source, message in ((tmp_path / "model.pt", "is a file"), (tmp_path / "none", "neither a folder nor a Hub id")):
+    for source, message in ((tmp_path / "model.pt", "is a file"), (tmp_path / "none", "neither a folder nor a")):
         with pytest.raises(CheckpointError, match=message):
             read(source)  # type: ignore[operator]
     assert hub.log == []
