@@ -122,3 +122,9 @@ def check_positive(name: str, value: float) -> None:
     """Raises a `ValueError` unless `value` is positive and finite."""
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_finite_number(name: str, value: float) -> None:
+    """Raises a `ValueError` if `value` is NaN or infinite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")

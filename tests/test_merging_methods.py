@@ -16,6 +16,7 @@ from hf_taskvec.merging.geometry import inner_products, sign_conflicts
 from hf_taskvec.merging.modifiers import scale_layers
 from hf_taskvec.merging.radix import Histograms
 from hf_taskvec.merging.selection import _Search, magnitude_thresholds
+from hf_taskvec.merging.spectral import is_block
 from hf_taskvec.merging.stochastic import Chance, draw
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -365,9 +366,138 @@ def test_lines_evens_out_the_norm_of_the_method_it_scales() -> None:
 def test_svc_undoes_the_counting_of_what_is_shared() -> None:
     shared, own = torch.zeros(3, 3), torch.zeros(3, 3)
     shared[0, 0], own[1, 1] = 2.0, 1.0
-    merged = merged_values([matrix(shared + own), matrix(shared)], "svc")
+    pair = [matrix(shared + own), matrix(shared)]
     # first direction: s is 2 for both, so 4 / 2; second: s is 1 for one and 1/2, the floor, for the other
-    check(merged, torch.diag(torch.tensor([2.0, 2 / 1.5, 0.0])), rtol=1e-5, atol=1e-6)
+    expected = torch.diag(torch.tensor([2.0, 2 / 1.5, 0.0]))
+    check(merged_values(pair, "svc", inner_scaling=1.0), expected, rtol=1e-5, atol=1e-6)
+    # scaled by .3 before: 1.2 / .6; the second is .3 with s at .3, so the floor counts twice
+    check(merged_values(pair, "svc"), torch.diag(torch.tensor([2.0, 0.6, 0.0])), rtol=1e-5, atol=1e-6)
+
+
+def tower(count: int, *, layers: int = 2, seed: int = 0, width: int = 12) -> list[TaskVector]:
+    """Vectors with the kinds of parameters that a vision tower of Transformers has."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 4, 4),
+        "vision_model.embeddings.position_embedding.weight": (17, width),
+        "vision_model.post_layernorm.weight": (width,),
+        "visual_projection.weight": (8, width),
+    }
+    for layer in range(layers):
+        block = f"vision_model.encoder.layers.{layer}"
+        shapes |= {
+            f"{block}.self_attn.q_proj.weight": (width, width), f"{block}.self_attn.out_proj.weight": (width, width),
+            f"{block}.mlp.fc1.weight": (2 * width, width), f"{block}.mlp.fc1.bias": (2 * width,),
+        }  # fmt: skip
+    shared = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    return [
+        TaskVector({n: (x + torch.randn(x.shape, generator=generator, dtype=torch.float64)) for n, x in shared.items()})
+        for _ in range(count)
+    ]
+
+
+def slow_svc(vectors: Sequence[TaskVector], merged: TaskVector, floor: float) -> dict[str, Tensor]:
+    """The published calibration, direction by direction."""
+    result = {}
+    for name, delta in merged.deltas.items():
+        result[name] = delta.double()
+        if delta.ndim != 2 or "embedding" in name:
+            continue
+        left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
+        for index, direction in enumerate(left.T):
+            shares = []
+            for vector in vectors:
+                response = direction @ vector.deltas[name].double()
+                share = float(direction @ delta.double() @ response / (response @ response))
+                shares.append(max(share, floor))
+            values[index] *= len(vectors) / sum(shares)
+        result[name] = left * values @ right
+    return result
+
+
+@pytest.mark.parametrize(
+    ("of", "scaling", "floor"), [("task_arithmetic", 0.3, 0.25), ("tsv_m", 1.0, 1.0), ("ties", 1.0, 0.25)]
+)
+def test_svc_scales_first_and_leaves_embeddings_alone_as_published(of: str, scaling: float, floor: float) -> None:
+    vectors = tower(4)
+    expected = slow_svc(vectors, merge(vectors, of) * scaling, floor)
+    for name, delta in merge(vectors, "svc", of=of).deltas.items():
+        torch.testing.assert_close(delta.double(), expected[name], rtol=1e-6, atol=1e-8)
+    other = slow_svc(vectors, merge(vectors, of) * 0.7, 0.4)
+    for name, delta in merge(vectors, "svc", of=of, inner_scaling=0.7, floor=0.4).deltas.items():
+        torch.testing.assert_close(delta.double(), other[name], rtol=1e-6, atol=1e-8)
+
+
+def test_cart_averages_what_is_neither_attention_nor_mlp() -> None:
+    vectors = tower(4)
+    merged, mean = merge(vectors, "cart", strength=2.3), merge(vectors, "average")
+    inside = [name for name in mean if "attn" in name or "mlp" in name]
+    for name, delta in merged.deltas.items():
+        if name in inside and delta.ndim == 2:
+            assert not torch.allclose(delta, mean.deltas[name], rtol=0.1)
+        else:
+            torch.testing.assert_close(delta, mean.deltas[name])
+    odd = {"blocks.0.attn.proj.weight": True, "visual.proj": False, "head.weight": False, "w": True,
+           "encoder.layer.0.attention.attention.query.weight": True, "pos_embed": False}  # fmt: skip
+    assert {name: is_block(name) for name in odd} == odd
+
+
+def slow_fuse_chat(deltas: Tensor, density: float) -> Tensor:
+    """Select, calculate and erase as FuseChat's code does."""
+    variance = deltas.var(dim=0, correction=0).flatten()
+    count = int(density * int(variance.count_nonzero()))
+    chosen = torch.zeros_like(variance)
+    chosen[variance.topk(count).indices] = 1
+    energy = (deltas.flatten(1) * chosen).square().sum(dim=1)
+    shares = (energy / energy.sum()).view(-1, *[1] * (deltas.ndim - 1))
+    elected = torch.where(deltas.sum(dim=0) >= 0, 1.0, -1.0)
+    weights = shares * (deltas.sign() == elected)
+    total = weights.sum(dim=0)
+    return (deltas * weights).sum(dim=0) / torch.where(total == 0, 1.0, total)
+
+
+@pytest.mark.parametrize("shape", [(7,), (30, 21), (3, 90001)])
+@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+def test_sce_offers_the_rule_of_fuse_chats_code(shape: tuple[int, ...], density: float) -> None:
+    deltas = torch.randn(3, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    inputs = [matrix(row.clone()) for row in deltas]
+    merged = merged_values(inputs, "sce", density=density, rule="fusechat")
+    torch.testing.assert_close(merged, slow_fuse_chat(deltas, density))
+    assert float(merged.norm()) > float(merged_values(inputs, "sce", density=density).norm())
+    with pytest.raises(UnknownNameError, match="no rule 'mergekit'"):
+        merge(inputs, "sce", rule="mergekit")
+
+
+def test_lines_is_told_the_depth_of_the_tower_or_tells_what_it_takes_it_for(caplog: pytest.LogCaptureFixture) -> None:
+    block = "vision_model.encoder.layers"
+    part = TaskVector({f"{block}.{layer}.mlp.fc1.weight": torch.ones(2) for layer in range(6)})
+    merged = merge([part], "lines", shallow=0.1, growth=0.9, depth=12)
+    check(torch.stack(list(merged.deltas.values()))[:, 0], [0.1 + 0.9 * layer / 11 for layer in range(6)])
+    assert not caplog.text
+    merged = merge([part], "lines", shallow=0.1, growth=0.9)
+    check(torch.stack(list(merged.deltas.values()))[:, 0], [0.1 + 0.9 * layer / 5 for layer in range(6)])
+    assert caplog.text.count("taken to have 6 layers") == 1
+    caplog.clear()
+    merge(tower(2), "lines")  # what comes after the layers is covered: the last one is the tower's
+    assert not caplog.text
+    alone = TaskVector({f"{block}.3.mlp.fc1.weight": torch.ones(2)})
+    assert float(
+        next(iter(scale_layers(alone, shallow=0.1, growth=1.1, depth=12).deltas.values()))[0]
+    ) == pytest.approx(0.4)
+    for depth in (5, 0):
+        with pytest.raises(ValueError, match="depth must be at least 6"):
+            merge([part], "lines", depth=depth)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [("lines", "growth"), ("lines", "shallow"), ("cart", "strength"), ("svc", "inner_scaling"), ("della", "epsilon")],
+)
+def test_a_setting_that_is_no_number_is_refused(method: str, setting: str) -> None:
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=setting):
+            merge(tower(2), method, **{setting: value})
 
 
 # -- chunks -----------------------------------------------------------------------------------------------------------

@@ -185,9 +185,13 @@ def test_a_merge_that_cannot_succeed_leaves_no_journal(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_tells_what_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", "a" * 64) as kept:  # noqa: PT012
-        kept.keep(vectors()[0]).deltas["w0"]
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with open_journal(tmp_path / "out", "a" * 64) as kept:
+            kept.keep(vectors()[0]).deltas["w0"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert f"1 finished parameters are kept in {journal(tmp_path)}" in caplog.text
     assert len(list(journal(tmp_path).iterdir())) == 1
 

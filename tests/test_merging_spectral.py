@@ -309,6 +309,54 @@ def test_knots_in_the_factor_core_is_knots_on_the_full_matrices(density: float) 
     check(inside, outside, tolerance=1e-4)
 
 
+def slow_knots(deltas: Sequence[dict[str, Tensor]], density: float) -> dict[str, Tensor]:
+    """The authors' rule: one threshold per vector over S V_i of all matrices, then TIES, then U."""
+    bases, aligned = {}, []
+    for name in deltas[0]:
+        side = torch.cat([each[name].double() for each in deltas], dim=1)
+        u, s, v = torch.linalg.svd(side, full_matrices=False)
+        alive = s > 1e-6 * s[0]
+        bases[name] = u[:, alive]
+        aligned.append((name, (s[alive].unsqueeze(1) * v[alive]).chunk(len(deltas), dim=1)))
+    trimmed: dict[str, list[Tensor]] = {name: [] for name in bases}
+    for index in range(len(deltas)):
+        flat = torch.cat([parts[index].flatten() for _, parts in aligned]).abs()
+        bound = flat.sort(descending=True).values[max(1, round(density * len(flat))) - 1]
+        for name, parts in aligned:
+            trimmed[name].append(parts[index] * (parts[index].abs() >= bound * (1 - 1e-6)))
+    result = {}
+    for name, parts in trimmed.items():
+        stack = torch.stack(parts)
+        agrees = (stack.sign() == stack.sum(0).sign()) & (stack != 0)
+        result[name] = bases[name] @ ((stack * agrees).sum(0) / agrees.sum(0).clamp(min=1))
+    return result
+
+
+@pytest.mark.parametrize("density", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_knots_trims_by_one_threshold_over_all_matrices(density: float, low_rank: bool) -> None:
+    shapes = {"big.weight": (30, 22), "small.weight": (12, 40)}  # of another size and scale: thresholds would differ
+    if low_rank:
+        lazy = [
+            LoraAdapter(
+                {
+                    **adapter(2, seed=seed, shape=shapes["big.weight"], name="big.weight").factors,
+                    **adapter(3, seed=seed + 9, shape=shapes["small.weight"], name="small.weight").factors,
+                },
+                VectorInfo(kind="lora"),
+            ).to_vector()
+            for seed in range(3)
+        ]
+    else:
+        generator = torch.Generator().manual_seed(0)
+        lazy = [
+            TaskVector({n: torch.randn(s, generator=generator) * len(n) for n, s in shapes.items()}) for _ in range(3)
+        ]
+    expected = slow_knots([dict(vector.deltas) for vector in lazy], density)
+    for name, delta in merge(lazy, "knots", density=density).deltas.items():
+        check(delta, expected[name], tolerance=1e-4)
+
+
 def test_knots_on_a_given_device_stays_in_the_factor_core() -> None:
     inputs = [adapter(rank, seed=rank).to_vector() for rank in (2, 3)]
     moved, expected = merge(inputs, "knots", device="cpu"), merge(inputs, "knots")

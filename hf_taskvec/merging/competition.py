@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import check_fraction
+from hf_taskvec.errors import UnknownNameError, check_fraction
 from hf_taskvec.merging.engine import Scope, chunks, map_chunks, map_parameters, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept, thresholds
@@ -57,32 +58,55 @@ def pcb(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = "
     def merge_chunk(deltas: Tensor, name: str) -> Tensor:
         best, dropped = limits[name]
         clipped = deltas.abs().clamp_(*magnitudes[name].flip(0)).copysign_(deltas).masked_fill_(deltas == 0, 0)
-        found = scores(deltas, name)
-        weights = (found - dropped).clamp_(min=0).div_((best - dropped).clamp(min=1e-38))
-        weights = torch.where((best == dropped) & (found >= best) & (found > 0), 1.0, weights)  # nothing is dropped
+        each = scores(deltas, name)
+        weights = (each - dropped).clamp_(min=0).div_((best - dropped).clamp(min=1e-38))
+        weights = torch.where((best == dropped) & (each >= best) & (each > 0), 1.0, weights)  # nothing is dropped
         return (clipped * weights).sum(dim=0) / weights.sum(dim=0).clamp_(min=1e-12)
 
     return map_chunks(merge_chunk, vectors)
 
 
+SceRule = Literal["paper", "fusechat"]
+
+
 @merge_method("sce", paper="2408.07990")
-def sce(vectors: Sequence[TaskVector], *, density: float = 0.1, scope: Scope = "parameter") -> TaskVector:
+def sce(
+    vectors: Sequence[TaskVector],
+    *,
+    density: float = 0.1,
+    scope: Scope = "parameter",
+    rule: SceRule = "paper",
+) -> TaskVector:
     """Keeps the entries that differ most, weights each vector by its energy there and erases minority signs.
 
-    The energy is that of each parameter's kept entries, as in the paper, in either scope. Where all vectors are equal
-    all entries tie and are kept.
+    The energy is that of each parameter's kept entries in either scope. Where all vectors are equal all entries tie and
+    are kept.
+
+    The paper and the code behind its numbers (`SCETask` of FuseChat) differ. By the paper's formula, the default, what
+    is not selected is dropped, and what is left is summed with the vectors' weights. That code selects for the weights
+    only, merges all entries and divides each by the weights of the vectors left there: its result is some three times
+    longer. mergekit drops as the paper and divides as the code. Neither is reached from the other by a scaling.
 
     Args:
         vectors: Vectors of one base.
-        density: Fraction of entries kept, those of the largest variance over the vectors, in (0, 1].
+        density: Fraction of entries selected, those of the largest variance over the vectors, in (0, 1].
         scope: Whether the fraction counts over the whole vector or over each parameter, as in the paper.
+        rule: "paper", or "fusechat" for what FuseChat's code does. That code rounds the number of selected entries
+            down and counts none whose variance is 0; it takes an entry whose deltas sum to 0 as positive.
 
     Raises:
+        UnknownNameError: If `rule` is unknown.
         ValueError: If `density` is outside (0, 1].
     """
     check_fraction("density", density)
+    if rule not in ("paper", "fusechat"):
+        raise UnknownNameError("rule", rule, ("paper", "fusechat"))
     wide, shapes = wide_dtype(vectors), vectors[0].deltas.shapes
-    bounds = thresholds(_variance, vectors, lambda size: [kept(density, size)], scope)
+
+    def selected_count(size: int) -> list[int]:
+        return [kept(density, size) if rule == "paper" else max(1, int(density * size))]
+
+    bounds = thresholds(_variance, vectors, selected_count, scope)
 
     def compute(name: str) -> Tensor:
         smallest = bounds[name][0].squeeze()
@@ -96,14 +120,31 @@ def sce(vectors: Sequence[TaskVector], *, density: float = 0.1, scope: Scope = "
         shares = (energy / energy.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(smallest)
         merged = torch.zeros(shapes[name].numel(), dtype=wide, device=smallest.device)
         for (start, deltas), chosen in zip(chunks(vectors, name, wide), selected, strict=True):
-            part = merged[start : start + deltas.shape[1]]
-            elected = deltas.sum(dim=0).sign_()
-            for row, share in zip(deltas, shares.tolist(), strict=True):
-                part.add_(row.mul_(elected).clamp_(min=0), alpha=share)
-            part.mul_(elected).mul_(chosen)
+            target = merged[start : start + deltas.shape[1]]
+            if rule == "paper":
+                _weighted_sum_(target, deltas, shares).mul_(chosen)
+            else:
+                target.copy_(_weighted_mean(deltas, shares))
         return merged.view(shapes[name])
 
     return map_parameters(compute, vectors)
+
+
+def _weighted_sum_(target: Tensor, deltas: Tensor, shares: Tensor) -> Tensor:
+    """Adds to `target` the deltas (T, n) of the elected sign times their shares (T,); `deltas` is overwritten."""
+    elected = deltas.sum(dim=0).sign_()
+    for row, share in zip(deltas, shares.tolist(), strict=True):
+        target.add_(row.mul_(elected).clamp_(min=0), alpha=share)
+    return target.mul_(elected)
+
+
+def _weighted_mean(deltas: Tensor, shares: Tensor) -> Tensor:
+    """The mean of the deltas (T, n) of the elected sign weighted by shares (T,), alike if all shares are 0."""
+    elected = torch.where(deltas.sum(dim=0) >= 0, 1.0, -1.0)
+    shares = shares if bool(shares.any()) else torch.full_like(shares, 1 / len(shares))
+    weights = shares.unsqueeze(1) * (deltas.sign() == elected)
+    total = weights.sum(dim=0)
+    return (deltas * weights).sum(dim=0) / torch.where(total == 0, 1.0, total)
 
 
 def _variance(deltas: Tensor, name: str) -> Tensor:

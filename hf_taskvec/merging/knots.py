@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from hf_taskvec.errors import IncompatibleVectorsError, check_fraction
 from hf_taskvec.merging.arithmetic import check_weights
-from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, parallel, stacked, wide_dtype
+from hf_taskvec.merging.engine import (
+    CHUNK,
+    check_finite_deltas,
+    map_parameters,
+    parallel,
+    rounding_of,
+    stacked,
+    wide_dtype,
+)
+from hf_taskvec.merging.linalg import noise
+from hf_taskvec.merging.radix import Histograms
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept
-from hf_taskvec.merging.sparse import agreeing_mean, trim_
+from hf_taskvec.merging.sparse import agreeing_mean
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.vectors.vector import TaskVector
@@ -23,37 +34,86 @@ from hf_taskvec.weights.lowrank import Factors, LowRankDeltas
 def knots(vectors: Sequence[TaskVector], *, density: float = 1.0) -> TaskVector:
     """Brings the matrices of all vectors onto one set of output directions and merges there by TIES.
 
-    The matrices side by side are decomposed as U S [V_1 … V_T]; the V_i are trimmed, signed and averaged as in TIES,
-    each matrix by itself, and multiplied by U S again. Vectors from LoRA adapters stay factors, which is exact and far
-    cheaper. Parameters that are no matrices get the same TIES directly.
+    The matrices side by side are decomposed as U [S V_1 … S V_T]; the S V_i are trimmed, signed and averaged as in
+    TIES, with one threshold per vector over all its parameters, and multiplied by U again. Vectors from LoRA adapters
+    stay factors, which is exact and far cheaper. Parameters that are no matrices get the same TIES directly.
+
+    An entry whose kept parts sum to exactly 0 stays 0, where the authors' code takes the sign that most entries have;
+    it keeps `int(density * n) + 1` of n entries, this `round(density * n)`. Its models stack queries, keys and values
+    into one matrix; here, as in Transformers, they are three.
 
     Args:
         vectors: Vectors of one base, meant for those of LoRA adapters.
-        density: Fraction of each V_i's entries kept, in (0, 1]; the paper tunes it.
+        density: Fraction of each vector's aligned entries kept, in (0, 1]; the paper tunes it (.2 for ViT-B/32). Below
+            1 every matrix is decomposed three times, twice of them to find the thresholds.
 
     Raises:
         ValueError: If `density` is outside (0, 1].
     """
     check_fraction("density", density)
     wide, shapes = wide_dtype(vectors), vectors[0].deltas.shapes
+    aligned = Aligned(vectors)
+    smallest = aligned.thresholds(density) if density < 1 else None
 
     def compute(name: str) -> Tensor:
-        found = [v.deltas.factors.get(name) if isinstance(v.deltas, LowRankDeltas) else None for v in vectors]
-        factors = [item for item in found if item is not None]
-        if len(factors) == len(vectors) and len(shapes[name]) == 2:
-            for index, item in enumerate(factors):
-                for side in (item.left, item.right):
-                    check_finite_deltas(side.unsqueeze(0), name, vectors, [index])
-            left, right = _aligned_factors(factors)
+        basis, values, right = aligned.parts(name)
+        if smallest is not None:
+            scaled = aligned.scaled(values, right)
+            scaled.mul_(scaled.abs().to(smallest.dtype) >= smallest)  # in the dtype in which they were ranked
+            merged = agreeing_mean(scaled).view(right.shape[1:])
         else:
-            deltas = stacked(vectors, name, wide)
-            if deltas.ndim != 3 or 0 in deltas.shape:
-                return _ties(deltas.reshape(len(vectors), -1), density).view(shapes[name])
-            left, right = _aligned(deltas.double())
-        check_finite_deltas(right, name, vectors, range(len(vectors)))
-        return (left @ _ties(right.reshape(len(vectors), -1), density).view(right.shape[1:])).to(wide)
+            merged = agreeing_mean(right.reshape(len(vectors), -1).clone()).view(right.shape[1:])
+            basis = basis if values is None or basis is None else basis * values
+        return (merged if basis is None else basis @ merged).to(wide).reshape(shapes[name])
 
     return map_parameters(compute, vectors)
+
+
+class Aligned:
+    """The parameters of T vectors on common output directions, decomposed anew each time they are asked for."""
+
+    def __init__(self, vectors: Sequence[TaskVector]) -> None:
+        self.vectors, self.shapes = vectors, vectors[0].deltas.shapes
+        self.wide, self.rounding = wide_dtype(vectors), rounding_of(vectors)
+
+    def parts(self, name: str) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """U (m, r), S (r,) and V_iᵀ (T, r, n) of a parameter; without U and S, the deltas (T, ...) if no matrices."""
+        factors = [item for item in map(self._factors, self.vectors, [name] * len(self.vectors)) if item is not None]
+        if len(factors) == len(self.vectors) and len(self.shapes[name]) == 2:
+            for index, item in enumerate(factors):
+                for side in (item.left, item.right):
+                    check_finite_deltas(side.unsqueeze(0), name, self.vectors, [index])
+            basis, values, right = _aligned_factors(factors, self.rounding)
+        else:
+            deltas = stacked(self.vectors, name, self.wide)
+            if deltas.ndim != 3 or 0 in deltas.shape:
+                return None, None, deltas
+            basis, values, right = _aligned(deltas.double(), self.rounding)
+        check_finite_deltas(right, name, self.vectors, range(len(self.vectors)))
+        return basis, values, right
+
+    @staticmethod
+    def scaled(values: Tensor | None, right: Tensor) -> Tensor:
+        """Each vector's S V_i (T, r * n) as a new tensor."""
+        scaled = right.clone() if values is None else right * values.unsqueeze(1)
+        return scaled.reshape(len(right), -1)
+
+    def thresholds(self, density: float) -> Tensor:
+        """For each vector the smallest magnitude that it keeps, over all its parameters together, (T, 1)."""
+
+        def magnitudes(name: str) -> Iterator[Tensor]:
+            _, values, right = self.parts(name)
+            scaled = self.scaled(values, right).to(self.wide).abs_()
+            yield from (chunk.cpu() for chunk in scaled.split(CHUNK, dim=1))
+
+        names, device = [name for name, shape in self.shapes.items() if shape.numel()], self.vectors[0].device
+        if not names:
+            return torch.zeros(len(self.vectors), 1, dtype=self.wide, device=device)
+        run = functools.partial(parallel, description="thresholds", device=device)
+        return Histograms(self.wide, magnitudes).descend(names, lambda size: [kept(density, size)], run).to(device)
+
+    def _factors(self, vector: TaskVector, name: str) -> Factors | None:
+        return vector.deltas.factors.get(name) if isinstance(vector.deltas, LowRankDeltas) else None
 
 
 def merge_adapters(
@@ -102,29 +162,20 @@ def _truncated(parts: Sequence[tuple[Factors, float]], rank: int) -> Factors:
     return Factors(*narrow, 1.0, parts[0][0].shape)
 
 
-def _aligned(deltas: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrices (T, m, n) as a common left factor U S (m, r) and right factors V_iᵀ (T, r, n)."""
+def _aligned(deltas: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices (T, m, n) in float64 as a common left factor U (m, r), S (r,) and right factors V_iᵀ (T, r, n)."""
     count, rows, columns = deltas.shape
     side = deltas.permute(1, 0, 2).reshape(rows, count * columns)
     u, s, v = torch.linalg.svd(side, full_matrices=False)
-    alive = s > torch.finfo(torch.float32).eps * max(side.shape) * s[0]
+    alive = s > noise(side, float(s[0]), rounding)
     u, s, v = u[:, alive], s[alive], v[alive]
-    return u * s, v.view(-1, count, columns).permute(1, 0, 2).contiguous()
+    return u, s, v.view(-1, count, columns).permute(1, 0, 2).contiguous()
 
 
-def _aligned_factors(parts: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+def _aligned_factors(parts: Sequence[Factors], rounding: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `_aligned`, from factors: no matrix is larger than the sum of the ranks on one side."""
     basis, core = torch.linalg.qr(torch.cat([part.left.double() * part.scaling for part in parts], dim=1))
     cores = core.split([part.left.shape[1] for part in parts], dim=1)
     small = torch.stack([own @ part.right.double() for own, part in zip(cores, parts, strict=True)])
-    left, right = _aligned(small)
-    return basis @ left, right
-
-
-def _ties(rows: Tensor, density: float) -> Tensor:
-    """TIES of rows (T, n) by themselves."""
-    rank = kept(density, rows.shape[1]) if rows.shape[1] else 0
-    if rank == 0:
-        return rows[0].clone()
-    smallest = rows.abs().kthvalue(rows.shape[1] - rank + 1, dim=1, keepdim=True).values
-    return agreeing_mean(trim_(rows, smallest))
+    left, values, right = _aligned(small, rounding)
+    return basis @ left, values, right

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import check_positive
-from hf_taskvec.merging.engine import map_parameters, parallel, stacked, wide_dtype
+from hf_taskvec.errors import check_finite_number, check_positive
+from hf_taskvec.merging.engine import map_parameters, parallel, rounding_of, stacked, wide_dtype
 from hf_taskvec.merging.linalg import leading
 from hf_taskvec.merging.registry import get_method, merge_method
 from hf_taskvec.vectors.vector import TaskVector
 
+logger = logging.getLogger(__name__)
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+_AFTER_LAYERS = re.compile(r"post_layernorm|visual_projection|\.ln_post\.")
+PUBLISHED_SCALINGS = {"task_arithmetic": 0.3}  # of what svc calibrates; 1 for all other methods
+PUBLISHED_FLOORS = {"tsv_m": 1.0}  # 1/T for all other methods
 
 
 @merge_method("lines", paper="2410.17146")
@@ -26,6 +31,7 @@ def lines(
     of_settings: Mapping[str, Any] | None = None,
     shallow: float | None = None,
     growth: float = 0.5,
+    depth: int | None = None,
 ) -> TaskVector:
     """Scales another method's result layer by layer, linearly from the first to the last: deep layers keep more.
 
@@ -37,25 +43,74 @@ def lines(
             norm of the vectors' sum over that of the result, divided by T, as in the authors' code.
         growth: What the last layer's factor is more, the paper's beta, which replaces the scaling: the authors choose
             it on validation data from .1 to 1 (1.5 with TIES) and have no default; .5 is the middle.
+        depth: Number of layers of the tower; the authors' code has 12. By default the last layer that the vectors
+            cover counts as the tower's last, which is told in a warning unless they cover what comes after it.
+
+    Raises:
+        ValueError: If a number is not finite, or a vector covers a layer beyond `depth`.
     """
+    check_finite_number("growth", growth)
+    if shallow is not None:
+        check_finite_number("shallow", shallow)
+    depth = tower_depth(vectors[0].deltas.shapes, depth)  # refuses before any work
     merged = _inner(of, of_settings, vectors)
     if shallow is None:
         total = get_method("task_arithmetic").merge(vectors)
         norm = _l1(merged)
         shallow = (1.0 if of == "task_arithmetic" else _l1(total) / norm if norm > 0 else 1.0) / len(vectors)
-    return scale_layers(merged, shallow=shallow, growth=growth)
+    return scale_layers(merged, shallow=shallow, growth=growth, depth=depth)
 
 
-def scale_layers(vector: TaskVector, *, shallow: float, growth: float) -> TaskVector:
+def scale_layers(vector: TaskVector, *, shallow: float, growth: float, depth: int | None = None) -> TaskVector:
     """Any vector with the delta of layer l of L scaled by `shallow + growth * l / (L - 1)`; see `lines`.
 
     What belongs to no layer is scaled by `shallow`.
+
+    Args:
+        vector: The vector.
+        shallow: Factor of the first layer.
+        growth: What the last layer's factor is more.
+        depth: The number of layers L; one more than the last that the vector covers if left out.
+
+    Returns:
+        The scaled vector, computed when it is used.
+
+    Example:
+        >>> ones = TaskVector({f"m.layers.{layer}.w": torch.ones(1) for layer in range(2)})
+        >>> [float(delta) for delta in scale_layers(ones, shallow=0.5, growth=0.5, depth=3).deltas.values()]
+        [0.5, 0.75]
     """
-    layers = {name: int(match[1]) for name in vector.deltas if (match := _LAYER.search(name))}
-    last = max(layers.values(), default=0)
-    factors = {name: shallow + growth * (layer / last if last else 1.0) for name, layer in layers.items()}
-    scaled = map_parameters(lambda name: vector.deltas[name] * factors.get(name, shallow), [vector])
+    depth = tower_depth(vector.deltas.shapes, depth)
+
+    def factor(name: str) -> float:
+        if (layer := _layer(name)) is None:
+            return shallow
+        return shallow + growth * (layer / (depth - 1) if depth > 1 else 1.0)
+
+    scaled = map_parameters(lambda name: vector.deltas[name] * factor(name), [vector])
     return TaskVector(scaled.deltas, vector.info)
+
+
+def tower_depth(names: Iterable[str], depth: int | None = None) -> int:
+    """The number of layers of the tower whose parameters these are; a warning tells it if nothing proves it.
+
+    Raises:
+        ValueError: If `depth` is given and a later layer is covered.
+    """
+    names = list(names)
+    covered = max((layer for name in names if (layer := _layer(name)) is not None), default=-1) + 1
+    if depth is None:
+        if covered and not any(_AFTER_LAYERS.search(name) for name in names):
+            logger.warning("The tower is taken to have %d layers, as no later one is covered; pass depth=", covered)
+        return max(covered, 1)
+    if depth < max(covered, 1):
+        raise ValueError(f"depth must be at least {max(covered, 1)}, as layer {covered - 1} is covered, got {depth}")
+    return depth
+
+
+def _layer(name: str) -> int | None:
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
 
 
 @merge_method("svc", paper="2602.05536", resumable=True)
@@ -64,37 +119,49 @@ def svc(
     *,
     of: str = "task_arithmetic",
     of_settings: Mapping[str, Any] | None = None,
+    inner_scaling: float | None = None,
     floor: float | None = None,
 ) -> TaskVector:
     """Shrinks, in each matrix of another method's result, the singular directions that several vectors add up.
 
     Direction r is scaled by T over the sum of max(floor, s), where s is the result's response in that output direction
-    projected on a vector's. A vector without response there counts as `floor`. Parameters that are no matrices stay.
+    projected on a vector's. A vector without response there counts as `floor`. Parameters that are no matrices, and
+    embeddings, stay as the other method left them.
+
+    The order is that of the authors' code: the other method's result is scaled first and calibrated then, which is not
+    the same as scaling afterwards, and the scaling of what this returns is 1. That code takes squared responses below
+    1e-12 as 1e-12, this one as they are. It sees the stacked queries, keys and values as one matrix; here they are
+    three.
 
     Args:
         vectors: Vectors of one base.
         of: The method whose result is calibrated.
         of_settings: Its settings.
-        floor: The paper's alpha, positive; 1/T if left out, as in the paper. At 1 directions only shrink.
+        inner_scaling: Factor of that result before it is calibrated. By default the authors': .3 for
+            `task_arithmetic`, 1 for the others.
+        floor: The paper's alpha, positive. By default the authors': 1 for `tsv_m`, 1/T for the others. At 1 directions
+            only shrink.
 
     Raises:
-        ValueError: If `floor` is not positive.
+        ValueError: If `floor` is not positive, or `inner_scaling` not finite.
     """
-    floor = 1 / len(vectors) if floor is None else floor
+    floor = PUBLISHED_FLOORS.get(of, 1 / len(vectors)) if floor is None else floor
+    factor = PUBLISHED_SCALINGS.get(of, 1.0) if inner_scaling is None else inner_scaling
     check_positive("floor", floor)
-    merged, wide = _inner(of, of_settings, vectors), wide_dtype(vectors)
+    check_finite_number("inner_scaling", factor)
+    merged, wide, rounding = _inner(of, of_settings, vectors), wide_dtype(vectors), rounding_of(vectors)
 
     def compute(name: str) -> Tensor:
-        delta = merged.deltas[name]
-        if delta.ndim != 2 or 0 in delta.shape:
+        delta = merged.deltas[name] * factor
+        if delta.ndim != 2 or 0 in delta.shape or "embedding" in name:
             return delta
-        basis = leading(delta).left  # (m, r)
+        basis = leading(delta, rounding=rounding).left  # (m, r)
         response = basis.T @ delta.double()
         weight = torch.zeros_like(response[:, 0])
         for own in stacked(vectors, name, wide):
-            part = basis.T @ own.double()
-            squares = part.square().sum(dim=1)
-            share = (response * part).sum(dim=1) / squares.clamp(min=torch.finfo(squares.dtype).tiny)
+            projected = basis.T @ own.double()
+            squares = projected.square().sum(dim=1)
+            share = (response * projected).sum(dim=1) / squares.clamp(min=torch.finfo(squares.dtype).tiny)
             weight += torch.where(squares > 0, share, 0.0).clamp(min=floor)
         return (basis @ (response * (len(vectors) / weight).unsqueeze(1))).to(wide)
 

@@ -29,21 +29,26 @@ class Histograms:
         self.integer = torch.int32 if dtype == torch.float32 else torch.int64
         self.bits = torch.iinfo(self.integer).bits
 
-    def descend(self, names: Sequence[str], ranks: Sequence[int], run: Callable[..., Any]) -> Tensor:
+    def descend(
+        self, names: Sequence[str], ranks: Sequence[int] | Callable[[int], Sequence[int]], run: Callable[..., Any]
+    ) -> Tensor:
         """The numbers (S, R) at the given ranks from the top, over the streams of all names together.
 
         Args:
             names: The streams.
-            ranks: From 1 to the number of entries.
+            ranks: From 1 to the number of entries, or what they are of that number, for a stream of unknown length.
             run: Maps a function over the names.
         """
         prefixes: Tensor | None = None
-        inside = torch.tensor(ranks)  # ranks among the entries that share the leading bits fixed so far, `prefixes`
+        inside = torch.empty(0)  # ranks among the entries that share the leading bits fixed so far, `prefixes`
         for shift in range(self.bits - _DIGIT, -1, -_DIGIT):
             counts = functools.reduce(
                 torch.add, run(functools.partial(self._count, prefixes=prefixes, shift=shift), names)
             )
-            above = counts.flip(-1).cumsum(-1).expand(-1, len(ranks), -1).contiguous()  # (S, R, bins)
+            if prefixes is None:
+                ranks = ranks(int(counts[0].sum())) if callable(ranks) else ranks
+                inside = torch.tensor(ranks)
+            above = counts.flip(-1).cumsum(-1).expand(-1, inside.shape[-1], -1).contiguous()  # (S, R, bins)
             inside = inside.expand(above.shape[:2]).contiguous()
             index = torch.searchsorted(above, inside.unsqueeze(-1)).squeeze(-1)
             before = above.gather(-1, (index - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)

@@ -19,6 +19,9 @@ from hf_taskvec.vectors.vector import TaskVector
 def ties(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = "vector") -> TaskVector:
     """Trims each vector, elects a sign per entry and averages the deltas that agree with it.
 
+    An entry whose kept deltas sum to exactly 0 stays 0, as in the paper; the authors' code takes the sign that most
+    entries of the vector have. It keeps `int(density * n) + 1` of n entries, this `round(density * n)`.
+
     Args:
         vectors: Vectors of one base.
         density: Fraction of entries kept, in (0, 1]; entries tied with the smallest kept one are kept too.
@@ -46,6 +49,9 @@ def breadcrumbs(
     scope: Scope = "parameter",
 ) -> TaskVector:
     """Drops the largest and the many small entries of each vector and sums the rest.
+
+    Fractions count over each parameter, as in the paper. The authors' code counts along the last dimension, so over
+    each row of a matrix; a convolution's kernel is so narrow there that it drops it altogether.
 
     Args:
         vectors: Vectors of one base.
@@ -134,6 +140,8 @@ def consensus_ties(
     strength: float = 0.4,
 ) -> TaskVector:
     """As `consensus_ta`, with TIES in place of the sum; its agreeing deltas are summed, as in the paper.
+
+    Counts and signs are those of `ties`, which tells how they differ from the authors' code.
 
     Args:
         vectors: Vectors of one base.

@@ -1,29 +1,39 @@
 """Merge methods on the singular vectors of each matrix; other parameters are averaged, as the papers do.
 
-Matrices are decomposed in float64. Directions below the rounding of the input carry nothing and are left out, where a
-decomposition would fill them arbitrarily.
+Matrices are decomposed in float64. Directions within what the rounding of the stored deltas can add carry nothing and
+are left out, where a decomposition would fill them arbitrarily (`linalg.noise`): in float32 those below some 1e-7 of
+the largest singular value, in bfloat16 those below some 1e-2. Convert vectors first to keep them all.
+
+The authors' models are open_clip's, where queries, keys and values are one matrix of three times the rows; here, as in
+Transformers, they are three matrices. Each is right as such, but results differ: published numbers are of the other.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import check_fraction
+from hf_taskvec.errors import check_finite_number, check_fraction
 from hf_taskvec.merging import lapack
 from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, rounding_of, stacked, wide_dtype
 from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, noise, polar, spectral_norm
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
 
+_BLOCK = re.compile(r"attn|attention|mlp")
+_OUTSIDE = re.compile(r"embed|projection|classifier|(^|\.)(head|proj)(\.|$)")
+
 
 @merge_method("tsv_m", paper="2412.00081", resumable=True)
 def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
     """Keeps the leading 1/T of each matrix's singular vectors and whitens those of all vectors against each other.
 
-    The paper's scaling is 1.
+    The paper's scaling is 1. Of more vectors than a matrix has rows or columns each keeps one direction, where the
+    authors' code keeps none and returns 0. That code decomposes the stacked queries, keys and values as one matrix;
+    here, as in Transformers, they are three. It works in float32, this in float64.
     """
 
     rounding = rounding_of(vectors)
@@ -40,7 +50,13 @@ def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
 
 @merge_method("iso_c", paper="2502.04959", resumable=True)
 def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
-    """Sums the vectors and gives each matrix a flat spectrum: all singular values become their mean."""
+    """Sums the vectors and gives each matrix a flat spectrum: all singular values become their mean.
+
+    The mean is over min(m, n) values. Of a sum of low rank r, as of LoRA vectors, r directions get it and the others
+    stay empty, where the authors' code fills them arbitrarily: r / min(m, n) of the sum of singular values is left, a
+    factor that the scaling has to make good. That code flattens the stacked queries, keys and values as one matrix;
+    here, as in Transformers, they are three.
+    """
 
     rounding, wide, shapes = rounding_of(vectors), wide_dtype(vectors), vectors[0].deltas.shapes
 
@@ -57,6 +73,8 @@ def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
 @merge_method("iso_cts", paper="2502.04959", resumable=True)
 def iso_cts(vectors: Sequence[TaskVector], *, common: float = 0.8) -> TaskVector:
     """As `iso_c`, with the weakest directions of the sum replaced by directions of the single vectors outside it.
+
+    What `iso_c` tells of low ranks and of queries, keys and values holds here too.
 
     Args:
         vectors: Vectors of one base.
@@ -105,15 +123,19 @@ def _shared_and_own(
 def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float = 1.0) -> TaskVector:
     """Adds to the mean of the vectors what is left of each around it, cut to its leading singular vectors.
 
+    Embeddings, projections and classifiers are averaged: of matrices, the authors' code cuts those of attention and
+    MLP only. It cuts the stacked queries, keys and values as one matrix; here, as in Transformers, they are three.
+
     Args:
         vectors: Vectors of one base.
         rank: Fraction of the rank kept, in (0, 1].
         strength: Factor of the centred parts, the paper's lambda, which it tunes; the mean is not scaled by it.
 
     Raises:
-        ValueError: If `rank` is outside (0, 1].
+        ValueError: If `rank` is outside (0, 1], or `strength` is not finite.
     """
     check_fraction("rank", rank)
+    check_finite_number("strength", strength)
     rounding = rounding_of(vectors)
 
     def merge_matrices(deltas: Tensor) -> Tensor:
@@ -124,7 +146,12 @@ def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float =
             result += strength * (centred.left * centred.values @ centred.right.T)
         return result
 
-    return map_matrices(merge_matrices, vectors)
+    return map_matrices(merge_matrices, vectors, where=is_block)
+
+
+def is_block(name: str) -> bool:
+    """Whether a matrix belongs to attention or MLP, as all do whose name says nothing else."""
+    return bool(_BLOCK.search(name) or not _OUTSIDE.search(name))
 
 
 def _sum(vectors: Sequence[TaskVector], name: str) -> Tensor:
@@ -138,17 +165,27 @@ def _sum(vectors: Sequence[TaskVector], name: str) -> Tensor:
     return total
 
 
-def map_matrices(merge_matrices: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector]) -> TaskVector:
+def map_matrices(
+    merge_matrices: Callable[[Tensor], Tensor],
+    vectors: Sequence[TaskVector],
+    *,
+    where: Callable[[str], bool] = lambda name: True,
+) -> TaskVector:
     """A vector whose matrices are `merge_matrices` of the T deltas (T, m, n); other parameters are averaged.
 
     A convolution's kernel counts as a parameter of another dimension, as in the methods' papers.
+
+    Args:
+        merge_matrices: Maps T deltas to one.
+        vectors: The vectors.
+        where: Which matrices, by name; the others are averaged too.
     """
     lapack.load()  # before a pool limits the threads of what is loaded
     wide = wide_dtype(vectors)
 
     def compute(name: str) -> Tensor:
         deltas = stacked(vectors, name, wide)
-        if deltas.ndim != 3 or 0 in deltas.shape:
+        if deltas.ndim != 3 or 0 in deltas.shape or not where(name):
             return deltas.mean(dim=0)
         return merge_matrices(deltas).to(wide)
 

@@ -73,7 +73,7 @@ def della(vectors: Sequence[TaskVector], *, density: float = 0.7, epsilon: float
         ValueError: If a chance would leave (0, 1].
     """
     check_fraction("density", density)
-    if epsilon < 0 or density - epsilon / 2 <= 0 or density + epsilon / 2 > 1:
+    if not (epsilon >= 0 and density - epsilon / 2 > 0 and density + epsilon / 2 <= 1):
         raise ValueError(f"density ± epsilon / 2 must be in (0, 1], got density {density} and epsilon {epsilon}")
     chance = Chance(vectors, seed)
     wide = wide_dtype(vectors)
