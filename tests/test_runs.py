@@ -17,6 +17,8 @@ from hf_taskvec import Base, TaskVector, TaskVectorConfig, TaskVectorTrainer
 from hf_taskvec.errors import CheckpointError, OutputExistsError, SettingsDifferError
 from hf_taskvec.tasks import Task
 from hf_taskvec.training.output import last_checkpoint
+from hf_taskvec.training.recording import Recorder
+from hf_taskvec.training.run import train_vector
 from recipes import finetune
 from tests.bases import save_colour_dataset, save_tiny_base
 from tests.helpers import equal_vectors
@@ -316,6 +318,26 @@ def test_the_last_checkpoint_is_that_of_the_last_run(tmp_path: Path) -> None:
         run(tmp_path, callbacks=[At(5, die)], **settings).train()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     run(tmp_path, **settings).train(resume_from_checkpoint=True)
+
+
+def test_train_vector_goes_on_with_the_run_that_was_stopped(
+    whole: TaskVectorTrainer, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    folder = Path(shutil.copytree(killed, tmp_path / "out" / "run"))
+    steps: list[int] = []
+    monkeypatch.setattr(
+        Recorder, "on_step_end", lambda self, args, state, control, **_: steps.append(state.global_step)
+    )
+    args = run(folder, track_gradients=True, **LONG).args
+    vector = train_vector(toy_base(), toy_task(), args, output_dir=tmp_path / "out")
+    assert steps == list(range(9, 16))
+    assert equal_vectors(vector, whole.task_vector())
+    train_vector(toy_base(), toy_task(), args, output_dir=tmp_path / "out")  # a finished run begins anew
+    assert steps[7:] == list(range(1, 16))
+    other = dataclasses.replace(args, seed=7)
+    train_vector(toy_base(), toy_task(), other, output_dir=tmp_path / "out")  # as one with other settings does
+    assert steps[22:] == list(range(1, 16))
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------

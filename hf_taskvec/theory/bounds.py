@@ -63,7 +63,12 @@ class FeedForwardBounds:
 
 
 def drift_bound(zeta: float, beta: float, *, learning_rate: float, epochs: int) -> float:
-    """ζ [((1 + ηβ)^k − 1)/β − kη]: no derivative beyond the second and no small η is needed. α is 1/T."""
+    """ζ [((1 + ηβ)^k − 1)/β − kη]: no derivative beyond the second and no small η is needed. α is 1/T.
+
+    Example:
+        >>> drift_bound(2.0, 1.0, learning_rate=0.5, epochs=2)  # 2 (1.5² − 1 − 1)
+        0.5
+    """
     check_rate(learning_rate, epochs)
     if learning_rate * beta * epochs < 1e-6:  # the difference of nearly equal numbers; the next term is far below
         return zeta * learning_rate**2 * beta * epochs * (epochs - 1) / 2

@@ -188,6 +188,11 @@ def task_geometry(vectors: Mapping[str, TaskVector], *, rank: int = 8) -> Geomet
 
     Raises:
         DataError: If there are fewer than two vectors.
+
+    Example:
+        >>> a, b = (TaskVector({"w": torch.tensor(values)}) for values in ([1.0, 0.0], [1.0, 1.0]))
+        >>> round(task_geometry({"a": a, "b": b}).mean("cosines"), 3)
+        0.707
     """
     if len(vectors) < 2:
         raise DataError(f"a geometry needs two or more vectors, got {len(vectors)}")
@@ -224,6 +229,12 @@ def project_trajectories(trajectories: Mapping[str, Sequence[TaskVector]], *, co
     Args:
         trajectories: The vectors of each run, in order.
         components: How many components.
+
+    Example:
+        >>> steps = [TaskVector({"w": torch.tensor([1.0, 0.0])}), TaskVector({"w": torch.tensor([2.0, 0.0])})]
+        >>> projection = project_trajectories({"run": steps}, components=1)
+        >>> projection.points["run"].abs().round(decimals=3).flatten().tolist()
+        [0.0, 1.0, 2.0]
     """
     vectors = _strip([vector for run in trajectories.values() for vector in run])
     products = torch.zeros(len(vectors) + 1, len(vectors) + 1, dtype=torch.float64)  # row 0 is the base, a zero vector

@@ -16,6 +16,7 @@ import torch
 from hf_taskvec.errors import DataError
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
+from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.text import table
 from hf_taskvec.theory.gradients import gradient_vector
 from hf_taskvec.training.config import TaskVectorConfig
@@ -130,7 +131,11 @@ class Equivalence:
 
 
 def verify_equivalence(
-    base: Base, task: Task | Sequence[Task], *, args: TaskVectorConfig | None = None, learning_rate: float = 0.1
+    base: Base,
+    task: Task | str | Sequence[Task | str],
+    *,
+    args: TaskVectorConfig | None = None,
+    learning_rate: float = 0.1,
 ) -> Equivalence:
     """Trains one epoch and compares the task vector with the full-batch gradient times −η.
 
@@ -139,7 +144,7 @@ def verify_equivalence(
 
     Args:
         base: The model.
-        task: A task, or several: then also the mean of their vectors is compared with joint training.
+        task: A task or a registered task's name, or several: then also the mean of their vectors is compared with joint training.
         args: Settings of the run to check, its learning rate included; full-batch gradient descent if left out.
         learning_rate: The learning rate if `args` is left out. The smaller it is, the more of the step is lost in the
             rounding of the weights, of which the trained vector is a difference.
@@ -147,8 +152,14 @@ def verify_equivalence(
     Raises:
         ValueError: If the loss is no deterministic function of the weights.
         DataError: If there is no task.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> from hf_taskvec.tasks.subsets import subset
+        >>> verify_equivalence(load_base(), subset(get_task("digits"), max_train=8)).verdict
+        'One epoch is one gradient step: the task vector is −η∇L.'
     """
-    tasks = [task] if isinstance(task, Task) else list(task)
+    tasks = as_tasks(task)
     if not tasks:
         raise DataError("verify_equivalence needs at least one task, got none")
     check_deterministic(base.model.vision_model)
@@ -168,13 +179,24 @@ def verify_equivalence(
 
 
 def relative_error(vector: TaskVector, reference: TaskVector) -> float:
-    """The norm of the difference divided by the reference's norm, in float64."""
+    """The norm of the difference divided by the reference's norm, in float64.
+
+    Example:
+        >>> relative_error(TaskVector({"w": torch.tensor([3.0])}), TaskVector({"w": torch.tensor([2.0])}))
+        0.5
+    """
     squares = [_square_difference(vector, reference, name) for name in reference.deltas]
     return math.sqrt(math.fsum(squares)) / norm if (norm := reference.norm()) > 0 else math.inf
 
 
 def in_dtype(base: Base, dtype: torch.dtype) -> Base:
-    """The base with its weights in another dtype, a copy."""
+    """The base with its weights in another dtype, a copy.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> in_dtype(load_base(), torch.float64).model.dtype
+        torch.float64
+    """
     return dataclasses.replace(base, model=copy.deepcopy(base.model).to(dtype))
 
 

@@ -19,7 +19,14 @@ from hf_taskvec.theory.losses import MeanLoss
 def joint_path(
     losses: Sequence[MeanLoss], start: Tensor, *, learning_rate: float, epochs: int, alpha: float | None = None
 ) -> list[Tensor]:
-    """θ_MT after 0 … k epochs of gradient descent on all tasks at once."""
+    """θ_MT after 0 … k epochs of gradient descent on all tasks at once.
+
+    Example:
+        >>> loss = MeanLoss([lambda w: (w**2).sum() / 2])
+        >>> start = torch.ones(1, dtype=torch.float64)
+        >>> [float(point) for point in joint_path([loss], start, learning_rate=0.5, epochs=2)]
+        [1.0, 0.5, 0.25]
+    """
     check_rate(learning_rate, epochs)
     alpha = _alpha(alpha, losses)
     path = [start]
@@ -30,14 +37,21 @@ def joint_path(
 
 
 def task_path(loss: MeanLoss, start: Tensor, *, learning_rate: float, epochs: int) -> list[Tensor]:
-    """θ_t after 0 … k epochs of gradient descent on one task."""
+    """θ_t after 0 … k epochs of gradient descent on one task; see `joint_path`."""
     return joint_path([loss], start, learning_rate=learning_rate, epochs=epochs, alpha=1.0)
 
 
 def merged_weights(
     losses: Sequence[MeanLoss], start: Tensor, *, learning_rate: float, epochs: int, alpha: float | None = None
 ) -> Tensor:
-    """θ_TA: the start plus α times the sum of the tasks' vectors after k epochs."""
+    """θ_TA: the start plus α times the sum of the tasks' vectors after k epochs.
+
+    Example:
+        >>> loss = MeanLoss([lambda w: (w**2).sum() / 2])
+        >>> start = torch.ones(1, dtype=torch.float64)
+        >>> float(merged_weights([loss, loss], start, learning_rate=0.5, epochs=1))
+        0.5
+    """
     total = torch.zeros_like(start)
     for loss in losses:
         total += task_path(loss, start, learning_rate=learning_rate, epochs=epochs)[-1] - start

@@ -23,6 +23,7 @@ from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import PixelDataset, keep_batch, load_pixels
+from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.training.full_batch import check_deterministic, check_dtype
 from hf_taskvec.training.plan import base_plan, task_plan
 from hf_taskvec.vectors.info import VectorInfo, library_versions
@@ -35,7 +36,7 @@ from hf_taskvec.weights.resume import compute_or_read
 
 def gradient_vector(
     base: Base,
-    task: Task | Sequence[Task],
+    task: Task | str | Sequence[Task | str],
     *,
     learning_rate: float,
     epochs: int = 1,
@@ -53,7 +54,7 @@ def gradient_vector(
 
     Args:
         base: The model, in float32 or float64.
-        task: A task, or several: then the loss is the sum of theirs, each times its weight.
+        task: A task or a registered task's name, or several: then the loss is the sum of theirs, each times its weight.
         learning_rate: The step size η.
         epochs: Full-batch steps k: the result is −η times the sum of the gradients along the way. For several tasks
             with weights 1/T these are k epochs of joint training on the mean loss.
@@ -67,8 +68,15 @@ def gradient_vector(
         ValueError: If a setting is out of range, or the loss is no deterministic function of the weights.
         DataError: If there is no task.
         NonFiniteError: If a loss or gradient is NaN or Inf; the batch is named.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> from hf_taskvec.tasks.subsets import subset
+        >>> vector = gradient_vector(load_base(), subset(get_task("digits"), max_train=8), learning_rate=0.1)
+        >>> vector.info.kind, vector.info.num_images
+        ('gradient', 8)
     """
-    tasks = [task] if isinstance(task, Task) else list(task)
+    tasks = as_tasks(task)
     factors = [1.0] * len(tasks) if weights is None else [float(weight) for weight in weights]
     _check_settings(tasks, factors, learning_rate, epochs, batch_size)
     check_deterministic(base.model.vision_model)
@@ -101,7 +109,7 @@ def gradient_vector(
 
 def gradient_stack(
     base: Base,
-    tasks: Iterable[Task],
+    tasks: Task | str | Iterable[Task | str],
     *,
     learning_rate: float = 1.0,
     output_dir: str | os.PathLike[str],
@@ -117,13 +125,21 @@ def gradient_stack(
 
     Raises:
         SettingsDifferError: If a vector there was made with other settings, or from another base or other data.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_taskvec import get_task, load_base
+        >>> from hf_taskvec.tasks.subsets import subset
+        >>> tasks = [subset(get_task(name), max_train=8) for name in ("digits", "shapes")]
+        >>> sorted(gradient_stack(load_base(), tasks, output_dir=tempfile.mkdtemp()))
+        ['digits', 'shapes']
     """
     settings: dict[str, Any] = {
         "learning_rate": learning_rate, "include_projection": include_projection,
         "trainable_parameters": list(trainable_parameters),
     }  # fmt: skip
     origin, stack = base_plan(base), {}
-    for task in tasks:
+    for task in as_tasks(tasks):
 
         def compute(target: Path, task: Task = task) -> None:
             vector = gradient_vector(base, task, **settings, batch_size=batch_size, progress=progress)

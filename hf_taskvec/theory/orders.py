@@ -44,6 +44,10 @@ def order_of_convergence(learning_rates: Sequence[float], errors: Sequence[float
 
     Raises:
         ValueError: If there are fewer than two pairs, or a value has no logarithm.
+
+    Example:
+        >>> round(order_of_convergence([0.1, 0.01], [1e-2, 1e-4]), 6)
+        2.0
     """
     if len(learning_rates) != len(errors) or len(errors) < 2:
         raise ValueError(f"a slope needs two or more pairs, got {len(learning_rates)} rates and {len(errors)} errors")

@@ -17,6 +17,7 @@ from hf_taskvec.errors import DataError, check_positive
 from hf_taskvec.merging import get_method, merge
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
+from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.tasks.subsets import SubsetTask, subset
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.plan import base_plan, run_plan, task_plan
@@ -50,7 +51,7 @@ class AlternatingRun:
 
 def alternating_tuning_and_merging(
     base: Base,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task | str],
     *,
     args: TaskVectorConfig,
     rounds: int,
@@ -88,7 +89,18 @@ def alternating_tuning_and_merging(
         SettingsDifferError: If `output_dir` holds a run with other settings.
         OutputExistsError: If it holds something else.
         UnknownNameError: If there is no such merge method.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_taskvec import get_task, load_base
+        >>> tasks = [subset(get_task(name), max_train=8) for name in ("digits", "shapes")]
+        >>> folder = Path(tempfile.mkdtemp()) / "atm"
+        >>> args = TaskVectorConfig(disable_tqdm=True)
+        >>> run = alternating_tuning_and_merging(load_base(), tasks, args=args, rounds=2, output_dir=folder)
+        >>> len(run.rounds), run.vector.info.method
+        (2, 'alternating_tuning_and_merging')
     """
+    tasks = as_tasks(tasks)
     if not tasks:
         raise DataError("alternating tuning and merging needs at least one task, got none")
     if rounds < 1:

@@ -26,8 +26,8 @@ class TaskVectorConfig(TrainingArguments):
 
     Example:
         >>> config = TaskVectorConfig(num_train_epochs=3, full_batch=True)
-        >>> config.lr_scheduler_type, config.weight_decay
-        ('constant', 0.0)
+        >>> config.optim.value, config.weight_decay
+        ('sgd', 0.0)
     """
 
     output_dir: str | None = field(

@@ -18,6 +18,7 @@ from hf_taskvec.models.classifier import ImageClassifier, classify
 from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.pixels import IGNORED, PADDING, PixelDataset, load_pixels
+from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.objective import Loss, summed_cross_entropy
 from hf_taskvec.training.plan import task_plan
@@ -143,10 +144,19 @@ class JointTrainer(TaskVectorTrainer):
 
     Raises:
         DataError: If there is no task.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_taskvec import get_task, load_base
+        >>> from hf_taskvec.tasks.subsets import subset
+        >>> tasks = [subset(get_task(name), max_train=8) for name in ("digits", "shapes")]
+        >>> trainer = JointTrainer(load_base(), TaskVectorConfig(output_dir=tempfile.mkdtemp()), tasks=tasks)
+        >>> len(trainer.train_dataset)
+        16
     """
 
     def __init__(
-        self, base: Base, args: TaskVectorConfig | None = None, *, tasks: Sequence[Task],
+        self, base: Base, args: TaskVectorConfig | None = None, *, tasks: Sequence[Task | str],
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(base, args, task=JointTasks(tuple(tasks)), callbacks=callbacks)
+        super().__init__(base, args, task=JointTasks(tuple(as_tasks(tasks))), callbacks=callbacks)

@@ -32,19 +32,31 @@ def quiet(trainer: Trainer) -> None:
 
 
 def train_vector(
-    base: Base, task: Task, config: TaskVectorConfig, *, output_dir: str | Path, seed: int | None = None
+    base: Base, task: Task | str, config: TaskVectorConfig, *, output_dir: str | Path, seed: int | None = None
 ) -> TaskVector:
-    """Fine-tunes the base on a task and saves the vector.
+    """Fine-tunes the base on a task and saves the vector; goes on with the same run if that was stopped.
 
     Args:
         base: The model to start from.
-        task: The task.
+        task: The task, or a registered task's name.
         config: The settings; its `output_dir` is not used.
         output_dir: Where the vector goes; checkpoints and the vectors of epochs go to `<output_dir>/run`.
         seed: Seed of the shuffling, instead of the config's.
 
     Returns:
         The vector, opened from `<output_dir>/vector`; every process of a run gets it.
+
+    Raises:
+        OutputExistsError: If `<output_dir>/vector` holds something else, or another run is at work there.
+        SettingsDifferError: If `<output_dir>/run` belongs to another task or base.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_taskvec import get_task, load_base
+        >>> from hf_taskvec.tasks.subsets import subset
+        >>> task, config = subset(get_task("digits"), max_train=8), TaskVectorConfig(disable_tqdm=True)
+        >>> train_vector(load_base(), task, config, output_dir=tempfile.mkdtemp()).info.task
+        'digits'
     """
     output_dir = Path(output_dir)
     check_output_folder(output_dir / "vector", marker=CONFIG_NAME)
@@ -55,7 +67,7 @@ def train_vector(
     quiet(trainer)
     if not args.disable_tqdm:
         trainer.add_callback(ProgressBar)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=trainer.unfinished())
     if args.should_save:
         trainer.task_vector().save_pretrained(output_dir / "vector")
     trainer.accelerator.wait_for_everyone()

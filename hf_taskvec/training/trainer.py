@@ -13,12 +13,12 @@ from typing import Any, get_args
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalPrediction
 
 from hf_taskvec.cards.publish import push_series_to_hub, push_to_hub
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import CheckpointError, UnknownNameError
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Split, Task
@@ -29,6 +29,7 @@ from hf_taskvec.training.given import checked_args, objective_of, refuse
 from hf_taskvec.training.objective import Objective, accuracy_of
 from hf_taskvec.training.output import (
     RUN_FILE,
+    STATE,
     VECTORS,
     RunFolder,
     check_checkpoint,
@@ -42,8 +43,9 @@ from hf_taskvec.training.recording import Recorder
 from hf_taskvec.training.sampler import ShuffledSampler
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.folders import write_json
+from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.names import parameters_of
+from hf_taskvec.weights.resume import plan_differences
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +79,13 @@ class TaskVectorTrainer(Trainer):
         >>> import tempfile
         >>> from hf_taskvec import get_task, load_base
         >>> from hf_taskvec.tasks.subsets import subset
-        >>> config = TaskVectorConfig(output_dir=tempfile.mkdtemp(), max_steps=1, warmup_steps=0, disable_tqdm=True)
+        >>> from hf_taskvec.training.run import quiet
+        >>> config = TaskVectorConfig(output_dir=tempfile.mkdtemp(), learning_rate=3e-4, warmup_steps=0)
         >>> trainer = TaskVectorTrainer(load_base(), config, task=subset(get_task("digits"), max_train=8))
-        >>> _ = trainer.remove_callback(PrinterCallback)  # doctest: +SKIP
-        >>> trainer.task_vector().norm()
-        0.0
+        >>> quiet(trainer)
+        >>> result = trainer.train()
+        >>> trainer.task_vector().norm() > 0
+        True
     """
 
     args: TaskVectorConfig
@@ -239,7 +243,7 @@ class TaskVectorTrainer(Trainer):
         checkpoint = self._checkpoint(resume_from_checkpoint)
         writes = self.args.should_save and self._keeps_something()
         if writes or checkpoint:
-            self.plan = self.objective.plan() | base_plan(self.base) | self._settings()
+            self.plan = self._whole_plan()
         if checkpoint:
             check_checkpoint(checkpoint, self.plan)
         with self.folder.locked() if writes else nullcontext():
@@ -267,6 +271,21 @@ class TaskVectorTrainer(Trainer):
             )
         return checkpoint
 
+    def unfinished(self) -> Path | None:
+        """The last whole checkpoint in `output_dir` if it is one of this very run and the run was stopped after it."""
+        try:
+            checkpoint = last_checkpoint(self.folder.path)
+            there = read_json(checkpoint / RUN_FILE).get("plan") if checkpoint else None
+        except (OSError, CheckpointError):
+            return None
+        if checkpoint is None or not isinstance(there, dict) or plan_differences(there, self._whole_plan()):
+            return None
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        return checkpoint if state.global_step < state.max_steps else None
+
+    def _whole_plan(self) -> dict[str, Any]:
+        return self.objective.plan() | base_plan(self.base) | self._settings()
+
     def _settings(self) -> dict[str, Any]:
         settings = run_plan(self.args)
         if self._own_optimizer is not None:
@@ -286,7 +305,7 @@ class TaskVectorTrainer(Trainer):
         where = f"interrupted at step {self.state.global_step} of {self.state.max_steps}"
         if checkpoint is None:
             return f"{where}, before the first checkpoint: start it again"
-        return f"{where}; {checkpoint} is left: train(resume_from_checkpoint=True) goes on there"
+        return f"{where}; {checkpoint} is left: train(resume_from_checkpoint=True) goes on there, as train_vector does"
 
     def _tell(self, writes: bool) -> None:
         """Says where the vectors are and what else the run left, and warns of a vector of zeros."""

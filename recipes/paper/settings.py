@@ -114,6 +114,8 @@ class Reproduction:
             raise ValueError(f"budgets must hold 1, the epoch that is compared; got {self.budgets}")
         for value in [*self.learning_rates, *self.budgets, self.batch_size, self.patience]:
             check_positive("every rate, budget, batch size and patience", value)
+        if self.dynamics_epochs < 2:
+            raise ValueError(f"dynamics_epochs must be at least 2 to show a course, got {self.dynamics_epochs}")
         if min(self.max_epochs, default=0) < 0:
             raise ValueError(f"max_epochs must not be negative, got {self.max_epochs}")
         self.parsed_merges()
