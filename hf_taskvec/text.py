@@ -12,10 +12,10 @@ _BARE_PIPE = re.compile(r"(?<!\\)\|")
 
 
 def printable(text: str) -> str:
-    """The text without control characters and invisible direction marks; every odd space is a plain one.
+    r"""The text without control characters and invisible direction marks; every odd space is a plain one.
 
     Example:
-        >>> printable("red\\x1b[2J\\tgreen")
+        >>> printable("red\x1b[2J\tgreen")
         'red[2J green'
     """
     return "".join(char if char.isprintable() else " " if char.isspace() else "" for char in text)
@@ -77,11 +77,11 @@ def table(headers: Sequence[object], rows: Iterable[Sequence[object]], *, align:
 
 
 def table_row(cells: Sequence[object]) -> str:
-    """One row of a Markdown table, for one that is printed row by row.
+    r"""One row of a Markdown table, for one that is printed row by row.
 
     Example:
         >>> table_row(["a|b", 1])
-        '| a\\\\|b | 1 |'
+        '| a\\|b | 1 |'
     """
     words = [_BARE_PIPE.sub(r"\|", printable(str(cell))) for cell in cells]
     return f"| {' | '.join(words)} |"

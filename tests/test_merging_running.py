@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -310,7 +311,7 @@ def test_the_cost_of_a_parameter_does_not_grow_with_their_number() -> None:
     class Names(list):  # type: ignore[type-arg]
         reads = 0
 
-        def __getitem__(self, place):  # type: ignore[no-untyped-def]
+        def __getitem__(self, place: Any) -> Any:
             Names.reads += len(range(*place.indices(len(self)))) if isinstance(place, slice) else 1
             return super().__getitem__(place)
 

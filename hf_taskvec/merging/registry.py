@@ -85,7 +85,10 @@ def merge_method(
     Args:
         name: A name that no method has. To try a changed function in a notebook, `del METHODS[name]` first.
         paper: arXiv id or other reference.
-        order_independent, min_vectors, max_vectors, resumable: As in `MergeMethod`.
+        order_independent: Whether the order of the vectors makes no difference.
+        min_vectors: The fewest vectors it merges.
+        max_vectors: The most, if there is a limit.
+        resumable: Whether a merge into a folder that was stopped goes on where it stopped: for slow methods.
 
     Raises:
         ValueError: If the name is taken or no name, or if the function is no merge method: its first argument is the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +169,7 @@ class _Search:
         rows = [vector.deltas[name].reshape(-1)[index.to(self.device)].to(self.dtype) for vector in self.vectors]
         return self.score(torch.stack(rows), name)
 
-    def _chunks(self, name: str):  # type: ignore[no-untyped-def]
+    def _chunks(self, name: str) -> Iterator[tuple[int, Tensor]]:
         return chunks(self.vectors, name, self.dtype)
 
 

@@ -88,7 +88,6 @@ def magmax(vectors: Sequence[TaskVector]) -> TaskVector:
 
     The paper applies a scaling of 0.5.
     """
-
     wide = wide_dtype(vectors)
 
     def merge_rows(rows: Sequence[Tensor], name: str) -> Tensor:
@@ -145,8 +144,10 @@ def consensus_ties(
 
     Args:
         vectors: Vectors of one base.
-        density, scope: As in `ties`. The masks compare with the untrimmed vectors.
-        agreement, strength: As in `consensus_ta`.
+        density: As in `ties`. The masks compare with the untrimmed vectors.
+        scope: As in `ties`.
+        agreement: As in `consensus_ta`.
+        strength: As in `consensus_ta`.
 
     Raises:
         ValueError: If `density` is outside (0, 1], or `agreement` or `strength` is not positive.

@@ -44,7 +44,8 @@ def dare_ties(vectors: Sequence[TaskVector], *, density: float = 0.1, seed: int 
 
     Args:
         vectors: Vectors of one base.
-        density, seed: As in `dare`.
+        density: As in `dare`.
+        seed: As in `dare`.
 
     Raises:
         ValueError: If `density` is outside (0, 1].

@@ -39,9 +39,7 @@ def plain(value: Any, where: str, *, depth: int = 0) -> Any:
         raise ValueError(f"{where} is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, Enum):
         value = value.value
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().tolist()
-    if isinstance(value, (np.generic, np.ndarray)):
+    if isinstance(value, (torch.Tensor, np.generic, np.ndarray)):
         value = value.tolist()
     if value is None or isinstance(value, bool):
         return value

@@ -120,7 +120,9 @@ class TaskVector(Algebra, Publishable):
             finetuned: The checkpoint after it, in any layout of a CLIP vision tower.
             base_revision: Branch, tag or commit of `base`.
             revision: Branch, tag or commit of `finetuned`.
-            include_projection, vision_only, allow_rounding: As in `from_models`.
+            include_projection: As in `from_models`.
+            vision_only: As in `from_models`.
+            allow_rounding: As in `from_models`.
             task: Name of the task, for the provenance.
             **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
 

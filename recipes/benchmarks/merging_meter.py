@@ -1,6 +1,4 @@
-"""Seconds, processor time and memory of the parts of a merge; standard library only, so that it runs beside any
-package.
-"""
+"""Seconds, processor time and memory of the parts of a merge; standard library only: it runs beside any package."""
 
 from __future__ import annotations
 

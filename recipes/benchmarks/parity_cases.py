@@ -67,7 +67,7 @@ def _is_linear(name: str, deltas: Tensor) -> bool:
 
 
 def mergekit_sce(deltas: Tensor) -> Tensor:
-    """mergekit divides by the weights left at each entry; under a mean square of 1e-6 it weights all vectors alike."""
+    """As mergekit: divides by the weights left at each entry; under a mean square of 1e-6 all vectors weigh alike."""
     variance = deltas.var(dim=0, correction=0)
     count = int(0.1 * int(variance.count_nonzero()))
     mask = torch.zeros_like(variance)

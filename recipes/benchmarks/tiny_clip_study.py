@@ -1,8 +1,8 @@
-"""Judges pretrained CLIP variants, and ways to fine-tune them, as bases for task arithmetic: on validation parts only.
+r"""Judges pretrained CLIP variants, and ways to fine-tune them, as bases for task arithmetic: on validation parts only.
 
 Each variant's figures are kept in a file of their own, so that calls with other settings add rows to one table:
 
-python recipes/benchmarks/tiny_clip_study.py --config recipes/configs/quickstart.yaml --data_dir <folder> \\
+python recipes/benchmarks/tiny_clip_study.py --config recipes/configs/quickstart.yaml --data_dir <folder> \
     --variants out/a out/b --settings "MLP weights, 3e-4, 2 epochs" --num_train_epochs 2 --output_dir out/study
 """
 
