@@ -16,6 +16,7 @@ from hf_taskvec.errors import (
     UnknownNameError,
 )
 from hf_taskvec.text import listed, printable, table, table_row
+from hf_taskvec.vectors.application import check_fits
 from hf_taskvec.vectors.compatibility import check_compatible
 
 
@@ -53,7 +54,7 @@ def test_differences_of_two_hundred_names_fit_a_message_and_are_all_in_the_error
     assert len(str(info.value)) <= 600
     assert len(info.value.details) == 400
     with pytest.raises(IncompatibleVectorsError, match="more") as info:
-        many("a").check_fits(many("b").deltas)
+        check_fits(many("a"), many("b").deltas, allow_other_base=False, where="this model")
     assert len(info.value.details) == 200
 
 
