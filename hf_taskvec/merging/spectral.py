@@ -35,7 +35,6 @@ def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
     authors' code keeps none and returns 0. That code decomposes the stacked queries, keys and values as one matrix;
     here, as in Transformers, they are three. It works in float32, this in float64.
     """
-
     rounding = rounding_of(vectors)
 
     def merge_matrices(deltas: Tensor) -> Tensor:
@@ -57,7 +56,6 @@ def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
     factor that the scaling has to make good. That code flattens the stacked queries, keys and values as one matrix;
     here, as in Transformers, they are three.
     """
-
     rounding, wide, shapes = rounding_of(vectors), wide_dtype(vectors), vectors[0].deltas.shapes
 
     def compute(name: str) -> Tensor:
