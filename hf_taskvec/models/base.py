@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -12,13 +13,18 @@ from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import HubAccess, HubKeywords, is_repo_id
-from hf_taskvec.hub.fetch import CHECKPOINT, fetch_folder
+from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, fetch_folder
 from hf_taskvec.models.embedded import EMBEDDED as EMBEDDED
 from hf_taskvec.models.embedded import TINY_CLIP as TINY_CLIP
-from hf_taskvec.text import listed
+from hf_taskvec.models.layouts import check_base_folder, no_weights
+from hf_taskvec.text import listed, shortened, table
+from hf_taskvec.weights.dtypes import as_dtype
+from hf_taskvec.weights.folders import atomic_folder, write_json
+
+SAVED = "task_vector_base.json"  # marks a folder that `Base.save_pretrained` wrote
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Base:
     """A CLIP model, its processor and its origin; also what `TaskVector.apply_to` returns for a base.
 
@@ -40,6 +46,43 @@ class Base:
         device: torch.device = next(self.model.parameters()).device
         return device
 
+    def __repr__(self) -> str:
+        return f"Base({', '.join(f'{key}={value}' for key, value in self._facts())})"
+
+    def _repr_markdown_(self) -> str:
+        return table(["base", self.name], [[key, value] for key, value in self._facts()[1:]], align="ll")
+
+    def _facts(self) -> list[tuple[str, object]]:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        vision, weight = self.model.config.vision_config, next(self.model.parameters())
+        layers = f"{vision.num_hidden_layers} layers of width {vision.hidden_size}, patches of {vision.patch_size} px"
+        return [
+            ("name", repr(self.name)), ("revision", repr(self.revision)), ("parameters", f"{parameters:,}"),
+            ("vision", repr(layers)), ("image_size", vision.image_size), ("dtype", weight.dtype),
+            ("device", repr(str(weight.device))),
+        ]  # fmt: skip
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Saves model and processor as Transformers reads them: by `load_base`, `CLIPModel` and `CLIPProcessor`.
+
+        Args:
+            folder: Where to save; a folder that an earlier call wrote is replaced, other content there is kept.
+
+        Raises:
+            OutputExistsError: If the folder holds something else.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     load_base().save_pretrained(folder)
+            ...     load_base(folder).model.num_parameters() == load_base().model.num_parameters()
+            True
+        """
+        with atomic_folder(folder, marker=SAVED, own=_is_weights) as temporary:
+            self.model.save_pretrained(temporary)
+            self.processor.save_pretrained(temporary)
+            write_json(temporary / SAVED, {"name": self.name, "revision": self.revision})
+
     def encode_text(self, texts: list[str]) -> Tensor:
         """Unit-norm text features, (len(texts), F)."""
         tokens = self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
@@ -48,12 +91,16 @@ class Base:
             return nn.functional.normalize(self.model.text_projection(pooled), dim=-1)
 
 
+def _is_weights(name: str) -> bool:
+    return name.startswith("model") and name.endswith((".safetensors", ".index.json"))
+
+
 def load_base(
     source: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
     base_name: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     **hub: Unpack[HubKeywords],
 ) -> Base:
     """Loads a CLIP model with its processor, in evaluation mode.
@@ -62,14 +109,15 @@ def load_base(
         source: Hub id or folder of any `CLIPModel`; the embedded tiny CLIP if left out.
         revision: Branch, tag or commit on the Hub.
         base_name: Hub id of the model in a folder, for the provenance of vectors; by default the folder's name.
-        dtype: Dtype of the weights in memory; float32 also for a half-precision file.
+        dtype: Dtype of the weights in memory, or its name; float32 also for a half-precision file.
         **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
 
     Returns:
         The base; its revision is the commit that was loaded.
 
     Raises:
-        CheckpointError: If there is no such model, access is refused, or parameters are missing or left over.
+        CheckpointError: If there is no such model, access is refused, files are damaged or of another model, or
+            parameters are missing or left over.
         NotCachedError: If the Hub is out of reach and the cache has no copy.
         HubError: If the download failed or is damaged.
 
@@ -77,24 +125,33 @@ def load_base(
         >>> load_base().name
         'hf-taskvec/tiny-clip'
     """
-    access = HubAccess.of(hub)
+    access, dtype = HubAccess.of(hub), as_dtype(dtype)
     if base_name is not None:
         _check_base_name(base_name, source)
+    place, where = Path(TINY_CLIP if source is None else source), str(EMBEDDED if source is None else source)
+    if place.is_dir() and not any(place.glob("model*.safetensors*")):
+        raise no_weights(place, where, PICKLED)
     folder = fetch_folder(TINY_CLIP if source is None else source, CHECKPOINT, revision=revision, access=access)
-    path = os.fspath(folder.path)
+    check_base_folder(folder.path, where)
+    model, processor = _read(folder.path, where, dtype)
+    name = EMBEDDED if source is None else base_name or folder.name
+    return Base(model.eval(), processor, name, folder.commit)
+
+
+def _read(folder: Path, where: str, dtype: torch.dtype) -> tuple[CLIPModel, CLIPProcessor]:
     try:
         model, loading = CLIPModel.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
         )
-        processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{source} holds no loadable CLIP model: {error}") from error
+        processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        cause = shortened(f"{type(error).__name__}: {error}", 250)
+        raise CheckpointError(f"{where} holds no loadable CLIP model with its processor: {cause}") from error
     lines = [f"{key.replace('_', ' ')}: {listed(sorted(names), room=100)}" for key, names in loading.items() if names]
     if lines:
         details = [f"{key}: {name}" for key, names in loading.items() for name in sorted(names)]
-        raise CheckpointError(f"{source} does not fit CLIPModel; {'; '.join(lines)}", details=details)
-    name = EMBEDDED if source is None else base_name or folder.name
-    return Base(model.eval(), processor, name, folder.commit)
+        raise CheckpointError(f"{where} does not fit CLIPModel; {'; '.join(lines)}", details=details)
+    return model, processor
 
 
 def _check_base_name(name: str, source: str | os.PathLike[str] | None) -> None:

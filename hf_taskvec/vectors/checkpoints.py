@@ -17,9 +17,9 @@ from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
 from hf_taskvec.hub.access import HubAccess
 from hf_taskvec.hub.fetch import PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
 from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
+from hf_taskvec.models.layouts import CONFIG, OPEN_CLIP_CONFIG, check_is_clip, no_weights
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.vectors.layouts import CONFIG, OPEN_CLIP_CONFIG, check_is_clip, no_weights
 from hf_taskvec.weights.folders import atomic_folder, check_inside, read_json, write_json
 from hf_taskvec.weights.names import canonical, canonical_names
 from hf_taskvec.weights.safetensors import open_safetensors, shard_files, write_sharded

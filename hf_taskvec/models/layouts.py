@@ -10,10 +10,13 @@ from typing import Any
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.text import shortened
 from hf_taskvec.weights.folders import check_inside, read_json
+from hf_taskvec.weights.safetensors import open_safetensors, shard_files
 
 CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+_TEXT_FILES = ("tokenizer.json", "vocab.json")
 _CLIP_TYPES = {"clip", "clip_vision_model"}
 _NAMES = {
     "siglip": "SigLIP", "siglip_vision_model": "SigLIP", "siglip2": "SigLIP 2", "siglip2_vision_model": "SigLIP 2",
@@ -61,6 +64,34 @@ def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None
             raise CheckpointError(f"{where} {_OPEN_CLIP}")
         if owner is not None:
             raise CheckpointError(f"{where} looks like {owner} (it holds {name[:100]!r}), {_OTHER}")
+
+
+def check_base_folder(folder: Path, where: str) -> None:
+    """Raises unless a folder holds a whole CLIP with its processor, as far as its files' names and headers tell.
+
+    Args:
+        folder: The folder.
+        where: Its name, for the message.
+
+    Raises:
+        CheckpointError: If something is missing, or if it is another model; it is named.
+    """
+    config = _config(folder)
+    weights = open_safetensors([folder / file for file in shard_files(folder, "model")])
+    check_is_clip(folder, weights, where)
+    if not config:
+        raise CheckpointError(f"{where} has no {CONFIG}, which says what model it is")
+    if config.get("model_type") == "clip_vision_model" or not any("text_model." in name for name in weights):
+        raise CheckpointError(
+            f"{where} is only a vision tower: as a base, give the full CLIP that it comes from; to make a vector of "
+            "it, pass it to TaskVector.from_checkpoints as the fine-tuned model"
+        )
+    for names, what in ((_IMAGE_FILES, "image processor"), (_TEXT_FILES, "tokenizer")):
+        if not any((folder / name).is_file() for name in names):
+            raise CheckpointError(
+                f"{where} has no {what} ({' or '.join(names)}); save the processor of the model it comes from beside "
+                "it: CLIPProcessor.from_pretrained(...).save_pretrained(folder)"
+            )
 
 
 def no_weights(folder: Path, where: str, pickled: str) -> CheckpointError:
