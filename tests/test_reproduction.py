@@ -13,10 +13,10 @@ from paper.estimate import count_images, estimate
 from paper.report import comparison_table, write_report
 from paper.results import claim_folder, reproduce
 from paper.runs import StopWhenConverged, train_run
-from paper.settings import CONVERGED, Merge, Reproduction
+from paper.settings import CONVERGED, Reproduction, ScaledMethod
 
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import OutputExistsError, UnknownNameError
+from hf_taskvec.errors import OutputExistsError, SettingsDifferError, UnknownNameError
 from hf_taskvec.evaluation.intervals import bootstrap_interval, paired_difference
 from recipes import reproduce_paper
 from tests.toys import toy_base, toy_task
@@ -87,6 +87,9 @@ def test_a_run_keeps_every_budget_and_picks_the_epoch_best_on_validation(tmp_pat
     assert run.vector("0.5").info.steps == 1
     again = train_run(settings, toy_base(), [toy_task(images=16)], optimizer="adam", seed=0, folder=tmp_path / "run")
     assert again == run
+    other = dataclasses.replace(settings, learning_rates=[1e-2])
+    with pytest.raises(SettingsDifferError, match=r"learning_rates=\[0.001\] there, \[0.01\] here"):
+        train_run(other, toy_base(), [toy_task(images=16)], optimizer="adam", seed=0, folder=tmp_path / "run")
 
 
 def test_with_a_schedule_every_budget_is_a_run_of_its_own(tmp_path: Path) -> None:
@@ -115,12 +118,12 @@ def test_one_epoch_is_compared_with_convergence_in_pairs() -> None:
 
 
 def test_a_merge_is_a_method_with_a_scaling() -> None:
-    assert Merge.parse("task_arithmetic@1/T").factor(4) == 0.25
-    assert Merge.parse("ties@0.7").factor(4) == 0.7
+    assert ScaledMethod.parse("task_arithmetic@1/T").factor(4) == 0.25
+    assert ScaledMethod.parse("ties@0.7").factor(4) == 0.7
     with pytest.raises(UnknownNameError, match="ties"):
-        Merge.parse("tie@1")
+        ScaledMethod.parse("tie@1")
     with pytest.raises(ValueError, match="number or 1/T"):
-        Merge.parse("ties@most")
+        ScaledMethod.parse("ties@most")
 
 
 def test_merging_with_one_over_t_is_averaging(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_merging_with_one_over_t_is_averaging(tmp_path: Path) -> None:
         small(tmp_path), toy_base(), [toy_task(images=16)], optimizer="adam", seed=0, folder=tmp_path / "run"
     )
     vector = run.vector("1")
-    model = merged_model(toy_base(), [vector, vector], Merge.parse("task_arithmetic@1/T"), seed=0)
+    model = merged_model(toy_base(), [vector, vector], ScaledMethod.parse("task_arithmetic@1/T"), seed=0)
     expected = vector.apply_to(toy_base()).model.state_dict()
     for name, weight in model.model.state_dict().items():
         assert float((weight - expected[name]).abs().max()) <= 1e-6

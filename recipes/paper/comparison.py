@@ -19,8 +19,9 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.theory.dynamics import project_trajectories, task_geometry
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.resume import compute_or_read
 from paper.runs import Run, run_budgets, train_run
-from paper.settings import CONVERGED, Merge, Reproduction
+from paper.settings import CONVERGED, Reproduction, ScaledMethod
 
 JOINT = "joint"
 INDIVIDUAL = "individual"
@@ -101,11 +102,13 @@ def compare(settings: Reproduction, base: Base, *, progress: bool = True) -> lis
     bar = tqdm(pairs, desc="cells", disable=not progress)
     for optimizer, seed in bar:
         bar.set_postfix_str(f"{optimizer}, seed {seed}")
-        path = cell_path(settings, optimizer, seed)
-        if not path.is_file():
+
+        def measure(path: Path, optimizer: str = optimizer, seed: int = seed) -> None:
             write_json(path, asdict(_measure(settings, base, settings.load_tasks(seed), optimizer, seed)))
             shutil.rmtree(_folder(settings, optimizer, seed))
-        cells.append(Cell.load(path))
+
+        plan = settings.plan() | {"optimizer": optimizer, "seed": seed}
+        cells.append(compute_or_read(cell_path(settings, optimizer, seed), plan, compute=measure, read=Cell.load))
     return cells
 
 
@@ -163,8 +166,8 @@ def _score_budget(
     """Accuracies of every merge, of joint training and of the individual models at one budget."""
     vectors = {name: run.vector(budget) for name, run in runs.items()}
     found = {
-        text: accuracies(merged_model(base, list(vectors.values()), each, seed=seed), tasks)
-        for text, each in settings.parsed_merges().items()
+        text: accuracies(merged_model(base, list(vectors.values()), method, seed=seed), tasks)
+        for text, method in settings.scaled_methods().items()
     }
     found[JOINT] = accuracies(joint.vector(budget).apply_to(base), tasks)
     found[INDIVIDUAL] = {task.name: accuracies(vectors[task.name].apply_to(base), [task])[task.name] for task in tasks}
@@ -182,16 +185,16 @@ def _score_subsets(
     for _ in range(settings.num_subsets):
         chosen = [tasks[k] for k in sorted(random.permutation(len(tasks))[: settings.subset_size])]
         for budget, stack in vectors.items():
-            for text, each in settings.parsed_merges().items():
-                model = merged_model(base, [stack[task.name] for task in chosen], each, seed=seed)
+            for text, method in settings.scaled_methods().items():
+                model = merged_model(base, [stack[task.name] for task in chosen], method, seed=seed)
                 scores.append(Score(optimizer, seed, budget, text, accuracies(model, chosen)))
     return scores
 
 
-def merged_model(base: Base, vectors: list[TaskVector], how: Merge, *, seed: int) -> Base:
+def merged_model(base: Base, vectors: list[TaskVector], method: ScaledMethod, *, seed: int) -> Base:
     """The base plus the merged vectors; methods that draw at random draw by `seed`."""
-    settings: dict[str, Any] = {"seed": seed} if "seed" in how.settings else {}
-    return merge(vectors, how.method, **settings).apply_to(base, scaling=how.factor(len(vectors)))
+    settings: dict[str, Any] = {"seed": seed} if "seed" in method.settings else {}
+    return merge(vectors, method.method, **settings).apply_to(base, scaling=method.factor(len(vectors)))
 
 
 def accuracies(model: Base, tasks: Sequence[Task]) -> dict[str, float]:

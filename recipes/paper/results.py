@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.evaluation.accuracy import evaluate
-from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights import resume
 from paper.comparison import Cell, compare
 from paper.settings import Reproduction
 from paper.studies import once, study_atm, study_dynamics, study_equivalence, study_orders
@@ -46,7 +44,7 @@ def reproduce(settings: Reproduction, *, progress: bool = True) -> Results:
     """Runs what is not finished yet; a killed run goes on where it stopped.
 
     Raises:
-        OutputExistsError: If the output folder holds results of other settings.
+        SettingsDifferError: If the output folder holds results of other settings.
     """
     claim_folder(settings)
     base, tasks = settings.load_base(), settings.load_tasks()
@@ -68,14 +66,10 @@ def reproduce(settings: Reproduction, *, progress: bool = True) -> Results:
 
 
 def claim_folder(settings: Reproduction) -> None:
-    """Writes the settings into the output folder, or raises if it holds results of others."""
-    path = Path(settings.output_dir) / SETTINGS
-    values = {key: value for key, value in settings.to_dict().items() if key not in ("output_dir", "data_dir")}
-    if not path.is_file():
-        write_json(path, values)
-        return
-    found = read_json(path)
-    if other := [
-        f"{key}={found.get(key)} there, {value} here" for key, value in values.items() if found.get(key) != value
-    ]:
-        raise OutputExistsError(f"{path.parent} holds results of other settings: {'; '.join(other)}")
+    """Writes the settings into the output folder, or raises if it holds results of others.
+
+    Raises:
+        SettingsDifferError: If it holds results of other settings.
+        OutputExistsError: If it holds something else.
+    """
+    resume.claim_folder(settings.output_dir, settings.plan(), name=SETTINGS)

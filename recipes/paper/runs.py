@@ -19,6 +19,7 @@ from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.resume import compute_or_read
 from paper.settings import CONVERGED, Reproduction
 
 RUN = "run.json"
@@ -57,9 +58,19 @@ def train_run(
     A constant learning rate needs one run, whose epochs are the budgets: it stops `patience` epochs after its best
     validation accuracy. With a schedule each budget is a run of its own, and the longest goes through its schedule.
     """
-    if (folder / RUN).is_file():
-        return Run(**read_json(folder / RUN))
-    shutil.rmtree(folder, ignore_errors=True)  # an unfinished run
+    plan = settings.plan() | {"tasks": [task.name for task in tasks], "optimizer": optimizer, "seed": seed}
+
+    def train(path: Path) -> None:
+        write_json(path, asdict(_train(settings, base, tasks, optimizer=optimizer, seed=seed, folder=path.parent)))
+
+    return compute_or_read(folder / RUN, plan, compute=train, read=lambda path: Run(**read_json(path)))
+
+
+def _train(
+    settings: Reproduction, base: Base, tasks: Sequence[Task], *, optimizer: str, seed: int, folder: Path
+) -> Run:
+    for scratch in ("long", "budget", "kept"):  # of an unfinished run
+        shutil.rmtree(folder / scratch, ignore_errors=True)
     started, budgets = time.perf_counter(), run_budgets(settings, optimizer)
     scheduled = optimizer == "adamw_cosine"
     vectors: dict[str, str] = {}
@@ -86,9 +97,7 @@ def train_run(
     for scratch in ("long", "budget"):
         shutil.rmtree(folder / scratch, ignore_errors=True)
     norms = [entry["mean_gradient_norm"] for entry in log if "mean_gradient_norm" in entry]
-    run = Run(str(folder), vectors, best, validation, norms, time.perf_counter() - started)
-    write_json(folder / RUN, asdict(run))
-    return run
+    return Run(str(folder), vectors, best, validation, norms, time.perf_counter() - started)
 
 
 def run_budgets(settings: Reproduction, optimizer: str) -> list[float]:

@@ -29,14 +29,14 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Merge:
+class ScaledMethod:
     """A merge method and the factor of its vector: a number, or 1/T for `None`."""
 
     method: str
     scaling: float | None
 
     @classmethod
-    def parse(cls, text: str) -> Merge:
+    def parse(cls, text: str) -> ScaledMethod:
         """Reads `ties@1` or `task_arithmetic@1/T`."""
         method, _, scaling = text.partition("@")
         get_method(method)
@@ -118,11 +118,11 @@ class Reproduction:
             raise ValueError(f"dynamics_epochs must be at least 2 to show a course, got {self.dynamics_epochs}")
         if min(self.max_epochs, default=0) < 0:
             raise ValueError(f"max_epochs must not be negative, got {self.max_epochs}")
-        self.parsed_merges()
+        self.scaled_methods()
 
-    def parsed_merges(self) -> dict[str, Merge]:
-        """The merges by their text."""
-        return {text: Merge.parse(text) for text in self.merges}
+    def scaled_methods(self) -> dict[str, ScaledMethod]:
+        """The merge methods with their scalings, by their text."""
+        return {text: ScaledMethod.parse(text) for text in self.merges}
 
     def load_base(self) -> Base:
         """The base."""
@@ -159,3 +159,7 @@ class Reproduction:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self)}
+
+    def plan(self) -> dict[str, Any]:
+        """Everything the results depend on."""
+        return {name: value for name, value in self.to_dict().items() if name not in ("output_dir", "data_dir")}

@@ -31,6 +31,7 @@ from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.resume import compute_or_read
 from paper.comparison import JOINT, accuracies, converged_merge
 from paper.runs import train_run
 from paper.settings import Reproduction
@@ -41,9 +42,7 @@ Values = dict[str, Any]
 def once(settings: Reproduction, name: str, compute: Callable[[], Values]) -> Values:
     """The JSON `studies/<name>.json`, computed if it is not there."""
     path = Path(settings.output_dir) / "studies" / f"{name}.json"
-    if not path.is_file():
-        write_json(path, compute())
-    return read_json(path)
+    return compute_or_read(path, settings.plan(), compute=lambda path: write_json(path, compute()), read=read_json)
 
 
 def study_equivalence(settings: Reproduction, base: Base, tasks: Sequence[Task]) -> Values:
