@@ -144,7 +144,8 @@ def verify_equivalence(
 
     Args:
         base: The model.
-        task: A task or a registered task's name, or several: then also the mean of their vectors is compared with joint training.
+        task: A task or a registered task's name, or several: then also the mean of their vectors is compared with joint
+            training.
         args: Settings of the run to check, its learning rate included; full-batch gradient descent if left out.
         learning_rate: The learning rate if `args` is left out. The smaller it is, the more of the step is lost in the
             rounding of the weights, of which the trained vector is a difference.
