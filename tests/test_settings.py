@@ -12,7 +12,7 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, EarlySt
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.training.joint import JointTrainer
 from hf_taskvec.weights.names import parameters_of
 from tests.helpers import equal_vectors
@@ -172,6 +172,9 @@ def test_any_part_of_the_task_is_evaluated_by_name(tmp_path: Path) -> None:
     assert unasked["eval_accuracy"] == validation["eval_accuracy"]
     assert len(trainer.predict("test").predictions) == 40
     assert set(test) >= {"eval_loss", "eval_accuracy"}
+    assert trainer.evaluate(toy_task().load("test"))["eval_accuracy"] == test["eval_accuracy"]
+    with pytest.raises(DataError, match="shapes|class"):
+        trainer.evaluate(toy_task("shapes").load("test"))
     with pytest.raises(UnknownNameError, match="Did you mean 'test'"):
         trainer.evaluate("tests")
     with pytest.raises(TypeError, match="evaluates a part of its task by name"):

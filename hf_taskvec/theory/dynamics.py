@@ -122,7 +122,7 @@ def measure_dynamics(
     accumulated, vectors = (
         [TaskVector.from_pretrained(path) for path in part] for part in (wanted[:epochs], wanted[epochs:])
     )
-    origin = base_plan(base) | task_plan(task)
+    origin = base_plan(base) | task_plan(task.provenance())
     full = []
     for epoch in range(epochs):
         before = vectors[epoch - 1] if epoch else None

@@ -147,7 +147,10 @@ def gradient_stack(
                 vector.save_pretrained(target)
 
         stack[task.name] = compute_or_read(
-            Path(output_dir) / task.name, settings | origin | task_plan(task), compute=compute, read=_shared
+            Path(output_dir) / task.name,
+            settings | origin | task_plan(task.provenance()),
+            compute=compute,
+            read=_shared,
         )
     return stack
 
@@ -246,12 +249,10 @@ def _info(
     def info(task: Task | None, num_images: int, factors: Sequence[float]) -> VectorInfo:
         return VectorInfo(
             kind="gradient", base=base.name, base_revision=base.revision, base_hashes=hashes,
-            include_projection=include_projection, task=task.name if task else None,
-            dataset=task.dataset_name if task else None, dataset_config=task.config if task else None,
-            dataset_revision=task.dataset_revision() if task else None, epochs=float(epochs), steps=epochs,
+            include_projection=include_projection, epochs=float(epochs), steps=epochs,
             optimizer="sgd", learning_rate=learning_rate, weight_decay=0.0, batch_size=num_images,
             num_images=num_images, settings={"full_batch": True, "weights": list(factors)},
-            versions=library_versions(),
+            versions=library_versions(), **(task.provenance() if task else {}),
         )  # fmt: skip
 
     parts = [info(*part) for part in zip(tasks, map(len, data), [[factor] for factor in factors], strict=True)]

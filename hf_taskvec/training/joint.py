@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -96,9 +97,11 @@ class JointTasks:
         if not self.tasks:
             raise DataError("joint training needs at least one task, got none")
 
-    def images(self, base: Base, split: Split) -> JointPixels:
+    def images(self, base: Base, data: Split | Dataset) -> JointPixels:
         """The images of a part of every task."""
-        parts = [load_pixels(task, split, base.processor.image_processor) for task in self.tasks]
+        if isinstance(data, Dataset):
+            raise TypeError("joint training is evaluated on parts of its tasks by name (train, validation, test)")
+        parts = [load_pixels(task, data, base.processor.image_processor) for task in self.tasks]
         return JointPixels(parts, self._num_classes())
 
     def classifier(self, base: Base, *, include_projection: bool) -> ImageClassifier:
@@ -119,7 +122,7 @@ class JointTasks:
 
     def plan(self) -> dict[str, Any]:
         """What tells the tasks from all others."""
-        return {"tasks": [task_plan(task) for task in self.tasks]}
+        return {"tasks": [task_plan(task.provenance()) for task in self.tasks]}
 
     def describe(self, info: VectorInfo) -> VectorInfo:
         """The provenance with the tasks' names."""

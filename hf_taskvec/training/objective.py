@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
 from transformers.trainer_utils import EvalPrediction
@@ -27,8 +29,8 @@ Loss = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> the los
 class Objective(Protocol):
     """The part of a run that depends on what is learned."""
 
-    def images(self, base: Base, split: Split) -> PixelDataset:
-        """The images of a part."""
+    def images(self, base: Base, data: Split | Dataset) -> PixelDataset:
+        """The images of a part, or of a dataset."""
 
     def classifier(self, base: Base, *, include_projection: bool) -> ImageClassifier:
         """The model to train."""
@@ -49,9 +51,18 @@ class SingleTask:
 
     task: Task
 
-    def images(self, base: Base, split: Split) -> PixelDataset:
-        """The images of a part of the task."""
-        return load_pixels(self.task, split, base.processor.image_processor)
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The task's provenance, taken once: for a local dataset its files are hashed."""
+        return self.task.provenance()
+
+    def images(self, base: Base, data: Split | Dataset) -> PixelDataset:
+        """The images of a part of the task, or of a dataset with the columns and classes that `Task.load` gives."""
+        task, split = self.task, data
+        if isinstance(data, Dataset):
+            info: Any = VectorInfo(**{**self.facts, "data_settings": {}})
+            task, split = Task.from_info(info, dataset={"test": data}), "test"
+        return load_pixels(task, split, base.processor.image_processor)
 
     def classifier(self, base: Base, *, include_projection: bool) -> ImageClassifier:
         """The tower with the task's head."""
@@ -63,16 +74,11 @@ class SingleTask:
 
     def plan(self) -> dict[str, Any]:
         """What tells the task from every other."""
-        return task_plan(self.task)
+        return task_plan(self.facts)
 
     def describe(self, info: VectorInfo) -> VectorInfo:
         """The provenance with the task's name, data, classes and prompts."""
-        task = self.task
-        return dataclasses.replace(
-            info, task=task.name, dataset=task.dataset_name, dataset_config=task.config,
-            dataset_revision=task.dataset_revision(), class_names=tuple(task.class_names),
-            templates=tuple(task.templates),
-        )  # fmt: skip
+        return dataclasses.replace(info, **self.facts)
 
 
 def summed_cross_entropy(*, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Loss:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import xxhash
 
 from hf_taskvec.models.base import Base
-from hf_taskvec.tasks import Task
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
@@ -37,7 +37,6 @@ _DECISIVE = {
     "include_projection",
     "trainable_parameters",
 }
-_ELSEWHERE = {"name", "dataset", "revision", "epochs"}  # told otherwise, or without influence
 
 
 def base_plan(base: Base) -> dict[str, Any]:
@@ -49,16 +48,15 @@ def base_plan(base: Base) -> dict[str, Any]:
     }
 
 
-def task_plan(task: Task) -> dict[str, Any]:
-    """What tells a task from every other: its name, the revision of its data, its classes, prompts and parts.
+def task_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a task from every other, of `Task.provenance()`: its data, classes, prompts and parts.
 
-    The folder a dataset lies in is not part of it: a copy elsewhere has the same revision.
+    The folder that a dataset lies in is not part of it: a copy elsewhere has the same revision.
     """
-    fields = {spec.name: getattr(task, spec.name) for spec in dataclasses.fields(task) if spec.name not in _ELSEWHERE}
-    values = {name: value for name, value in fields.items() if isinstance(value, str | int | float | tuple | None)}
-    return {
-        "task": task.name, "dataset": task.dataset_name, "dataset_revision": task.dataset_revision(), **values
-    }  # fmt: skip
+    facts = dict(facts)
+    settings = dict(facts.pop("data_settings"))
+    settings.pop("local", None)
+    return facts | settings
 
 
 def run_plan(args: TaskVectorConfig) -> dict[str, Any]:

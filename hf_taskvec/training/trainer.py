@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
@@ -331,7 +332,8 @@ class TaskVectorTrainer(Trainer):
         """As `Trainer.evaluate`, on a part of the task by name: the validation part if left out.
 
         Args:
-            eval_dataset: `train`, `validation` or `test`.
+            eval_dataset: `train`, `validation` or `test`; or a dataset with the columns `image` and `label`, such as
+                `task.load("test")`, with the classes of the task.
             **kwargs: As in `Trainer.evaluate`.
 
         Raises:
@@ -351,13 +353,15 @@ class TaskVectorTrainer(Trainer):
             return {name: self._images(each) for name, each in data.items()}
         if data is None or isinstance(data, PixelDataset):
             return data
+        if isinstance(data, Dataset):
+            return self.objective.images(self.base, data)
         if isinstance(data, str):
             if data not in get_args(Split):
                 raise UnknownNameError("part of the task", data, get_args(Split))
-            return self.objective.images(self.base, data)  # type: ignore[arg-type]
+            return self.objective.images(self.base, data)
         raise TypeError(
-            f"a trainer evaluates a part of its task by name (train, validation, test), got {type(data).__name__}; for "
-            "other data: hf_taskvec.evaluate(trainer.task_vector().apply_to(base), [task])"
+            f"a trainer evaluates a part of its task by name (train, validation, test), or a Dataset of its classes, "
+            f"got {type(data).__name__}; for other tasks: hf_taskvec.evaluate(trainer.task_vector().apply_to(base), [task])"
         )
 
     # -- hooks of Trainer ---------------------------------------------------------------------------------------------
