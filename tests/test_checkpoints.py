@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError, OutputExistsError
+from hf_taskvec.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    IncompatibleVectorsError,
+    NonFiniteError,
+    OutputExistsError,
+)
+from hf_taskvec.models.base import load_base
 from hf_taskvec.vectors.checkpoints import open_checkpoint
+from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, finetuned, rewrite_weights, tiny_vector
+from tests.hub_server import HubServer
 
 Folders = tuple[Path, Path]
 
@@ -256,3 +268,118 @@ def test_a_vit_b32_vector_is_made_saved_loaded_and_applied_below_1_2_gb(tmp_path
     print(f"{parameters} entries, peak anonymous memory {peak / 1e9:.2f} GB")
     assert parameters > 87_000_000
     assert peak < 1.2e9
+
+
+# -- nothing of the user's is lost ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_checkpoint_never_takes_the_place_of_a_project(tmp_path: Path, checkpoints: Folders, marked: bool) -> None:
+    vector, project = TaskVector.from_checkpoints(*checkpoints), tmp_path / "project"
+    if marked:  # an earlier output in which somebody went on working
+        vector.save_checkpoint(checkpoints[0], project)
+    for name, text in {"config.json": "{}", "notes.txt": "mine", "src/main.py": "mine", ".git/HEAD": "mine"}.items():
+        if not (marked and name == "config.json"):
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            (project / name).write_text(text)
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    with pytest.raises(OutputExistsError, match=r"'\.git'" if marked else "no task_vector_applied.json"):
+        vector.save_checkpoint(checkpoints[0], project)
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_replaces_its_own_kind(tmp_path: Path, checkpoints: Folders) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    vector.save_checkpoint(checkpoints[0], tmp_path / "out")
+    vector.save_checkpoint(checkpoints[0], tmp_path / "out", scaling=0.5)
+    applied = json.loads((tmp_path / "out" / "task_vector_applied.json").read_text())
+    assert applied["scaling"] == 0.5
+    assert sorted([*applied["files"], "task_vector_applied.json"]) == sorted(os.listdir(tmp_path / "out"))
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_its_own_kind_too(tmp_path: Path, checkpoints: Folders) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    vector.save_checkpoint(checkpoints[0], tmp_path / "out")
+    path = tmp_path / "out" / "task_vector_applied.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "files"}))
+    vector.save_checkpoint(checkpoints[0], tmp_path / "out", scaling=0.5)
+    path.write_text("{}")
+    (tmp_path / "out" / "main.py").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"'main\.py'"):
+        vector.save_checkpoint(checkpoints[0], tmp_path / "out")
+
+
+# -- NaN and Inf never leave ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", [float("nan"), float("inf"), 1e300])
+def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path, checkpoints: Folders, scaling: float) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    with pytest.raises(NonFiniteError):
+        vector.save_checkpoint(checkpoints[0], tmp_path / "out", scaling=scaling)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_overflow_of_a_half_precision_base_is_named(tmp_path: Path, checkpoints: Folders, base: CLIPModel) -> None:
+    half = CLIPModel.from_pretrained(checkpoints[0], dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    for act in (
+        lambda: vector.apply_to(half, scaling=1e7, allow_other_base=True),
+        lambda: vector.save_checkpoint(tmp_path / "half", tmp_path / "out", scaling=1e7, allow_other_base=True),
+    ):
+        with pytest.raises(NonFiniteError, match=r"vision_model.* in torch.float16 .*smaller scaling"):
+            act()
+    assert not (tmp_path / "out").exists()
+
+
+# -- the base ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_parameter_keeps_its_own_dtype(tmp_path: Path, checkpoints: Folders, base: CLIPModel) -> None:
+    mixed = copy.deepcopy(base).half()
+    mixed.logit_scale.data = mixed.logit_scale.data.float()
+    mixed.save_pretrained(tmp_path / "mixed")
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    vector.save_checkpoint(tmp_path / "mixed", tmp_path / "out", allow_other_base=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: value.dtype for name, value in written.items() if value.dtype != torch.float16} == {
+        "logit_scale": torch.float32
+    }
+
+
+def test_the_base_is_known_by_value_by_name_or_by_the_vector(tmp_path: Path) -> None:
+    base = load_base()
+    vector = TaskVector.from_models(base, finetuned(base.model), info=VectorInfo(base=base.name))
+    vector.save_checkpoint(output_dir=tmp_path / "known")
+    vector.save_checkpoint(base.name, tmp_path / "named")
+    vector.save_checkpoint(base, tmp_path / "given")
+    expected = vector.apply_to(base)
+    for name in ("known", "named", "given"):
+        again = load_base(tmp_path / name)
+        half = name != "given"  # the embedded base is stored in float16, and its checkpoint stays so
+        assert same_weights(again.model, copy.deepcopy(expected.model).half().float() if half else expected.model)
+        assert again.encode_text(["a circle"]).shape == base.encode_text(["a circle"]).shape
+
+
+def test_what_is_missing_is_said_before_any_work(tmp_path: Path) -> None:
+    vector = tiny_vector()
+    with pytest.raises(CheckpointError, match="does not tell its base; pass base="):
+        vector.save_checkpoint(output_dir=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"save_checkpoint\(output_dir=\.\.\.\)"):
+        vector.save_checkpoint("openai/clip-vit-base-patch32")
+    with pytest.raises(TypeError, match="scaling must be a number, got str"):
+        vector.save_checkpoint(output_dir=tmp_path / "out", scaling="half")  # type: ignore[arg-type]
+
+
+def test_a_private_base_is_read_with_the_token(hub: HubServer, tmp_path: Path, checkpoints: Folders) -> None:
+    hub.store.add_folder("model", "user/private", checkpoints[0])
+    hub.store.get("model", "user/private").private = True
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    vector = TaskVector(vector.deltas, replace(vector.info, base="user/private"))
+    access = {"token": "read-user", "cache_dir": tmp_path / "cache"}
+    vector.save_checkpoint(output_dir=tmp_path / "out", **access)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    with pytest.raises(CheckpointError):
+        vector.save_checkpoint(output_dir=tmp_path / "two", token=False, cache_dir=tmp_path / "other")

@@ -11,12 +11,13 @@ import torch
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError, NonFiniteError
 from hf_taskvec.vectors.lora import read_adapter
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.lowrank import LowRankDeltas
 from hf_taskvec.weights.names import parameters_of
 
 # peft 0.21 reads an attribute that Transformers 5.23 has deprecated.
@@ -195,3 +196,63 @@ def test_a_saved_adapter_loads_in_peft(tmp_path: Path) -> None:
     again = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "two").merge_and_unload()
     for name, weight in parameters_of(merged).items():
         torch.testing.assert_close(parameters_of(again)[name], weight, rtol=1e-5, atol=1e-5)
+
+
+# -- what comes beside the tower, and from other versions -------------------------------------------------------------
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_towers_part_of_an_adapter_is_taken_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = clip_model()
+    merged = save_adapter(model, tmp_path, target_modules=["q_proj"])
+    vector = TaskVector.from_adapter(tmp_path, vision_only=True, task="mnist")
+    tower = parameters_of(model)
+    expected = {name for name in tower if "vision_model" in name and name.endswith("q_proj.weight")}
+    assert set(vector) == expected
+    for name in vector:
+        torch.testing.assert_close(vector[name], parameters_of(merged)[name] - tower[name], rtol=1e-5, atol=1e-5)
+    assert (vector.info.left_out, vector.info.task) == (1, "mnist")
+    assert "1 parameters, 'text_model.encoder.layers.0.self_attn.q_proj.weight'" in caplog.text
+
+
+def test_a_classifier_that_was_trained_beside_the_adapter_is_left_out_on_request(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CLIPForImageClassification(CLIPConfig(text_config=TEXT, vision_config=VISION, num_labels=3))
+    merged = save_adapter(model, tmp_path, target_modules=["q_proj"], modules_to_save=["classifier"])
+    with pytest.raises(CheckpointError, match=r"modules_to_save \(classifier\).*vision_only=True"):
+        TaskVector.from_adapter(tmp_path)
+    vector = TaskVector.from_adapter(tmp_path, vision_only=True)
+    before, after = parameters_of(model), parameters_of(merged)
+    assert set(vector) == {name for name in before if "q_proj.weight" in name}
+    for name in vector:
+        torch.testing.assert_close(vector[name], after[name] - before[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_of_the_tower_that_was_trained_as_a_whole_is_refused(tmp_path: Path) -> None:
+    save_adapter(clip_model(), tmp_path, target_modules=Q_AND_FC, modules_to_save=["post_layernorm"])
+    with pytest.raises(CheckpointError, match=r"merge it with peft and use TaskVector\.from_checkpoints"):
+        TaskVector.from_adapter(tmp_path, vision_only=True)
+
+
+def test_an_entry_of_another_peft_that_is_off_is_no_obstacle(tmp_path: Path) -> None:
+    save_adapter(vision_model(), tmp_path, target_modules=["q_proj"])
+    expected = TaskVector.from_adapter(tmp_path)
+    edit_config(tmp_path, some_future_variant=None, use_other=False, more={}, bias_of="none")
+    assert TaskVector.from_adapter(tmp_path) == expected
+
+
+def test_an_adapters_vector_merges_with_one_that_covers_more(tmp_path: Path) -> None:
+    model = clip_model()
+    model.save_pretrained(tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter", target_modules=Q_AND_FC)
+    few = TaskVector.from_adapter(tmp_path / "adapter")
+    whole = TaskVector.from_adapter(tmp_path / "adapter", base=tmp_path / "base")
+    covering = few.covering(whole.deltas.shapes, base_hashes=whole.info.base_hashes)
+    assert covering == whole
+    assert isinstance(covering.deltas, LowRankDeltas)
+    covering.save_pretrained(tmp_path / "vector")
+    assert (TaskVector.from_pretrained(tmp_path / "vector") + whole).norm() == pytest.approx(2 * whole.norm())

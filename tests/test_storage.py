@@ -6,22 +6,25 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hf_taskvec.errors import CheckpointError, NonFiniteError, OutputExistsError
+from hf_taskvec.vectors import files
 from hf_taskvec.vectors.files import vector_fingerprint, write_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.deltas import TensorDeltas
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.weights.folders import atomic_folder
-from hf_taskvec.weights.safetensors import write_safetensors
+from hf_taskvec.weights.safetensors import open_safetensors, write_safetensors
 from tests.helpers import equal_vectors, random_deltas, tiny_vector
 
 INFO = VectorInfo(
@@ -265,3 +268,184 @@ def test_a_folder_without_a_vector_says_so(tmp_path: Path) -> None:
         TaskVector.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="neither a folder nor a Hub id"):
         TaskVector.from_pretrained(tmp_path / "nowhere" / "at" / "all")
+
+
+# -- what can be saved can be loaded ----------------------------------------------------------------------------------
+
+NBSP, JOINED = "café\u00a0au\u202flait", "\U0001f468\u200d\U0001f33e \u0646\u0645\u06cc\u200c"
+
+
+@pytest.mark.parametrize("text", [NBSP, JOINED, "soft\u00adhyphen", "名前", "two\nlines"])
+def test_ordinary_text_of_any_script_comes_back(tmp_path: Path, text: str) -> None:
+    info = VectorInfo(task=text, settings={text: text})
+    TaskVector(random_deltas(), info).save_pretrained(tmp_path / "v")
+    assert TaskVector.from_pretrained(tmp_path / "v").info == info
+
+
+@pytest.mark.parametrize(
+    ("info", "named"),
+    [
+        (VectorInfo(task="\x1b[2J"), "'task' holds control characters"),
+        (VectorInfo(settings={"a": "b\u202ec"}), "'settings' holds control characters"),
+        (VectorInfo(task="x" * 5000), "'task' has 5000 characters"),
+        (VectorInfo(seed=2**70), "'seed' holds a number out of range"),
+        (VectorInfo(steps=1.5), "'steps' must be"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_before_the_work(tmp_path: Path, info: VectorInfo, named: str) -> None:
+    with pytest.raises(ValueError, match=f"could not be read again.*{named}"):
+        TaskVector(Killing({"d": torch.zeros(1)}), info).save_pretrained(tmp_path / "v")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), torch.tensor(float("inf"))])
+def test_numbers_that_no_file_can_hold_never_come_in(value: object) -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        VectorInfo(settings={"losses": [0.5, value]})
+    with pytest.raises(ValueError, match="learning_rate"):
+        VectorInfo(learning_rate=value)  # type: ignore[arg-type]
+
+
+def test_an_object_that_no_file_can_hold_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"settings\['loss'\] holds a function"):
+        VectorInfo(settings={"loss": lambda: 0})
+
+
+def test_values_are_plain_when_they_come_in(tmp_path: Path) -> None:
+    weights = np.array([0.25, 0.5])
+    settings = {
+        "weights": weights, "scaling": np.float32(0.5), "seed": np.int64(3), "flag": np.bool_(True),
+        "tensor": torch.tensor([1, 2]), "path": Path("a"), "dtype": torch.float16, "layers": (1, 2),
+        "names": {"b", "a"}, 3: None,
+    }  # fmt: skip
+    info = VectorInfo(epochs=np.float64(2.0), steps=np.int32(7), scaling=torch.tensor(0.5), settings=settings)  # type: ignore[arg-type]
+    weights[0] = 9.0
+    assert info.settings == {
+        "weights": [0.25, 0.5], "scaling": 0.5, "seed": 3, "flag": True, "tensor": [1, 2], "path": "a",
+        "dtype": "float16", "layers": [1, 2], "names": ["a", "b"], "3": None,
+    }  # fmt: skip
+    assert (type(info.epochs), type(info.steps), info.scaling) == (float, int, 0.5)
+    TaskVector(random_deltas(), info).save_pretrained(tmp_path / "v")
+    assert TaskVector.from_pretrained(tmp_path / "v").info == info
+
+
+def test_a_long_sum_is_no_deep_nest(tmp_path: Path) -> None:
+    total = sum(TaskVector({"w": torch.ones(1)}, VectorInfo(task=f"t{index}")) for index in range(100))
+    assert isinstance(total, TaskVector)
+    total.save_pretrained(tmp_path / "v")
+    assert [parent.task for parent in TaskVector.from_pretrained(tmp_path / "v").info.parents][::99] == ["t0", "t99"]
+
+
+def test_a_file_of_an_earlier_version_is_read_into_the_fields() -> None:
+    old = {
+        "settings": {"finetuned": "user/ft", "finetuned_revision": "abc", "recipe": {"vectors": ["a"]}, "density": 1}
+    }
+    info = VectorInfo.from_dict(old)
+    assert (info.finetuned, info.finetuned_revision, info.settings) == ("user/ft", "abc", {"density": 1})
+    assert info.recipe == {"vectors": ["a"]}
+    assert VectorInfo.from_dict({"settings": {"mean_gradient_norm": 2}}).mean_gradient_norm == 2.0
+    lora = VectorInfo.from_dict({"settings": {"adapter": "user/lora", "adapter_revision": None}})
+    assert (lora.finetuned, lora.finetuned_revision) == ("user/lora", None)
+    assert VectorInfo.from_dict({"settings": {"recipe": "by hand"}}).settings == {"recipe": "by hand"}
+
+
+# -- one version, and nothing of the user's lost ----------------------------------------------------------------------
+
+
+def test_a_vector_replaces_its_own_files_and_no_others(tmp_path: Path) -> None:
+    tiny_vector().save_pretrained(tmp_path / "v", max_shard_size=50_000)
+    for name in ("README.md", "notes.txt", "epoch-1/task_vector.safetensors", "checkpoint-9/model.safetensors"):
+        (tmp_path / "v" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "v" / name).write_text("mine")
+    TaskVector(random_deltas()).save_pretrained(tmp_path / "v")
+    names = ["README.md", "checkpoint-9", "epoch-1", "notes.txt", "task_vector.safetensors", "task_vector_config.json"]
+    assert sorted(os.listdir(tmp_path / "v")) == names
+    assert {(tmp_path / "v" / name).read_text() for name in ("README.md", "notes.txt")} == {"mine"}
+    assert (tmp_path / "v" / "epoch-1" / "task_vector.safetensors").read_text() == "mine"
+
+
+def test_a_reader_sees_one_version(tmp_path: Path) -> None:
+    versions = {seed: TaskVector(random_deltas(seed=seed), VectorInfo(seed=seed)) for seed in range(2)}
+    versions[0].save_pretrained(tmp_path / "v")
+    stop = threading.Event()
+
+    def keep_writing(seed: int) -> None:
+        while not stop.is_set():
+            versions[seed].save_pretrained(tmp_path / "v")
+
+    writers = [threading.Thread(target=keep_writing, args=(seed,)) for seed in versions]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(60):
+            loaded = TaskVector.from_pretrained(tmp_path / "v", verify=True)
+            assert loaded.info.seed is not None
+            assert loaded == versions[loaded.info.seed]
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert os.listdir(tmp_path) == ["v"]
+
+
+def test_a_version_that_changed_between_configuration_and_weights_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (TaskVector(random_deltas(seed=seed), VectorInfo(seed=seed)) for seed in (1, 2))
+    old.save_pretrained(tmp_path / "v")
+    read, calls = files.read_config, []
+
+    def read_slowly(folder: Path) -> object:
+        found = read(folder)
+        calls.append(found)
+        if len(calls) == 1:
+            new.save_pretrained(tmp_path / "v")
+        return found
+
+    monkeypatch.setattr(files, "read_config", read_slowly)
+    loaded = TaskVector.from_pretrained(tmp_path / "v")
+    assert (loaded.info.seed, loaded == new, len(calls)) == (2, True, 2)
+
+
+def test_a_local_vector_is_verified_on_request(tmp_path: Path) -> None:
+    TaskVector(random_deltas()).save_pretrained(tmp_path / "v")
+    assert TaskVector.from_pretrained(tmp_path / "v", verify=True) == TaskVector(random_deltas())
+    path = tmp_path / "v" / "task_vector.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert TaskVector.from_pretrained(tmp_path / "v") != TaskVector(random_deltas())
+    with pytest.raises(CheckpointError, match="not those that its configuration was written for"):
+        TaskVector.from_pretrained(tmp_path / "v", verify=True)
+    config = json.loads((tmp_path / "v" / "task_vector_config.json").read_text())
+    del config["fingerprint"]
+    (tmp_path / "v" / "task_vector_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be verified"):
+        TaskVector.from_pretrained(tmp_path / "v", verify=True)
+
+
+# -- safetensors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beyond", [1, 8, 1000])
+def test_a_header_longer_than_its_file_is_refused_before_it_is_read(tmp_path: Path, beyond: int) -> None:
+    TaskVector(random_deltas()).save_pretrained(tmp_path / "v")
+    path = tmp_path / "v" / "task_vector.safetensors"
+    data = path.read_bytes()
+    path.write_bytes((len(data) - 8 + beyond).to_bytes(8, "little") + data[8:])
+    with pytest.raises(CheckpointError, match=f"announces a header of {len(data) - 8 + beyond} bytes"):
+        open_safetensors([path])
+
+
+def test_a_parameter_in_two_shards_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_file({"w": torch.zeros(2), name: torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match="'w' is in more than one file"):
+        open_safetensors([tmp_path / "one.safetensors", tmp_path / "two.safetensors"])
+
+
+def test_tensors_of_several_dtypes_are_written_each_in_its_own(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3), "b": torch.randn(2, 2).half(), "c": torch.randn(()).bfloat16()}
+    shapes, dtypes = ({name: getattr(value, what) for name, value in tensors.items()} for what in ("shape", "dtype"))
+    write_safetensors(tmp_path / "x", tensors.items(), shapes=shapes, dtype=dtypes)
+    assert TaskVector(load_file(tmp_path / "x")) == TaskVector(tensors)

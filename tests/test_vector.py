@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPModel
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
 from hf_taskvec.models.base import Base
+from hf_taskvec.vectors.compatibility import check_not_zero
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, finetuned, random_deltas, tiny_clip, tiny_vector
@@ -236,3 +240,81 @@ def test_a_delta_is_taken_by_any_name_of_its_parameter() -> None:
     assert "post_layernorm.bias" in vector
     with pytest.raises(KeyError, match=r"Did you mean 'vision_model\.post_layernorm\.bias'"):
         vector["vision_model.post_layernorm.bais"]
+
+
+def test_any_number_is_a_factor_and_nothing_else() -> None:
+    factors = (2, 2.0, np.float32(2), np.int64(2), torch.tensor(2.0), Fraction(2))
+    assert all(factor * A == A * 2 and A * factor == A * 2 and A / factor == A * 0.5 for factor in factors)
+    for odd in ("2", [2], torch.ones(2), None, np.ones(2)):
+        with pytest.raises(TypeError):
+            _ = A * odd  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: A * float("nan"),
+        lambda: A * float("inf"),
+        lambda: A * 1e300,
+        lambda: TaskVector({"w": torch.tensor([3e38])}) * 2,
+        lambda: TaskVector({"w": torch.tensor([3e38])}) + TaskVector({"w": torch.tensor([3e38])}),
+        lambda: TaskVector({"w": torch.tensor([1e5])}).to(torch.float16),
+        lambda: TaskVector({"w": torch.tensor([1e5])}).to("float16"),
+        lambda: TaskVector({"w": torch.tensor([3e38])}) / 1e-10,
+    ],
+)
+def test_nan_and_inf_never_leave_an_operation(act: Callable[[], object]) -> None:
+    with pytest.raises(NonFiniteError):
+        act()
+
+
+def test_a_dtype_or_device_may_be_named() -> None:
+    assert A.to("bfloat16").dtype == A.to("torch.bfloat16").dtype == torch.bfloat16
+    assert A.to("cpu") == A.to(torch.device("cpu")) == A
+    assert A.to("meta").device == torch.device("meta")
+    with pytest.raises(ValueError, match=r"dtype must be one of torch\.float64"):
+        A.to(torch.int8)
+
+
+def test_only_a_model_takes_a_vector() -> None:
+    for odd in ("openai/clip", 3, None):
+        with pytest.raises(TypeError, match="expected a model or a Base"):
+            A.apply_to(odd)  # type: ignore[type-var]
+
+
+def test_a_vector_that_changes_nothing_is_told_and_refused_unless_wanted(
+    base: CLIPModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    zero = TaskVector.from_models(base, base, info=VectorInfo(task="mnist"))
+    assert "every entry of the vector is zero" in caplog.text
+    assert (zero.is_zero, A.is_zero, TaskVector({"w": -torch.zeros(2)}).is_zero) == (True, False, True)
+    with pytest.raises(IncompatibleVectorsError, match=r"vector 1 \('mnist'\) changes nothing.*allow_zero=True"):
+        check_not_zero([tiny_vector(base), zero])
+    check_not_zero([zero], allow_zero=True)
+    check_not_zero([tiny_vector(base)])
+
+
+def test_a_vector_can_cover_what_it_does_not_touch() -> None:
+    few, many = TaskVector({"a": torch.ones(2)}), TaskVector({"b": torch.ones(1), "a": torch.ones(2)})
+    wider = few.covering(many.deltas.shapes)
+    assert wider == TaskVector({"a": torch.ones(2), "b": torch.zeros(1)})
+    assert list(wider) == ["b", "a"]
+    assert (wider + many).norm() == pytest.approx(3.0)
+    with pytest.raises(IncompatibleVectorsError, match=r"'b' of shape \(1,\) is not among those to cover"):
+        many.covering(few.deltas.shapes)
+    with pytest.raises(IncompatibleVectorsError, match="'a'"):
+        few.covering({"a": (3,)})
+
+
+def test_what_a_covering_vector_does_not_touch_needs_no_hash(base: CLIPModel, tmp_path: Path) -> None:
+    whole = tiny_vector(base)
+    name = "vision_model.post_layernorm.bias"
+    few = TaskVector({name: whole[name]}, VectorInfo(base_hashes={name: whole.info.base_hashes[name]}))
+    wider = few.covering(whole.deltas.shapes)
+    wider.save_pretrained(tmp_path / "v")
+    applied = TaskVector.from_pretrained(tmp_path / "v").apply_to(base)
+    torch.testing.assert_close(
+        applied.vision_model.post_layernorm.bias - base.vision_model.post_layernorm.bias, few[name]
+    )
+    with pytest.raises(BaseMismatchError):
+        wider.apply_to(finetuned(base, seed=3))

@@ -57,7 +57,7 @@ class Algebra:
         if not is_number(factor):
             return NotImplemented
         factor = check_scaling(factor)
-        info = dataclasses.replace(self.info, scaling=self.info.scaling * factor)
+        info = dataclasses.replace(self.info, scaling=check_scaling(self.info.scaling * factor))
         return self._map(lambda delta: delta * factor, f"times {factor:g}", info=info)
 
     __rmul__ = __mul__

@@ -62,8 +62,8 @@ def plain(value: Any, where: str, *, depth: int = 0) -> Any:
 
 
 def _number(value: float, where: str) -> float:
-    if not (math.isfinite(value) and abs(value) < 1 << 63):
-        raise ValueError(f"{where} holds {str(value)[:40]}; a number must be finite and below 2**63")
+    if not isinstance(value, int) and not math.isfinite(value):
+        raise ValueError(f"{where} holds {value}; a number must be finite")
     return int(value) if isinstance(value, int) else float(value)
 
 

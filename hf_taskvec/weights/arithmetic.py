@@ -66,7 +66,8 @@ def added(name: str, weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
     Raises:
         NonFiniteError: If the result holds NaN or Inf.
     """
-    result = scaled_sum(weight, delta, scaling)
+    beyond = abs(scaling) > torch.finfo(torch.float32).max and torch.float64 not in (weight.dtype, delta.dtype)
+    result = scaled_sum(weight, delta, math.inf if beyond else scaling)
     if not torch.isfinite(result.sum()) and not torch.isfinite(result).all():
         raise NonFiniteError(
             f"{name!r} holds NaN or Inf in {result.dtype} once the vector is added at scaling {scaling:g}; "

@@ -1,0 +1,258 @@
+"""Checkpoints from outside: rounding is told, what only looks like a CLIP is named, wrappers come off."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
+from hf_taskvec.vectors.vector import TaskVector
+from tests.helpers import equal_vectors, finetuned, tiny_clip
+
+Folders = tuple[Path, Path]
+
+
+def save(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> Path:
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def write(folder: Path, tensors: dict[str, Tensor], name: str = "model.safetensors", **config: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name, metadata={"format": "pt"})
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# -- rounding ---------------------------------------------------------------------------------------------------------
+
+
+def moved(base: CLIPModel, size: float) -> CLIPModel:
+    """A copy whose vision tower moved by a fraction of each parameter's spread."""
+    model, generator = copy.deepcopy(base), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.vision_model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(size * parameter.std(unbiased=False) * noise)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [0.001, 0.003, 0.01])
+def test_the_share_of_rounding_is_what_it_is(base: CLIPModel, dtype: torch.dtype, size: float) -> None:
+    tuned = moved(base, size)
+    true = TaskVector.from_models(base, tuned)
+    rounded = TaskVector.from_models(base, copy.deepcopy(tuned).to(dtype), allow_rounding=True)
+    share = (rounded - true).norm() / rounded.norm()
+    assert rounded.info.rounding_error == pytest.approx(share, rel=0.1)
+
+
+def test_a_vector_that_is_mostly_rounding_is_refused_unless_allowed(
+    tmp_path: Path, checkpoints: Folders, base: CLIPModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned = save(moved(base, 0.001), tmp_path / "tuned", torch.bfloat16)
+    with pytest.raises(IncompatibleVectorsError, match=r"\d+% of the vector's norm is rounding.*allow_rounding=True"):
+        TaskVector.from_checkpoints(checkpoints[0], tuned)
+    assert TaskVector.from_checkpoints(checkpoints[0], tuned, allow_rounding=True).norm() > 0
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        vector = TaskVector.from_checkpoints(checkpoints[0], save(moved(base, 0.05), tmp_path / "far", torch.bfloat16))
+    assert "of the vector's norm is rounding" in caplog.text
+    assert 0 < (vector.info.rounding_error or 0) < 0.2
+    vector.save_pretrained(tmp_path / "v", dtype="bfloat16")
+    stored = TaskVector.from_pretrained(tmp_path / "v").info.rounding_error
+    assert stored is not None
+    assert stored > (vector.info.rounding_error or 0)  # the file's own rounding comes on top
+
+
+def test_two_checkpoints_in_half_precision_are_no_rounding(base: CLIPModel) -> None:
+    half = copy.deepcopy(base).bfloat16()
+    after = copy.deepcopy(half)
+    with torch.no_grad():
+        after.vision_model.pre_layrnorm.weight.add_(0.5)
+    assert TaskVector.from_models(half, after).info.rounding_error is None
+
+
+def test_a_base_narrower_than_the_fine_tuned_weights_is_told(base: CLIPModel, caplog: pytest.LogCaptureFixture) -> None:
+    TaskVector.from_models(copy.deepcopy(base).half(), finetuned(base))
+    assert "The base is in torch.float16, narrower than the fine-tuned weights" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_only_rounding_changed_outside_the_tower_is_no_change(
+    tmp_path: Path, checkpoints: Folders, base: CLIPModel, dtype: torch.dtype
+) -> None:
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.vision_model.pre_layrnorm.weight.add_(0.5)
+        for parameter in tuned.text_model.parameters():  # values that a narrower dtype rounds
+            assert parameter.dtype == torch.float32
+    vector = TaskVector.from_checkpoints(checkpoints[0], save(tuned, tmp_path / "half", dtype), allow_rounding=True)
+    assert vector.info.left_out is None
+    back = TaskVector.from_models(copy.deepcopy(base).to(dtype), tuned)  # the base is the narrower one
+    assert back.info.left_out is None
+
+
+def test_sums_of_half_precision_vectors_accumulate_wide() -> None:
+    one, small = (TaskVector({"w": torch.tensor([value]).bfloat16()}) for value in (1.0, 0.002))
+    total = sum([one] + [small] * 8)
+    assert isinstance(total, TaskVector)
+    assert float(total["w"]) == pytest.approx(1.016, abs=1e-4)
+    assert float((one - small)["w"]) == pytest.approx(0.998, abs=1e-4)
+
+
+# -- what was trained beside the tower --------------------------------------------------------------------------------
+
+
+def test_the_tower_of_a_whole_model_is_taken_on_request_and_the_rest_told(
+    base: CLIPModel, tuned: CLIPModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = copy.deepcopy(tuned)
+    with torch.no_grad():
+        whole.logit_scale.add_(0.01)
+        for parameter in whole.text_model.parameters():
+            parameter.add_(0.1)
+    with pytest.raises(IncompatibleVectorsError, match=r"more changed too, but .* vision_only=True") as error:
+        TaskVector.from_models(base, whole)
+    assert len(str(error.value)) <= 600
+    assert "logit_scale" in error.value.details
+    vector = TaskVector.from_models(base, whole, vision_only=True)
+    assert equal_vectors(vector, TaskVector.from_models(base, tuned))
+    assert vector.info.left_out == 1 + len(list(whole.text_model.parameters()))
+    assert f"{vector.info.left_out} parameters that changed too" in caplog.text
+
+
+# -- dtypes that are no weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("side", [0, 1])
+def test_quantised_weights_are_refused_by_dtype(
+    tmp_path: Path, checkpoints: Folders, base: CLIPModel, dtype: torch.dtype, side: int
+) -> None:
+    weights = {name: (value * 10).to(dtype) for name, value in base.vision_model.state_dict().items()}
+    folders = [checkpoints[0], checkpoints[1]]
+    folders[side] = write(tmp_path / "quantised", weights)
+    with pytest.raises(CheckpointError, match=rf"quantised: .*{dtype}.*save it in float32"):
+        TaskVector.from_checkpoints(*folders)
+
+
+# -- wrappers ---------------------------------------------------------------------------------------------------------
+
+WRAPPERS: dict[str, Callable[[str], str]] = {
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "DataParallel": lambda name: f"module.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "the compiled tower": lambda name: name.replace("vision_model.", "vision_model._orig_mod.", 1),
+    "FSDP": lambda name: name.replace(".layers.0.", ".layers.0._fsdp_wrapped_module."),
+    "a Lightning module": lambda name: f"model.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_a_wrapper_puts_in_front_of_names_comes_off(
+    tmp_path: Path, checkpoints: Folders, wrapper: str, base: CLIPModel, tuned: CLIPModel
+) -> None:
+    rename = WRAPPERS[wrapper]
+    weights = load_file(checkpoints[1] / "model.safetensors")
+    wrapped = write(tmp_path / "wrapped", {rename(name): value for name, value in weights.items()})
+    assert equal_vectors(TaskVector.from_checkpoints(checkpoints[0], wrapped), TaskVector.from_models(base, tuned))
+
+
+def test_a_wrapped_model_takes_a_vector(base: CLIPModel, tuned: CLIPModel) -> None:
+    vector = TaskVector.from_models(base, tuned)
+    applied = vector.apply_to(nn.DataParallel(copy.deepcopy(base)))
+    assert equal_vectors(TaskVector.from_models(base, applied.module), vector)
+
+
+# -- other models -----------------------------------------------------------------------------------------------------
+
+TOWER = {"embeddings.cls_token": torch.zeros(1, 1, 4), "layernorm.bias": torch.zeros(4)}
+OPEN_CLIP = {"visual.conv1.weight": torch.zeros(2), "transformer.resblocks.0.ln_1.bias": torch.zeros(2)}
+MODELS: dict[str, tuple[dict[str, Tensor], dict[str, object], str]] = {
+    "SigLIP": ({"embeddings.patch_embedding.bias": torch.zeros(4)}, {"model_type": "siglip"}, "SigLIP"),
+    "SigLIP's tower": (
+        {"vision_model.post_layernorm.bias": torch.zeros(4)}, {"model_type": "siglip_vision_model"}, "SigLIP",
+    ),
+    "SigLIP without configuration": ({"vision_model.head.probe": torch.zeros(4)}, {}, "SigLIP"),
+    "DINOv2": (TOWER, {"model_type": "dinov2"}, "DINOv2"),
+    "ViT": ({f"vit.{name}": value for name, value in TOWER.items()}, {"model_type": "vit"}, "is ViT"),
+    "ViT without configuration": ({f"vit.{name}": value for name, value in TOWER.items()}, {}, "ViT or DINOv2"),
+    "timm": ({"blocks.0.attn.qkv.weight": torch.zeros(4)}, {"architecture": "vit", "pretrained_cfg": {}}, "timm"),
+    "timm without configuration": ({"blocks.0.attn.qkv.weight": torch.zeros(4)}, {}, "timm"),
+    "open_clip under another name": (OPEN_CLIP, {}, "open_clip.*convert"),
+    "something new": (TOWER, {"model_type": "clip_of_the_future"}, "another model .*'clip_of_the_future'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_another_model_is_named(tmp_path: Path, model: str) -> None:
+    weights, config, named = MODELS[model]
+    folder = write(tmp_path / "m", weights, **config)
+    with pytest.raises(CheckpointError, match=named) as error:
+        TaskVector.from_checkpoints(folder, folder)
+    assert "TaskVector.from_models" in str(error.value) or "model.safetensors" in str(error.value)
+
+
+def test_an_open_clip_folder_is_named(tmp_path: Path, checkpoints: Folders) -> None:
+    folder = write(tmp_path / "m", OPEN_CLIP, name="open_clip_model.safetensors")
+    with pytest.raises(CheckpointError, match="layout of open_clip"):
+        TaskVector.from_checkpoints(checkpoints[0], folder)
+
+
+def test_what_lies_in_a_folder_without_weights_is_told(tmp_path: Path, checkpoints: Folders) -> None:
+    write(tmp_path / "m", {"w": torch.zeros(1)}, name="ft.safetensors")
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors but 'ft\.safetensors'; pass the path"):
+        TaskVector.from_checkpoints(checkpoints[0], tmp_path / "m")
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_single_file_is_a_checkpoint(tmp_path: Path, checkpoints: Folders, base: CLIPModel, tuned: CLIPModel) -> None:
+    (tmp_path / "ft.safetensors").write_bytes((checkpoints[1] / "model.safetensors").read_bytes())
+    vector = TaskVector.from_checkpoints(checkpoints[0], str(tmp_path / "ft.safetensors"))
+    assert equal_vectors(vector, TaskVector.from_models(base, tuned))
+    assert vector.info.finetuned == "ft"
+
+
+@pytest.mark.parametrize("name", ["ft.pt", "pytorch_model.bin", "ft.ckpt"])
+def test_a_pickled_file_is_refused_with_the_way_out(tmp_path: Path, checkpoints: Folders, name: str) -> None:
+    (tmp_path / name).write_bytes(b"cos\nsystem\n")
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file.*Pickled weights.*save_pretrained"):
+        TaskVector.from_checkpoints(checkpoints[0], tmp_path / name)
+
+
+def test_a_missing_folder_is_said_to_be_missing(
+    tmp_path: Path, checkpoints: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for missing in (tmp_path / "nothing", "./nothing", "~/nothing", "nothing.safetensors", tmp_path / "ft.pt"):
+        with pytest.raises(CheckpointError, match="there is nothing at that path"):
+            TaskVector.from_checkpoints(checkpoints[0], missing)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    for method in (TaskVector.from_pretrained, TaskVector.from_adapter):
+        with pytest.raises(CheckpointError, match=r"there is nothing at that path|neither a folder"):
+            method("out/nothing")
+
+
+def test_the_embedded_base_is_known_by_its_name() -> None:
+    vector = TaskVector.from_checkpoints("hf-taskvec/tiny-clip", "hf-taskvec/tiny-clip")
+    assert vector.info.base == "hf-taskvec/tiny-clip"
+    assert vector.is_zero
+
+
+def test_models_may_be_bases(base: CLIPModel) -> None:
+    with pytest.raises(TypeError, match="expected a model or a Base, got str"):
+        TaskVector.from_models("openai/clip", base)  # type: ignore[arg-type]
+    assert TaskVector.from_models(base, tiny_clip()).is_zero
