@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Image
 from sklearn import metrics as sklearn_metrics
 
 from hf_taskvec import (
@@ -399,6 +400,18 @@ def test_nothing_in_a_table_drives_a_terminal_or_breaks_it() -> None:
     table = report.to_markdown()
     assert table.replace("\n", "").isprintable()
     assert all(line.replace("\\|", "").count("|") == 7 for line in table.splitlines())
+
+
+def test_images_that_are_skipped_are_counted(base: Base, task: Task, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        data = task.load(split).cast_column("image", Image(decode=False))
+        rows = [{"image": row["image"], "label": row["label"]} for row in data]
+        if split == "test":
+            rows[3]["image"] = {"bytes": b"no image", "path": None}
+        Dataset.from_list(rows, features=task.load(split).features).to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+    (result,) = evaluate(base, Task.from_dataset(tmp_path, skip_broken=True)).results
+    assert (result.num_images, result.num_skipped) == (29, 1)
 
 
 def test_skipped_images_are_counted_in_the_table() -> None:

@@ -204,7 +204,8 @@ def _measure(
     predictions = logits.argmax(dim=-1)
     scores = Accuracy().compute(predictions=predictions, references=labels)
     further = compute_metrics(metrics, predictions, labels, class_names=task.class_names)
-    return TaskResult(task.name, scores["accuracy"], scores["num_images"], metrics=further)
+    skipped = len(load_pixels(task, split, model.processor.image_processor).skipped)
+    return TaskResult(task.name, scores["accuracy"], scores["num_images"], metrics=further, num_skipped=skipped)
 
 
 def _check_logits(logits: Tensor, model: Base, task: Task) -> None:
