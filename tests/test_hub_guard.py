@@ -81,6 +81,25 @@ def test_odd_json_about_a_repository_is_one_clear_error(
     assert not victim.exists()
 
 
+@pytest.mark.parametrize("skip", [0, 1])
+def test_a_server_that_changes_its_mind_writes_nothing_elsewhere(
+    published: HubServer, tmp_path: Path, vector: TaskVector, skip: int
+) -> None:
+    (tmp_path / "victim").write_text("mine")
+    for sha in ("../../../../victim", "../../victim"):
+        published.faults[:] = [Fault("GET /api/models/user/vector$", body={**INFO, "sha": sha}, skip=skip, times=9)]
+        published.faults += [Fault("GET .*/tree/", body=[], times=9)]
+        published.faults += [Fault("(GET|HEAD) .*/resolve/", headers={"X-Repo-Commit": sha}, times=99)]
+        with suppress(TaskVecError):
+            assert equal_vectors(pull(tmp_path), vector)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["victim"]
+    cached = {path.name for path in (tmp_path / "cache").iterdir()} if (tmp_path / "cache").is_dir() else set()
+    assert cached <= {"models--user--vector", "CACHEDIR.TAG", ".locks"}
+    published.faults.clear()
+    assert equal_vectors(pull(tmp_path), vector)
+
+
 def test_a_list_of_odd_entries_keeps_the_sane_ones(published: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     tags = ["hf-taskvec", "task-vector", "task:mnist", "task:\x1b[2J", 5]
     tags += ["base_model:finetune:user/base", "base_model:user/base"]

@@ -361,6 +361,7 @@ def test_a_vector_of_the_embedded_base_needs_no_warning(hub: HubServer, caplog: 
     base = load_base()
     made = TaskVector.from_models(base.model, base.model)
     deltas = {name: made.deltas[name] + 1e-3 for name in made.deltas.shapes}
+    caplog.clear()
     push(TaskVector(deltas, replace(made.info, base=base.name)))
     assert caplog.text == ""
 

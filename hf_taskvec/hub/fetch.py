@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -15,14 +15,15 @@ import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hf_taskvec.errors import CheckpointError, NotCachedError, TaskVecError
+from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
 from hf_taskvec.hub.access import HubAccess, check_revision
 from hf_taskvec.hub.client import Download, commit_of, hub_errors, is_clear, translated, with_retries
 from hf_taskvec.text import listed
-from hf_taskvec.weights.folders import check_inside, check_relative
+from hf_taskvec.weights.folders import check_inside, check_relative, write_text
 
 logger = logging.getLogger(__name__)
 MAX_SIDE_BYTES = 64 << 20
+MAX_THREADS = 8
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 SIDE_FILES = ("*.json", "*.txt", "*.model")
 PICKLED = (
@@ -105,6 +106,10 @@ class _Repository:
         return self.id if self.revision is None else f"{self.id} at revision {self.revision!r}"
 
     @property
+    def inside(self) -> str:
+        return f"{self.subfolder}/" if self.subfolder else ""
+
+    @property
     def cache(self) -> Path | None:
         return None if self.access.cache_dir is None else Path(self.access.cache_dir)
 
@@ -152,7 +157,10 @@ def fetch_folder(
     repository = _Repository(os.fspath(source), revision, subfolder, access or HubAccess())
     with hub_errors(repository.where, "reading"):
         listing = _list(repository, wanted)
-        snapshot = _cached(repository, listing) or _download(repository, wanted, listing)
+        if not listing.files:
+            snapshot = _offline(repository, wanted, listing)
+        else:
+            snapshot = _cached(repository, listing) or _download(repository, listing)
     if listing.trouble is not None:
         kind = type(listing.trouble).__name__
         logger.warning("The Hub is out of reach (%s); %s comes from the cache", kind, repository.where)
@@ -224,7 +232,7 @@ def _remote_files(repository: _Repository) -> tuple[str, dict[str, RemoteFile]]:
 
 def _matching(files: Mapping[str, RemoteFile], repository: _Repository, wanted: Wanted) -> dict[str, RemoteFile]:
     """The files that are wanted, each of a sane size and name."""
-    folder = f"{repository.subfolder}/" if repository.subfolder else ""
+    folder = repository.inside
     result = {
         name: file for name, file in files.items() if name.startswith(folder) and wanted.fits(name.removeprefix(folder))
     }
@@ -251,50 +259,57 @@ def _cached(repository: _Repository, listing: _Listing) -> Path | None:
     return folder
 
 
-def _download(repository: _Repository, wanted: Wanted, listing: _Listing) -> Path:
-    """The folder of the commit with the files downloaded, or whatever the cache has if the Hub is out of reach."""
-    access = repository.access
-    large = None if access.force_download else _only_large(listing.files)
-    if large is not None:  # a thread of its own would only slow its download down
-        hf_hub_download(repository.id, large, revision=listing.commit, token=access.token, cache_dir=repository.cache)
-    folder = f"{repository.subfolder}/" if repository.subfolder else ""
-    patterns: Iterable[str] = (
-        map(glob.escape, listing.files) if listing.files else (folder + p for p in wanted.patterns)
-    )
-    names = list(patterns)
-    offline = access.local_files_only or listing.trouble is not None
-    try:
-        return Path(with_retries(
-            lambda: snapshot_download(
-                repository.id, revision=repository.revision, allow_patterns=names, token=access.token,
-                cache_dir=repository.cache, local_files_only=offline, force_download=access.force_download,
+def _download(repository: _Repository, listing: _Listing) -> Path:
+    """The folder of the listed commit with its files downloaded.
+
+    They are asked for by the commit, and the cache learns which commit the revision is once all of them are there: what
+    a server says in between changes neither.
+    """
+
+    def fetch(name: str) -> Path:
+        path = with_retries(
+            lambda: hf_hub_download(
+                repository.id, name, revision=listing.commit, token=repository.access.token,
+                cache_dir=repository.cache, force_download=repository.access.force_download,
             ),
             on=(LocalEntryNotFoundError,),  # the rest it tries again by itself
+        )  # fmt: skip
+        return Path(path).parents[name.count("/")]
+
+    with ThreadPoolExecutor(min(len(listing.files), MAX_THREADS)) as pool:
+        (folder, *others) = dict.fromkeys(pool.map(fetch, listing.files))
+    if others or folder.name != listing.commit:
+        raise HubError(f"the Hub gives files of another commit of {repository.where} than it named; try again")
+    revision = repository.revision or constants.DEFAULT_REVISION
+    if revision != listing.commit:
+        with suppress(OSError):  # a cache that cannot be written
+            write_text(folder.parent.parent / "refs" / revision, listing.commit)
+    return folder
+
+
+def _offline(repository: _Repository, wanted: Wanted, listing: _Listing) -> Path:
+    """The folder of whatever commit the cache has, if it has all that is wanted."""
+    try:
+        snapshot = Path(snapshot_download(
+            repository.id, revision=repository.revision, cache_dir=repository.cache, local_files_only=True,
+            allow_patterns=[repository.inside + pattern for pattern in wanted.patterns],
         ))  # fmt: skip
     except LocalEntryNotFoundError as error:
         raise listing.trouble or error from None
-
-
-def _only_large(files: Mapping[str, RemoteFile]) -> str | None:
-    """The one file that is large, if it is one."""
-    large = [name for name, file in files.items() if file.size > MAX_SIDE_BYTES]
-    return large[0] if len(large) == 1 else None
+    path = snapshot / repository.subfolder
+    names = [file.name for file in path.iterdir()] if path.is_dir() else []
+    try:
+        wanted.check(names, repository.where)
+    except CheckpointError as error:
+        raise NotCachedError(
+            f"the cache has only a part of {repository.where}; fetch the rest while online: hf download {repository.id}"
+        ) from error
+    return snapshot
 
 
 def _checked(repository: _Repository, wanted: Wanted, snapshot: Path, listing: _Listing) -> Folder:
     """The folder in a snapshot, each file compared with its hash unless it was before or the caller does."""
     path = snapshot / repository.subfolder
-    if not path.is_dir():
-        lacks = f"has no folder {repository.subfolder!r}" if repository.subfolder else wanted.missing
-        raise CheckpointError(f"{repository.where} {lacks}")
-    if not listing.files:  # what the cache has need not be all
-        try:
-            wanted.check((file.name for file in path.iterdir()), repository.where)
-        except CheckpointError as error:
-            raise NotCachedError(
-                f"the cache has only a part of {repository.where}; fetch the rest while online: hf download "
-                f"{repository.id}"
-            ) from error
     later = []
     for file in sorted(file for file in path.iterdir() if file.is_file() and wanted.fits(file.name)):
         announced = listing.files.get(file.relative_to(snapshot).as_posix())
