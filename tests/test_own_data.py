@@ -12,9 +12,12 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
+from hf_taskvec import TaskVector, evaluate, gradient_vector, load_base
 from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.tasks import TASKS, Task, get_task
+from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.tasks.subsets import subset
+from hf_taskvec.training.objective import SingleTask
 from hf_taskvec.vectors.info import VectorInfo
 
 EUROSAT = [
@@ -354,9 +357,6 @@ def test_a_csv_may_name_the_images_and_their_classes(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_of_a_csv_is_named(tmp_path: Path) -> None:
-    from hf_taskvec import load_base
-    from hf_taskvec.tasks.pixels import load_pixels
-
     root = csv_of_paths(tmp_path / "own")
     (root / "images" / "test3.png").unlink()
     with pytest.raises(DataError, match=r"row 3 of test of 'own' does not decode.*No such file.*test3\.png"):
@@ -456,3 +456,17 @@ def test_a_vectors_provenance_makes_its_task_again(tmp_path: Path) -> None:
         Task.from_info(VectorInfo(task="x"))
     with pytest.raises(DataError, match="test_size='all'"):
         Task.from_info(VectorInfo(**task.provenance() | {"data_settings": {"test_size": "all"}}))
+
+
+def test_a_saved_vector_of_somebodys_own_task_can_be_measured(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pets", ["n01", "n02"], splits=("",), copies=10)
+    names = {"n01": "a red circle", "n02": "a red square"}
+    task = Task.from_dataset(root, class_names=names, test_size=0.5)
+    base = load_base()
+    gradient_vector(base, task, learning_rate=1e-3).save_pretrained(tmp_path / "vector")
+    vector = TaskVector.from_pretrained(tmp_path / "vector")
+    again = Task.from_info(vector.info, dataset=shutil.copytree(root, tmp_path / "elsewhere"))
+    assert again.class_names == tuple(names.values())
+    model = vector.apply_to(base)
+    assert evaluate(model, [again]).results[0].accuracy == evaluate(model, [task]).results[0].accuracy
+    assert SingleTask(task).describe(VectorInfo()).data_settings == vector.info.data_settings
