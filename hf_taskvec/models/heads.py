@@ -148,4 +148,4 @@ def _digest(key: str, head: Tensor) -> bytes:
 
 @cache
 def _tell_unkept(folder: str, error: str) -> None:
-    logger.warning("zero-shot heads cannot be kept in %s (%s); they are computed in each run", folder, error)
+    logger.info("zero-shot heads cannot be kept in %s (%s); they are computed in each run", folder, error)
