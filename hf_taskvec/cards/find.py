@@ -59,6 +59,11 @@ def list_vectors(
 
     Raises:
         NotCachedError, HubError: If the Hub is out of reach or fails.
+
+    Example:
+        >>> for found in list_vectors(task="mnist"):  # doctest: +SKIP
+        ...     print(found.repo_id, found.base)
+        user/mnist-vector openai/clip-vit-base-patch32
     """
     tags = [LIBRARY, "task-vector"]
     tags += [f"base_model:{base_model}"] if base_model else []
@@ -122,6 +127,10 @@ def list_epochs(repo_id: str, *, revision: str | None = None, token: str | bool 
     Raises:
         CheckpointError: If there is no such repository or revision, or access is refused.
         NotCachedError, HubError: If the Hub is out of reach or fails.
+
+    Example:
+        >>> list_epochs("user/mnist-series")  # doctest: +SKIP
+        [1.0, 2.0, 3.0]
     """
     if not is_repo_id(repo_id):
         raise CheckpointError(f"{repo_id!r} is no Hub id (user/name)")

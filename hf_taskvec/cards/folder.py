@@ -23,6 +23,14 @@ def render_folder_card(folder: Path, *, repo_id: str) -> str:
 
     Raises:
         CheckpointError: If the folder holds the configuration of none of them.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> import torch
+        >>> from hf_taskvec import TaskVector
+        >>> TaskVector({"w": torch.ones(2)}, VectorInfo(task="digits")).save_pretrained(folder := Path(mkdtemp()) / "vector")
+        >>> "digits" in render_folder_card(folder, repo_id="user/digits")
+        True
     """
     report = Report.load(folder / REPORT_NAME) if (folder / REPORT_NAME).is_file() else None
     if (folder / CONFIG_NAME).is_file():

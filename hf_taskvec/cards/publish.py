@@ -51,6 +51,9 @@ def push_to_hub(
         HubError: If the Hub refuses or fails, or another push came in between; the repository is as it was.
         NonFiniteError: If the vector holds NaN or Inf.
         IncompatibleVectorsError: If the vector changes nothing and `allow_zero` is not set.
+
+    Example:
+        >>> push_to_hub(vector, "mnist-vector", report=report, private=True)  # doctest: +SKIP
     """
     _check_kinds([vector], report)
     chosen = _options(options, f"Add task vector {vector.info.label}")
@@ -84,6 +87,9 @@ def push_series_to_hub(
     Raises:
         ValueError: If a vector does not tell its epochs, or two tell the same.
         HubError: As in `push_to_hub`.
+
+    Example:
+        >>> push_series_to_hub(trainer.task_vectors(), "mnist-series")  # doctest: +SKIP
     """
     _check_kinds(vectors, report)
     if not vectors or any(vector.info.epochs is None for vector in vectors):
@@ -130,6 +136,9 @@ def push_model_to_hub(
     Raises:
         CheckpointError: If the vector names no base and none is given.
         BaseMismatchError, HubError: As in `apply_to` and `push_to_hub`.
+
+    Example:
+        >>> push_model_to_hub(vector, "mnist-clip", scaling=0.5)  # doctest: +SKIP
     """
     _check_kinds([vector], report)
     chosen = _options(options, f"Add {vector.info.label} at scaling {scaling}")

@@ -32,6 +32,11 @@ def render_vector_card(
         repo_id: Where the card stands.
         epochs: The epochs that the repository also holds, one folder each.
         picture: File beside the card that shows accuracies against the scaling.
+
+    Example:
+        >>> card = render_vector_card(VectorInfo(task="digits", base=EMBEDDED), repo_id="user/digits")
+        >>> 'TaskVector.from_pretrained("user/digits"' in card
+        True
     """
     return _render(
         "vector.md.j2", metadata=vector_metadata(info, report, repo_id=repo_id), info=info, report=report,
@@ -78,7 +83,13 @@ def _prompt(info: VectorInfo) -> str:
 
 
 def render_model_card(info: VectorInfo, report: Report | None = None, *, repo_id: str, scaling: float) -> str:
-    """The card of a checkpoint: a base with `scaling` times a vector added."""
+    """The card of a checkpoint: a base with `scaling` times a vector added.
+
+    Example:
+        >>> card = render_model_card(VectorInfo(task="digits", base=EMBEDDED), repo_id="user/model", scaling=0.5)
+        >>> 'CLIPModel.from_pretrained("user/model"' in card
+        True
+    """
     return _render(
         "model.md.j2", metadata=model_metadata(info, report, repo_id=repo_id), info=info, report=report,
         repo_id=repo_id, scaling=scaling, facts=facts_of(info), tasks=task_names(info), own_tasks=_own_tasks(info),
@@ -94,6 +105,12 @@ def render_base_card(config: Mapping[str, Any], report: Report | None = None, *,
             `pairs` per source), `command`, `retrieval` (name to fraction) and `limits` (sentences).
         report: Its zero-shot accuracies.
         repo_id: Where the card stands.
+
+    Example:
+        >>> config = {"description": "A tiny CLIP.", "license": "mit", "facts": {}, "data": [], "command": "", "limits": []}
+        >>> config |= {"retrieval": {}}
+        >>> "A tiny CLIP." in render_base_card(config, repo_id="user/clip")
+        True
     """
     metadata = base_metadata(dict(config), report, repo_id=repo_id)
     return _render("base.md.j2", metadata=metadata, config=config, report=report, repo_id=repo_id)

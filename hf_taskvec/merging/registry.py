@@ -135,7 +135,13 @@ def _check_signature(name: str, function: MergeFunction) -> None:
 
 
 def get_method(name: str) -> MergeMethod:
-    """The registered method, or an `UnknownNameError` that offers the nearest name."""
+    """The registered method, or an `UnknownNameError` that offers the nearest name.
+
+    Example:
+        >>> import hf_taskvec.merging
+        >>> get_method("ties").paper
+        '2306.01708'
+    """
     if name not in METHODS:
         load_plugins(METHODS)
     if name not in METHODS:
@@ -155,7 +161,12 @@ def list_methods() -> list[MergeMethod]:
 
 
 def methods_table() -> str:
-    """A Markdown table of every method: what it does, its paper, its defaults, whether order matters."""
+    """A Markdown table of every method: what it does, its paper, its defaults, whether order matters.
+
+    Example:
+        >>> print(methods_table().splitlines()[0])
+        | method | what it does | paper | settings | order matters |
+    """
     rows = []
     for method in list_methods():
         arxiv = method.paper[:4].isdigit() and "." in method.paper

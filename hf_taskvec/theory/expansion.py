@@ -68,6 +68,13 @@ def corrections(losses: Sequence[MeanLoss], path: Sequence[Tensor], *, alpha: fl
         losses: The tasks.
         path: θ_MT after 0 … k epochs, as `joint_path` gives it.
         alpha: The factor of the sum of vectors.
+
+    Example:
+        >>> losses = [MeanLoss([lambda w: (w**2).sum() / 2]), MeanLoss([lambda w: (w**2).sum()])]
+        >>> start = torch.ones(1, dtype=torch.float64)
+        >>> path = joint_path(losses, start, learning_rate=0.1, epochs=2)
+        >>> [round(float(correction), 6) for correction in corrections(losses, path)]
+        [0.5, -1.0]
     """
     alpha = _alpha(alpha, losses)
     sums = [torch.zeros_like(path[0]) for _ in losses]  # of r_{t,j} over j < l
@@ -86,6 +93,12 @@ def leading_error(losses: Sequence[MeanLoss], start: Tensor, *, learning_rate: f
 
     It needs one gradient and one Hessian-vector product per task, all at the start: Σ_t (H_t − H̄)(g_t − ḡ) is
     Σ_t H_t (g_t − ḡ), because the deviations of the gradients sum to zero.
+
+    Example:
+        >>> losses = [MeanLoss([lambda w: (w**2).sum() / 2]), MeanLoss([lambda w: (w**2).sum()])]
+        >>> start = torch.ones(1, dtype=torch.float64)
+        >>> round(float(leading_error(losses, start, learning_rate=0.1, epochs=2)), 6)
+        0.0025
     """
     check_rate(learning_rate, epochs)
     gradients = [loss.gradient(start) for loss in losses]
@@ -98,6 +111,12 @@ def predicted_loss_gap(losses: Sequence[MeanLoss], start: Tensor, *, learning_ra
     """The mean loss at θ_TA minus that at θ_MT, up to O(η³), for α = 1/T.
 
     Of either sign: where it is negative, task arithmetic beats joint training.
+
+    Example:
+        >>> losses = [MeanLoss([lambda w: (w**2).sum() / 2]), MeanLoss([lambda w: (w**2).sum()])]
+        >>> start = torch.ones(1, dtype=torch.float64)
+        >>> round(predicted_loss_gap(losses, start, learning_rate=0.1, epochs=2), 6)
+        0.00375
     """
     mean = torch.stack([loss.gradient(start) for loss in losses]).mean(dim=0)
     return float(mean @ leading_error(losses, start, learning_rate=learning_rate, epochs=epochs))

@@ -28,6 +28,11 @@ class MeanLoss:
 
     Args:
         parts: One function per batch; their sum is the mean loss.
+
+    Example:
+        >>> loss = MeanLoss([lambda w: (w**2).sum() / 2])
+        >>> loss.value(torch.ones(2)), loss.gradient(torch.ones(2)).tolist()
+        (1.0, [1.0, 1.0])
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -94,7 +99,13 @@ class FeedForward:
 
 
 def feed_forward_loss(network: FeedForward, inputs: Tensor, labels: Tensor) -> MeanLoss:
-    """The mean cross-entropy of a feed-forward network on inputs (N, F)."""
+    """The mean cross-entropy of a feed-forward network on inputs (N, F).
+
+    Example:
+        >>> network, inputs, labels = FeedForward((2, 3, 2)), torch.eye(2), torch.tensor([0, 1])
+        >>> round(feed_forward_loss(network, inputs, labels).value(torch.zeros(network.num_weights)), 4)  # log 2
+        0.6931
+    """
     return MeanLoss([lambda weights: functional.cross_entropy(network.logits(weights, inputs), labels)])
 
 
@@ -130,6 +141,12 @@ def clip_losses(base: Base, tasks: Sequence[Task], *, batch_size: int = 64) -> C
     Raises:
         DataError: If there is no task.
         ValueError: If the loss is no deterministic function of the weights.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> problem = clip_losses(load_base(), [get_task("digits")])
+        >>> len(problem.losses), problem.start.dtype
+        (1, torch.float64)
     """
     if not tasks:
         raise DataError("the theory needs at least one task, got none")

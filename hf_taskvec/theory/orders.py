@@ -76,6 +76,13 @@ def convergence_study(
 
     Raises:
         ValueError: If `epochs` is below 2.
+
+    Example:
+        >>> losses = [MeanLoss([lambda w: (w**2).sum() / 2]), MeanLoss([lambda w: (w**2).sum()])]
+        >>> start = torch.ones(1, dtype=torch.float64)
+        >>> study = convergence_study(losses, start, learning_rates=[0.1, 0.01], epochs=2)
+        >>> round(study.order, 3)
+        2.0
     """
     if epochs < 2:
         raise ValueError(f"epochs must be at least 2, got {epochs}: after one epoch there is nothing to correct")
