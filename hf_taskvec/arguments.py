@@ -208,9 +208,13 @@ class _Parser(HfArgumentParser):
         names = [f"--{field.name}", f"--{field.name.replace('_', '-')}"]
         if get_origin(field.type) is dict:
             group.add_argument(
-                *dict.fromkeys(names), nargs="*", action=_Pairs, metavar="NAME=VALUE",
-                default=field.default_factory(), **field.metadata,
-            )  # fmt: skip
+                *dict.fromkeys(names),
+                nargs="*",
+                action=_Pairs,
+                metavar="NAME=VALUE",
+                default=field.default_factory(),
+                **field.metadata,
+            )
         else:
             if field.default_factory is not dataclasses.MISSING and get_origin(field.type) is not list:
                 # otherwise a bool is False whatever its factory says, so torchrun would start unconnected copies

@@ -105,6 +105,7 @@ def methods_table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:
 
 if __name__ == "__main__":
     run_recipe(
-        main, ComparisonArguments,
+        main,
+        ComparisonArguments,
         stopped="Every finished result is in --results_dir; the same command goes on with the next.",
-    )  # fmt: skip
+    )

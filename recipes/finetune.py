@@ -43,6 +43,8 @@ def main(args: FinetuneArguments, config: TaskVectorConfig) -> TaskVector:
 
 if __name__ == "__main__":
     run_recipe(
-        main, FinetuneArguments, TaskVectorConfig,
+        main,
+        FinetuneArguments,
+        TaskVectorConfig,
         stopped="The same command goes on from the last checkpoint in --output_dir, or anew where there is none.",
-    )  # fmt: skip
+    )

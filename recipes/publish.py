@@ -54,9 +54,7 @@ def main(args: PublishArguments) -> list[str]:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / card.name
             gather(card, Path(args.weights_dir) / card.name, folder)
-            options = PushOptions(
-                private=args.private or None, token=args.token, commit_message=f"Publish {card.name}"
-            )  # fmt: skip
+            options = PushOptions(private=args.private or None, token=args.token, commit_message=f"Publish {card.name}")
             url = push_folder(folder, repo_id, options, replaces=OLD)
         print(f"{card.name}: {url}")
         urls.append(url)
@@ -68,6 +66,7 @@ def main(args: PublishArguments) -> list[str]:
 
 if __name__ == "__main__":
     run_recipe(
-        main, PublishArguments,
+        main,
+        PublishArguments,
         stopped="What was pushed is complete; the same command pushes the rest and leaves what is there as it is.",
-    )  # fmt: skip
+    )

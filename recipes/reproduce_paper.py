@@ -34,6 +34,8 @@ def main(settings: Reproduction, run: RunArguments) -> Path | None:
 
 if __name__ == "__main__":
     run_recipe(
-        main, Reproduction, RunArguments,
+        main,
+        Reproduction,
+        RunArguments,
         stopped="Finished runs are in --output_dir; the same command goes on from there.",
-    )  # fmt: skip
+    )

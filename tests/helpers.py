@@ -16,14 +16,26 @@ from hf_taskvec.vectors.vector import TaskVector
 def tiny_config() -> CLIPConfig:
     """A CLIP of two layers, 32 px and width 64."""
     vision = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 32, "patch_size": 8, "projection_dim": 32,
-    }  # fmt: skip
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "projection_dim": 32,
+    }
     text = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "vocab_size": 100, "max_position_embeddings": 16, "projection_dim": 32,
-        "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 100,
+        "max_position_embeddings": 16,
+        "projection_dim": 32,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
     return CLIPConfig(vision_config=vision, text_config=text, projection_dim=32)
 
 

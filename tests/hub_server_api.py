@@ -193,11 +193,23 @@ def info_of(api: Api, repo: Repo, commit: Commit, *, blobs: bool = False) -> dic
     if blobs:
         siblings = [{"rfilename": p, **file_info(p, e), "blobId": e.oid} for p, e in sorted(commit.files.items())]
     return {
-        "_id": repo.id, "id": repo.id, "author": repo.namespace, "sha": commit.id, "lastModified": commit.date,
-        "createdAt": commit.date, "private": repo.private, "gated": "auto" if repo.gated else False,
-        "disabled": False, "downloads": 0, "likes": 0, "tags": tags_of(data), "cardData": data,
-        "library_name": data.get("library_name"), "pipeline_tag": data.get("pipeline_tag"), "siblings": siblings,
-    }  # fmt: skip
+        "_id": repo.id,
+        "id": repo.id,
+        "author": repo.namespace,
+        "sha": commit.id,
+        "lastModified": commit.date,
+        "createdAt": commit.date,
+        "private": repo.private,
+        "gated": "auto" if repo.gated else False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": tags_of(data),
+        "cardData": data,
+        "library_name": data.get("library_name"),
+        "pipeline_tag": data.get("pipeline_tag"),
+        "siblings": siblings,
+    }
 
 
 def file_info(path: str, entry: Entry) -> dict[str, Any]:
@@ -383,9 +395,14 @@ def commit(api: Api, request: Request, kind: str, id: str, revision: str) -> Res
         raise HubError(400, f"{revision} is no branch")
     author = request.token.user if request.token else ""
     new = api.store.write(
-        repo, files, title=header["summary"], ref=ref, author=author,
-        parent=parent if pull else None, expected_parent=header.get("parentCommit"),
-    )  # fmt: skip
+        repo,
+        files,
+        title=header["summary"],
+        ref=ref,
+        author=author,
+        parent=parent if pull else None,
+        expected_parent=header.get("parentCommit"),
+    )
     prefix = "" if kind == "models" else f"{kind}/"
     return as_json(
         {"success": True, "commitOid": new.id, "commitUrl": f"{api.url}/{prefix}{id}/commit/{new.id}", **pull}

@@ -8,10 +8,30 @@ from typing import Any
 import yaml
 
 LICENSES = {
-    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bsd", "bsd-2-clause",
-    "bsd-3-clause", "cc", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl", "gpl-3.0",
-    "lgpl", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense", "unknown", "other",
-}  # fmt: skip
+    "apache-2.0",
+    "mit",
+    "openrail",
+    "bigscience-openrail-m",
+    "creativeml-openrail-m",
+    "bsd",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "gpl",
+    "gpl-3.0",
+    "lgpl",
+    "lgpl-3.0",
+    "agpl-3.0",
+    "mpl-2.0",
+    "unlicense",
+    "unknown",
+    "other",
+}
 RELATIONS = {"finetune", "merge", "adapter", "quantized"}
 PIPELINES = {"zero-shot-image-classification", "image-classification", "image-feature-extraction"}
 REPO_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)

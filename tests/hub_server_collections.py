@@ -25,10 +25,17 @@ def collections(api: Api, request: Request) -> Response:
             return as_json({"slug": slug, "error": "This collection already exists"}, status=409)
     slug = f"{values['namespace']}/{name}-{uuid.uuid4().hex[:24]}"
     api.collections[slug] = {
-        "slug": slug, "title": values["title"], "description": values.get("description"), "position": 0, "upvotes": 0,
-        "owner": {"name": values["namespace"]}, "items": [], "private": bool(values["private"]), "theme": "blue",
+        "slug": slug,
+        "title": values["title"],
+        "description": values.get("description"),
+        "position": 0,
+        "upvotes": 0,
+        "owner": {"name": values["namespace"]},
+        "items": [],
+        "private": bool(values["private"]),
+        "theme": "blue",
         "lastUpdated": "2026-01-01T00:00:00.000Z",
-    }  # fmt: skip
+    }
     return as_json(api.collections[slug])
 
 

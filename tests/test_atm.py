@@ -65,9 +65,7 @@ def test_the_rounds_share_the_budget_down_to_fractions_of_an_epoch(tmp_path: Pat
 
 def test_it_resumes_after_the_last_finished_fine_tuning(tmp_path: Path) -> None:
     def run(folder: Path) -> TaskVector:
-        return alternating_tuning_and_merging(
-            toy_base(), TASKS, args=settings(), rounds=2, output_dir=folder
-        ).vector  # fmt: skip
+        return alternating_tuning_and_merging(toy_base(), TASKS, args=settings(), rounds=2, output_dir=folder).vector
 
     whole = run(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -84,9 +82,14 @@ def test_post_hoc_it_starts_from_a_merge_and_trains_on_validation_images(tmp_pat
     names = [name for name in parameters_of(toy_base().model) if name.startswith("vision_model.")]
     start = TaskVector({name: torch.full_like(parameters_of(toy_base().model)[name], 1e-3) for name in names})
     run = alternating_tuning_and_merging(
-        toy_base(), TASKS, args=settings(learning_rate=1e-6), rounds=1, output_dir=tmp_path / "atm", start=start,
+        toy_base(),
+        TASKS,
+        args=settings(learning_rate=1e-6),
+        rounds=1,
+        output_dir=tmp_path / "atm",
+        start=start,
         train_on="validation",
-    )  # fmt: skip
+    )
     assert relative_error(run.vector, start) < 0.05
     assert run.vector.info.parents[0].num_images == 30  # the validation part of the toy
 

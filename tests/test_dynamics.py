@@ -18,10 +18,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs with its gradients; never changed by a test, but for full gradients beside it."""
     folder = tmp_path_factory.mktemp("run")
     args = TaskVectorConfig(
-        output_dir=str(folder), num_train_epochs=3, learning_rate=0.05, optim="sgd", weight_decay=0.0,
-        max_grad_norm=0.0, lr_scheduler_type="constant", warmup_steps=0, per_device_train_batch_size=10,
-        record_gradients=True, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        num_train_epochs=3,
+        learning_rate=0.05,
+        optim="sgd",
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        per_device_train_batch_size=10,
+        record_gradients=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     TaskVectorTrainer(toy_base(), args, task=toy_task()).train()
     return folder
 

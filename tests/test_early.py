@@ -74,9 +74,15 @@ def test_the_saved_share_counts_the_steps_of_all_runs() -> None:
 
 def test_the_gain_is_that_over_the_last_epochs_on_images_the_choice_has_not_seen() -> None:
     search = EpochSearch(
-        base(), spoilt_series(), [DIGITS, SHAPES], method="average", scaling=1.0, settings={}, batch_size=64,
+        base(),
+        spoilt_series(),
+        [DIGITS, SHAPES],
+        method="average",
+        scaling=1.0,
+        settings={},
+        batch_size=64,
         progress=False,
-    )  # fmt: skip
+    )
     picks = tuple(int(epochs) - 1 for epochs in choice().epochs.values())
     mine, last = (
         torch.stack([torch.tensor(part[1::2].mean()) for part in search._correct(each)]).mean()
@@ -152,9 +158,14 @@ def test_a_first_step_uphill_leaves_the_first_epoch() -> None:
 
 def test_a_trained_run_is_read_in_the_order_of_its_epochs(tmp_path: Path) -> None:
     config = TaskVectorConfig(
-        output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=25, record_epochs=True,
-        report_to="none", disable_tqdm=True, save_strategy="no",
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        num_train_epochs=2,
+        per_device_train_batch_size=25,
+        record_epochs=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
     TaskVectorTrainer(base(), config, task=DIGITS).train()
     run = recorded_series(tmp_path)
     assert [(vector.info.epochs, vector.info.steps) for vector in run] == [(1, 2), (2, 4)]

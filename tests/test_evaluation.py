@@ -142,9 +142,14 @@ def test_editing_again_starts_from_the_originals(base: Base, vector: TaskVector)
 def useful(base: Base, task: Task, tmp_path_factory: pytest.TempPathFactory) -> TaskVector:
     """A vector that was trained on the task."""
     args = TaskVectorConfig(
-        output_dir=str(tmp_path_factory.mktemp("run")), num_train_epochs=4, learning_rate=3e-3,
-        per_device_train_batch_size=16, disable_tqdm=True, save_strategy="no", logging_strategy="no",
-    )  # fmt: skip
+        output_dir=str(tmp_path_factory.mktemp("run")),
+        num_train_epochs=4,
+        learning_rate=3e-3,
+        per_device_train_batch_size=16,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+    )
     trainer = TaskVectorTrainer(base, args, task=task)
     trainer.train()
     return trainer.task_vector()

@@ -42,8 +42,11 @@ def test_what_is_the_users_survives_a_replacement(
     (tmp_path / "v" / "epoch-1" / "part-1").write_text("mine too")
     write(tmp_path / "v", **{"part-1": "new"})
     assert content(tmp_path / "v") == {
-        "marker": "m", "part-1": "new", "notes.md": "mine", os.path.join("epoch-1", "part-1"): "mine too",
-    }  # fmt: skip
+        "marker": "m",
+        "part-1": "new",
+        "notes.md": "mine",
+        os.path.join("epoch-1", "part-1"): "mine too",
+    }
     assert os.listdir(tmp_path) == ["v"]
 
 

@@ -30,9 +30,12 @@ JSON = st.recursive(
 FIELDS = [*VectorInfo.__dataclass_fields__, "schema_version", "library", "fingerprint", "other"]
 TEXT = st.text(max_size=40)
 QUICK = settings(
-    deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow],
-    phases=[Phase.explicit, Phase.generate], derandomize=True,
-)  # fmt: skip
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],
+    derandomize=True,
+)
 
 
 def mutant(content: bytes, chance: random.Random) -> bytes:
@@ -108,9 +111,14 @@ def test_any_configuration_is_read_or_refused(values: dict[str, object]) -> None
 @given(task=TEXT, label=TEXT, base=TEXT, command=TEXT, key=TEXT)
 def test_any_text_gives_a_card_that_the_hub_accepts(task: str, label: str, base: str, command: str, key: str) -> None:
     info = VectorInfo(
-        kind="merged", base=base, method=label, command=command, settings={key: task}, layer_norms={key: 1.0},
+        kind="merged",
+        base=base,
+        method=label,
+        command=command,
+        settings={key: task},
+        layer_norms={key: 1.0},
         parents=(VectorInfo(task=task, dataset=label), VectorInfo(task=label, dataset="user/data")),
-    )  # fmt: skip
+    )
     report = Report(label, task, (TaskResult(task, 0.5, 10), TaskResult(label, 0.25, 10)))
     card = render_vector_card(info, report, repo_id="user/x")
     assert card_errors(card) == []

@@ -253,8 +253,11 @@ def test_two_processes_give_the_vector_of_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     done = subprocess.run(
         [*command, str(script), str(saved), str(tmp_path / "v")],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     alone = gradient_vector(load_base(saved, dtype=torch.float64), toy_task(), learning_rate=0.1, batch_size=8)
     together = type(alone).from_pretrained(tmp_path / "v")

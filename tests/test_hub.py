@@ -179,9 +179,12 @@ def test_offline_mode_reads_the_cache_and_says_what_to_fetch(hub: HubServer, tmp
     push(vector_of(base))
     pull(tmp_path)
     run = subprocess.run(
-        [sys.executable, "-c", OFFLINE, tmp_path / "cache"], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", OFFLINE, tmp_path / "cache"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     norm, message = run.stdout.splitlines()
     assert float(norm) == vector_of(base).norm()

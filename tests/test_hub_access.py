@@ -53,9 +53,32 @@ def test_names_of_branches_tags_and_commits_are_revisions(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "..", "../../victim", "a/../b", "/etc/passwd", "a//b", ".hidden", "a/.git", "a.lock", "a b", "a\n", "a\\b",
-     "a:b", "-f", "a?b", "a*", "a~1", "a^", "a@{1}", "a/", "a.", "\x1b[2J", "a" * 300],
-)  # fmt: skip
+    [
+        "",
+        "..",
+        "../../victim",
+        "a/../b",
+        "/etc/passwd",
+        "a//b",
+        ".hidden",
+        "a/.git",
+        "a.lock",
+        "a b",
+        "a\n",
+        "a\\b",
+        "a:b",
+        "-f",
+        "a?b",
+        "a*",
+        "a~1",
+        "a^",
+        "a@{1}",
+        "a/",
+        "a.",
+        "\x1b[2J",
+        "a" * 300,
+    ],
+)
 def test_what_leads_elsewhere_is_no_revision(hub: HubServer, tmp_path: Path, name: str) -> None:
     for read in (TaskVector.from_pretrained, TaskVector.from_adapter):
         with pytest.raises(CheckpointError, match="revision must be the name"):

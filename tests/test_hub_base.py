@@ -89,9 +89,12 @@ except NotCachedError as error:
 def test_offline_a_base_comes_from_the_cache_or_is_told_to_be_fetched(hosted: HubServer, tmp_path: Path) -> None:
     commit = load_base("user/base", cache_dir=tmp_path).revision
     run = subprocess.run(
-        [sys.executable, "-c", OFFLINE, tmp_path], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", OFFLINE, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     first, second = run.stdout.splitlines()
     assert first == commit

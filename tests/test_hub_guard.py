@@ -56,11 +56,27 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
 INFO = {"id": REPO, "sha": "a" * 40, "siblings": []}
 ODD = [
-    None, [], 3, "x", {}, {"id": 5}, {**INFO, "siblings": 3}, {**INFO, "siblings": [{}]}, {**INFO, "siblings": [None]},
-    {**INFO, "siblings": [{"rfilename": 7}]}, {**INFO, "siblings": [{"rfilename": "README.md", "lfs": 3}]},
-    {**INFO, "sha": "../../../victim"}, {**INFO, "sha": 5}, {**INFO, "sha": None}, {**INFO, "sha": "\x1b[2J"},
-    b"", b"{", b"\xff\xfe\x00", b"[" * 200_000, b'{"a":' * 100_000,
-]  # fmt: skip
+    None,
+    [],
+    3,
+    "x",
+    {},
+    {"id": 5},
+    {**INFO, "siblings": 3},
+    {**INFO, "siblings": [{}]},
+    {**INFO, "siblings": [None]},
+    {**INFO, "siblings": [{"rfilename": 7}]},
+    {**INFO, "siblings": [{"rfilename": "README.md", "lfs": 3}]},
+    {**INFO, "sha": "../../../victim"},
+    {**INFO, "sha": 5},
+    {**INFO, "sha": None},
+    {**INFO, "sha": "\x1b[2J"},
+    b"",
+    b"{",
+    b"\xff\xfe\x00",
+    b"[" * 200_000,
+    b'{"a":' * 100_000,
+]
 
 
 @pytest.mark.parametrize("body", ODD, ids=lambda body: str(body)[:30])

@@ -98,9 +98,12 @@ print(TaskVector({"w": torch.ones(2)}).push_to_hub("mine"))
 
 def test_a_vector_publishes_itself_wherever_it_was_imported_from(hub: HubServer) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", METHOD], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", METHOD],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "HF_TOKEN": "write-user"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     assert "/user/mine/commit/" in run.stdout
 
@@ -119,9 +122,12 @@ for call in (lambda: push_to_hub(TaskVector({"w": torch.ones(2)}), "user/x", tok
 
 def test_offline_a_push_and_a_list_are_not_told_to_be_downloaded() -> None:
     run = subprocess.run(
-        [sys.executable, "-c", OFFLINE], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", OFFLINE],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     first, second = run.stdout.splitlines()
     assert first == "HubError pushing to user/x needs the Hub, and HF_HUB_OFFLINE is set; do it again while online"
@@ -160,12 +166,14 @@ def test_a_vector_that_changes_nothing_is_not_published_unless_that_is_wanted(
 ) -> None:
     zero = vector * 0.0
     for call in (
-        lambda: push(zero), lambda: push_model_to_hub(zero, REPO, scaling=1.0, token="write-user"),
+        lambda: push(zero),
+        lambda: push_model_to_hub(zero, REPO, scaling=1.0, token="write-user"),
         lambda: push_series_to_hub(
             [replace(v, info=replace(v.info, epochs=float(n))) for n, v in enumerate((zero, vector), start=1)],
-            REPO, token="write-user",
+            REPO,
+            token="write-user",
         ),
-    ):  # fmt: skip
+    ):
         with pytest.raises(IncompatibleVectorsError, match="allow_zero=True"):
             call()
     assert [line for line in hub.log if REPO in line] == []
@@ -232,10 +240,15 @@ def test_a_token_in_any_text_file_is_found(hub: HubServer, tmp_path: Path, name:
 
 @pytest.mark.parametrize(
     "content",
-    [SECRET.encode("utf-16"), b"\xff\xfe\xe9 " + SECRET.encode(), b"x" * (8 << 20) + SECRET.encode(),
-     b"y" * ((8 << 20) - 9) + SECRET.encode(), "é my token is write-user".encode("latin-1")],
+    [
+        SECRET.encode("utf-16"),
+        b"\xff\xfe\xe9 " + SECRET.encode(),
+        b"x" * (8 << 20) + SECRET.encode(),
+        b"y" * ((8 << 20) - 9) + SECRET.encode(),
+        "é my token is write-user".encode("latin-1"),
+    ],
     ids=["utf-16", "undecodable", "late", "across pieces", "the token that is used"],
-)  # fmt: skip
+)
 def test_a_token_is_found_whatever_the_encoding_and_place(hub: HubServer, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(HubError, match="holds an access token"):
@@ -343,8 +356,10 @@ def test_a_pulled_vector_knows_where_from_and_a_merge_of_it_links_there(
     assert "| mnist |" in card  # the other was never pulled
     again = TaskVector.from_pretrained("user/merged", cache_dir=tmp_path / "cache")
     assert (again.info.repo_id, again.info.parents[0].repo_id, again.info.parents[1].repo_id) == (
-        "user/merged", REPO, None,
-    )  # fmt: skip
+        "user/merged",
+        REPO,
+        None,
+    )
 
 
 def test_a_link_is_made_of_sane_names_only(vector: TaskVector) -> None:
@@ -426,10 +441,12 @@ def test_a_push_that_was_killed_leaves_nothing_once_the_next_is_done(
 
 def test_what_is_no_vector_or_report_is_refused_in_a_sentence(hub: HubServer, vector: TaskVector) -> None:
     calls: list[Any] = [
-        lambda: push_to_hub("out/mnist", REPO), lambda: push_to_hub(vector, REPO, report=0.9),
-        lambda: push_series_to_hub(["a"], REPO), lambda: push_model_to_hub(vector, REPO, scaling=1.0, report=[REPORT]),
+        lambda: push_to_hub("out/mnist", REPO),
+        lambda: push_to_hub(vector, REPO, report=0.9),
+        lambda: push_series_to_hub(["a"], REPO),
+        lambda: push_model_to_hub(vector, REPO, scaling=1.0, report=[REPORT]),
         lambda: vector.push_to_hub(REPO, report="good"),
-    ]  # fmt: skip
+    ]
     for call in calls:
         with pytest.raises(TypeError, match=r"TaskVector is published|report must be a Report"):
             call()

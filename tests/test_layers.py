@@ -11,9 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_taskvec"
 FLOORS = [
-    "text", "errors", "arguments", "weights", "hub", "tasks", "models", "vectors", "merging", "evaluation", "cards",
-    "training", "theory",
-]  # fmt: skip
+    "text",
+    "errors",
+    "arguments",
+    "weights",
+    "hub",
+    "tasks",
+    "models",
+    "vectors",
+    "merging",
+    "evaluation",
+    "cards",
+    "training",
+    "theory",
+]
 
 Graph = Mapping[str, set[str]]
 

@@ -387,9 +387,11 @@ def tower(count: int, *, layers: int = 2, seed: int = 0, width: int = 12) -> lis
     for layer in range(layers):
         block = f"vision_model.encoder.layers.{layer}"
         shapes |= {
-            f"{block}.self_attn.q_proj.weight": (width, width), f"{block}.self_attn.out_proj.weight": (width, width),
-            f"{block}.mlp.fc1.weight": (2 * width, width), f"{block}.mlp.fc1.bias": (2 * width,),
-        }  # fmt: skip
+            f"{block}.self_attn.q_proj.weight": (width, width),
+            f"{block}.self_attn.out_proj.weight": (width, width),
+            f"{block}.mlp.fc1.weight": (2 * width, width),
+            f"{block}.mlp.fc1.bias": (2 * width,),
+        }
     shared = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     return [
         TaskVector({n: (x + torch.randn(x.shape, generator=generator, dtype=torch.float64)) for n, x in shared.items()})
@@ -438,8 +440,14 @@ def test_cart_averages_what_is_neither_attention_nor_mlp() -> None:
             assert not torch.allclose(delta, mean.deltas[name], rtol=0.1)
         else:
             torch.testing.assert_close(delta, mean.deltas[name])
-    odd = {"blocks.0.attn.proj.weight": True, "visual.proj": False, "head.weight": False, "w": True,
-           "encoder.layer.0.attention.attention.query.weight": True, "pos_embed": False}  # fmt: skip
+    odd = {
+        "blocks.0.attn.proj.weight": True,
+        "visual.proj": False,
+        "head.weight": False,
+        "w": True,
+        "encoder.layer.0.attention.attention.query.weight": True,
+        "pos_embed": False,
+    }
     assert {name: is_block(name) for name in odd} == odd
 
 

@@ -130,9 +130,13 @@ def test_a_package_adds_a_method_by_its_entry_point(tmp_path: Path, monkeypatch:
     ],
 )
 def test_a_broken_package_is_named_and_left_out(
-    name: str, source: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    source: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     distribution(tmp_path, name, source)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = dict(METHODS)

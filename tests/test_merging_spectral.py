@@ -141,9 +141,15 @@ def test_vectors_of_plain_descent_keep_all_their_directions(setting: dict[str, o
     vectors = []
     for name in ("digits", "shapes"):
         args = TaskVectorConfig(
-            output_dir=str(tmp_path / name), num_train_epochs=2, save_strategy="no", logging_strategy="no",
-            disable_tqdm=True, report_to="none", trainable_parameters=["*.1.mlp.fc1.weight"], **setting,
-        )  # fmt: skip
+            output_dir=str(tmp_path / name),
+            num_train_epochs=2,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+            trainable_parameters=["*.1.mlp.fc1.weight"],
+            **setting,
+        )
         trainer = TaskVectorTrainer(load_base(), args, task=subset(get_task(name), max_train=64))
         trainer.train()
         vectors.append(trainer.task_vector())

@@ -21,9 +21,17 @@ from hf_taskvec.training.objective import SingleTask
 from hf_taskvec.vectors.info import VectorInfo
 
 EUROSAT = [
-    "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential",
-    "River", "SeaLake",
-]  # fmt: skip
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+]
 
 
 def png(value: int) -> bytes:
@@ -115,9 +123,10 @@ def test_class_names_are_read_as_people_hold_them(tmp_path: Path, names: Any) ->
 def test_id2label_may_count_from_one(tmp_path: Path) -> None:
     split = rows([1, 2, 3, 1], Value("int64"))
     task = Task.from_dataset(
-        parquet(tmp_path / "data", train=split, test=split), label_column="label",
+        parquet(tmp_path / "data", train=split, test=split),
+        label_column="label",
         class_names={1: "cat", 2: "dog", 3: "fish"},
-    )  # fmt: skip
+    )
     assert task.class_names == ("cat", "dog", "fish")
     assert task.load("test")["label"][:] == [0, 1, 2, 0]
 

@@ -253,17 +253,21 @@ def test_a_damaged_entry_is_made_anew(base: Base, own: Task, damage: str, caplog
     content, entry = path.read_bytes(), json.loads(notes.read_text())
     pixels._open_pixels.cache_clear()
     wrong = {
-        "flipped": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[:-1], "longer": content + b"0", "gone": None,
-    }  # fmt: skip
+        "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+        "cut": content[:-1],
+        "longer": content + b"0",
+        "gone": None,
+    }
     if damage in wrong:
         path.unlink()
         if (value := wrong[damage]) is not None:
             path.write_bytes(value)
     else:
         changed = {
-            "notes": {}, "labels": entry | {"labels": entry["labels"][::-1]},
+            "notes": {},
+            "labels": entry | {"labels": entry["labels"][::-1]},
             "shape": entry | {"shape": [6, 3, 16, 64]},
-        }  # fmt: skip
+        }
         notes.write_text("{" if damage == "no json" else json.dumps(changed[damage]))
     with caplog.at_level(logging.WARNING):
         found = load_pixels(own, "test", processor)

@@ -24,9 +24,18 @@ from transformers import CLIPModel, CLIPProcessor
 from hf_taskvec.errors import CheckpointError, DataError, UnknownNameError
 
 TINY = PretrainingConfig(
-    width=64, layers=1, patch_size=16, text_width=64, text_layers=1, projection_dim=16, vocab_size=700,
-    steps=6, batch_size=8, warmup_steps=2, save_steps=3,
-)  # fmt: skip
+    width=64,
+    layers=1,
+    patch_size=16,
+    text_width=64,
+    text_layers=1,
+    projection_dim=16,
+    vocab_size=700,
+    steps=6,
+    batch_size=8,
+    warmup_steps=2,
+    save_steps=3,
+)
 COLOURS = {"a red square": (220, 20, 20), "a green square": (20, 220, 20), "a blue square": (20, 20, 220)}
 
 
@@ -160,9 +169,11 @@ def test_pretrained_folder_loads_offline_and_knows_its_captions(tmp_path: Path) 
     model = CLIPModel.from_pretrained(tmp_path / "out")
     processor = CLIPProcessor.from_pretrained(tmp_path / "out")
     inputs = processor(
-        text=list(COLOURS), images=[PILImage.new("RGB", (50, 50), c) for c in COLOURS.values()],
-        return_tensors="pt", padding=True,
-    )  # fmt: skip
+        text=list(COLOURS),
+        images=[PILImage.new("RGB", (50, 50), c) for c in COLOURS.values()],
+        return_tensors="pt",
+        padding=True,
+    )
     assert inputs["pixel_values"].shape == (3, 3, 32, 32)
     with torch.no_grad():
         logits = model.float()(**inputs).logits_per_image

@@ -24,9 +24,21 @@ from hf_taskvec.errors import DataError
 
 SHAPES, PATTERNS = get_task("shapes"), get_task("patterns")
 TINY = PretrainingConfig(
-    width=64, layers=1, patch_size=16, text_width=64, text_layers=1, projection_dim=16, vocab_size=700, steps=3,
-    batch_size=8, warmup_steps=2, save_steps=3, view_weight=1.0, caption_mates=True, descriptor_weight=1.0,
-)  # fmt: skip
+    width=64,
+    layers=1,
+    patch_size=16,
+    text_width=64,
+    text_layers=1,
+    projection_dim=16,
+    vocab_size=700,
+    steps=3,
+    batch_size=8,
+    warmup_steps=2,
+    save_steps=3,
+    view_weight=1.0,
+    caption_mates=True,
+    descriptor_weight=1.0,
+)
 
 
 def test_loss_of_two_views_is_simclr() -> None:
@@ -68,17 +80,27 @@ def test_descriptor_is_finite_on_a_flat_image_and_holds_its_colour() -> None:
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
-        ("a doodle of a rainbow", "rainbow"), ("a rainbow drawn by hand", "rainbow"), ("a rainbow", "rainbow"),
-        ("the number two written by hand", "two"), ("the handwritten digit two", "two"),
-        ("a white handwritten two on black", "two"), ("a handwritten two", "two"),
-        ("sea or lake seen from space", "sea or lake"), ("a satellite photo showing sea or lake", "sea or lake"),
-        ("a pullover, a piece of clothing", "pullover"), ("a grey picture of a pullover", "pullover"),
-        ("a small catalogue photo of an ankle boot", "ankle boot"), ("a close photo of a crab", "crab"),
-        ("a German traffic sign, stop sign", "stop sign"), ("a stop sign on the road", "stop sign"),
-        ("a close up of a traffic sign: stop sign", "stop sign"), ("a blurry picture of a ship", "ship"),
-        ("an emoji of the flag of Zambia", "flag of Zambia"), ("the flag of Zambia", "flag of Zambia"),
+        ("a doodle of a rainbow", "rainbow"),
+        ("a rainbow drawn by hand", "rainbow"),
+        ("a rainbow", "rainbow"),
+        ("the number two written by hand", "two"),
+        ("the handwritten digit two", "two"),
+        ("a white handwritten two on black", "two"),
+        ("a handwritten two", "two"),
+        ("sea or lake seen from space", "sea or lake"),
+        ("a satellite photo showing sea or lake", "sea or lake"),
+        ("a pullover, a piece of clothing", "pullover"),
+        ("a grey picture of a pullover", "pullover"),
+        ("a small catalogue photo of an ankle boot", "ankle boot"),
+        ("a close photo of a crab", "crab"),
+        ("a German traffic sign, stop sign", "stop sign"),
+        ("a stop sign on the road", "stop sign"),
+        ("a close up of a traffic sign: stop sign", "stop sign"),
+        ("a blurry picture of a ship", "ship"),
+        ("an emoji of the flag of Zambia", "flag of Zambia"),
+        ("the flag of Zambia", "flag of Zambia"),
     ],
-)  # fmt: skip
+)
 def test_subject_is_the_same_in_every_sentence(caption: str, expected: str) -> None:
     assert subject(caption) == expected
 

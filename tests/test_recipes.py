@@ -41,13 +41,22 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     for name, seed in (("first", 0), ("second", 1)):
         save_colour_dataset(tmp_path / "data" / name, seed=seed)
     config = TaskVectorConfig(
-        output_dir=str(tmp_path / "out"), learning_rate=3e-3, num_train_epochs=2, per_device_train_batch_size=16,
-        disable_tqdm=True, save_strategy="no", track_gradients=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        learning_rate=3e-3,
+        num_train_epochs=2,
+        per_device_train_batch_size=16,
+        disable_tqdm=True,
+        save_strategy="no",
+        track_gradients=False,
+    )
     arguments = quickstart.QuickstartArguments(
-        base=str(base), tasks=["first", "second"], data_dir=str(tmp_path / "data"), seeds=[0, 1],
-        methods=["task_arithmetic", "average"], choose_weights=True,
-    )  # fmt: skip
+        base=str(base),
+        tasks=["first", "second"],
+        data_dir=str(tmp_path / "data"),
+        seeds=[0, 1],
+        methods=["task_arithmetic", "average"],
+        choose_weights=True,
+    )
     reports = quickstart.main(arguments, config)
     assert [len(runs) for runs in reports.values()] == [2, 2, 2]
     assert list(reports) == ["task_arithmetic", "average", "task_arithmetic, weights"]
@@ -61,10 +70,15 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     assert all(parent.seed == 1 for parent in merged.info.parents)
     assert "| **mean** |" in capsys.readouterr().out
     comparison = compare_methods.ComparisonArguments(
-        folder=str(tmp_path / "out"), tasks=["first", "second"], base=str(base), data_dir=str(tmp_path / "data"),
-        methods=["average", "tsv_m"], results_dir=str(tmp_path / "kept"), table=str(tmp_path / "table.md"),
+        folder=str(tmp_path / "out"),
+        tasks=["first", "second"],
+        base=str(base),
+        data_dir=str(tmp_path / "data"),
+        methods=["average", "tsv_m"],
+        results_dir=str(tmp_path / "kept"),
+        table=str(tmp_path / "table.md"),
         scalings=list(SCALINGS),
-    )  # fmt: skip
+    )
     table = compare_methods.main(comparison)
     assert compare_methods.main(comparison) == table == (tmp_path / "table.md").read_text()  # kept, not measured again
     mean = sum(run.accuracy for run in reports["average"]) / 2
@@ -75,14 +89,21 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
 def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None:
     base, folder = save_tiny_base(tmp_path / "base"), save_colour_dataset(tmp_path / "data" / "colours").parent
     config = TaskVectorConfig(
-        output_dir=str(tmp_path / "out"), learning_rate=3e-3, num_train_epochs=3, per_device_train_batch_size=16,
+        output_dir=str(tmp_path / "out"),
+        learning_rate=3e-3,
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
         disable_tqdm=True,
-    )  # fmt: skip
+    )
     vector = finetune.main(finetune.FinetuneArguments(task="colours", base=str(base), data_dir=str(folder)), config)
     arguments = evaluate_model.EvaluateArguments(
-        tasks=["colours"], base=str(base), vector=str(tmp_path / "out" / "vector"), scaling=1.0, data_dir=str(folder),
+        tasks=["colours"],
+        base=str(base),
+        vector=str(tmp_path / "out" / "vector"),
+        scaling=1.0,
+        data_dir=str(folder),
         output=str(tmp_path / "report.json"),
-    )  # fmt: skip
+    )
     report = evaluate_model.main(arguments)
     assert report.accuracy > 0.9
     assert Report.load(tmp_path / "report.json") == report

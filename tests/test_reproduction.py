@@ -27,12 +27,28 @@ CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
 def small(folder: Path, **changes: object) -> Reproduction:
     """The smallest settings of the full shape."""
     values = {
-        "base": str(folder / "base"), "tasks": ["digits", "shapes"], "output_dir": str(folder / "out"), "seeds": [0, 1],
-        "optimizers": ["adam"], "learning_rates": [1e-3], "max_epochs": [2], "patience": 1, "budgets": [0.5, 1.0],
-        "merges": ["task_arithmetic@1/T"], "batch_size": 8, "max_train": 16, "max_validation": 8, "max_test": 12,
-        "num_subsets": 1, "subset_size": 1, "theory_images": 4, "dynamics_epochs": 2, "atm_budget": 1,
-        "atm_rounds": [1, 2], "post_hoc_rounds": 1,
-    }  # fmt: skip
+        "base": str(folder / "base"),
+        "tasks": ["digits", "shapes"],
+        "output_dir": str(folder / "out"),
+        "seeds": [0, 1],
+        "optimizers": ["adam"],
+        "learning_rates": [1e-3],
+        "max_epochs": [2],
+        "patience": 1,
+        "budgets": [0.5, 1.0],
+        "merges": ["task_arithmetic@1/T"],
+        "batch_size": 8,
+        "max_train": 16,
+        "max_validation": 8,
+        "max_test": 12,
+        "num_subsets": 1,
+        "subset_size": 1,
+        "theory_images": 4,
+        "dynamics_epochs": 2,
+        "atm_budget": 1,
+        "atm_rounds": [1, 2],
+        "post_hoc_rounds": 1,
+    }
     return Reproduction(**{**values, **changes})
 
 

@@ -42,10 +42,15 @@ def sources(hub: HubServer, tmp_path: Path) -> str:
     table = {
         "pair": {"dataset": "user/both", "train": 3, "test": 2, "license": "mit", "classes": ["first", "second"]},
         "flowers2": {
-            "dataset": "user/one", "train": 100, "test": 100, "license": "mit", "size": 4, "crop": True,
+            "dataset": "user/one",
+            "train": 100,
+            "test": 100,
+            "license": "mit",
+            "size": 4,
+            "crop": True,
             "classes": {"white_tulip": "tulip", "red rose": "rose"},
         },
-    }  # fmt: skip
+    }
     (tmp_path / "sources.json").write_text(json.dumps(table))
     return str(tmp_path / "sources.json")
 

@@ -28,11 +28,22 @@ from hf_taskvec.weights.safetensors import open_safetensors, write_safetensors
 from tests.helpers import equal_vectors, random_deltas, tiny_vector
 
 INFO = VectorInfo(
-    kind="fine-tuned", base="user/base", base_revision="abc", task="mnist", dataset="ylecun/mnist", epochs=1, steps=7,
-    learning_rate=1e-5, seed=3, settings={"clip": 1.0, "names": ["a"]}, versions={"torch": "2.13"},
-    class_names=("a cat", "a dog"), templates=("a photo of {}.",), data_settings={"labels": ["cat", "dog"]},
+    kind="fine-tuned",
+    base="user/base",
+    base_revision="abc",
+    task="mnist",
+    dataset="ylecun/mnist",
+    epochs=1,
+    steps=7,
+    learning_rate=1e-5,
+    seed=3,
+    settings={"clip": 1.0, "names": ["a"]},
+    versions={"torch": "2.13"},
+    class_names=("a cat", "a dog"),
+    templates=("a photo of {}.",),
+    data_settings={"labels": ["cat", "dog"]},
     parents=(VectorInfo(kind="gradient", task="x", class_names=("zero", "one"), templates=("{}",)),),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -228,9 +239,19 @@ def test_parents_repeat_no_base_hashes() -> None:
 
 
 WRONG = {
-    "seed": "3", "steps": 1.5, "epochs": "one", "base": ["x"], "include_projection": 1, "base_hashes": {"a": 1},
-    "settings": [], "kind": "magic", "parents": {"a": 1}, "learning_rate": True, "task": {"x": 1}, "versions": None,
-}  # fmt: skip
+    "seed": "3",
+    "steps": 1.5,
+    "epochs": "one",
+    "base": ["x"],
+    "include_projection": 1,
+    "base_hashes": {"a": 1},
+    "settings": [],
+    "kind": "magic",
+    "parents": {"a": 1},
+    "learning_rate": True,
+    "task": {"x": 1},
+    "versions": None,
+}
 
 
 @pytest.mark.parametrize("key", WRONG)
@@ -314,16 +335,31 @@ def test_an_object_that_no_file_can_hold_is_refused_by_name() -> None:
 def test_values_are_plain_when_they_come_in(tmp_path: Path) -> None:
     weights = np.array([0.25, 0.5])
     settings = {
-        "weights": weights, "scaling": np.float32(0.5), "seed": np.int64(3), "flag": np.bool_(True),
-        "tensor": torch.tensor([1, 2]), "path": Path("a"), "dtype": torch.float16, "layers": (1, 2),
-        "names": {"b", "a"}, 3: None,
-    }  # fmt: skip
+        "weights": weights,
+        "scaling": np.float32(0.5),
+        "seed": np.int64(3),
+        "flag": np.bool_(True),
+        "tensor": torch.tensor([1, 2]),
+        "path": Path("a"),
+        "dtype": torch.float16,
+        "layers": (1, 2),
+        "names": {"b", "a"},
+        3: None,
+    }
     info = VectorInfo(epochs=np.float64(2.0), steps=np.int32(7), scaling=torch.tensor(0.5), settings=settings)  # type: ignore[arg-type]
     weights[0] = 9.0
     assert info.settings == {
-        "weights": [0.25, 0.5], "scaling": 0.5, "seed": 3, "flag": True, "tensor": [1, 2], "path": "a",
-        "dtype": "float16", "layers": [1, 2], "names": ["a", "b"], "3": None,
-    }  # fmt: skip
+        "weights": [0.25, 0.5],
+        "scaling": 0.5,
+        "seed": 3,
+        "flag": True,
+        "tensor": [1, 2],
+        "path": "a",
+        "dtype": "float16",
+        "layers": [1, 2],
+        "names": ["a", "b"],
+        "3": None,
+    }
     assert (type(info.epochs), type(info.steps), info.scaling) == (float, int, 0.5)
     TaskVector(random_deltas(), info).save_pretrained(tmp_path / "v")
     assert TaskVector.from_pretrained(tmp_path / "v").info == info

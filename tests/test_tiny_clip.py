@@ -46,9 +46,14 @@ def test_it_tells_the_embedded_tasks_apart_better_than_chance() -> None:
 def test_one_epoch_on_digits_beats_zero_shot_clearly(tmp_path: Path) -> None:
     base, task = load_base(), get_task("digits")
     config = TaskVectorConfig(
-        learning_rate=3e-4, per_device_train_batch_size=64, disable_tqdm=True, save_strategy="no",
-        logging_strategy="no", track_gradients=False, record_epochs=False,
-    )  # fmt: skip
+        learning_rate=3e-4,
+        per_device_train_batch_size=64,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+        track_gradients=False,
+        record_epochs=False,
+    )
     vector = train_vector(base, task, config, output_dir=tmp_path / "digits", seed=0)
     assert evaluate(vector.apply_to(base), [task]).accuracy > evaluate(base, [task]).accuracy + 0.1
 

@@ -45,9 +45,14 @@ def task(folders: tuple[Path, Path]) -> Task:
 
 def settings(output_dir: Path, **changes: Any) -> TaskVectorConfig:
     defaults: dict[str, Any] = {
-        "output_dir": str(output_dir), "num_train_epochs": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 16,
-        "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "epoch",
-    }  # fmt: skip
+        "output_dir": str(output_dir),
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 16,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_strategy": "epoch",
+    }
     return TaskVectorConfig(**{**defaults, **changes})
 
 
@@ -140,9 +145,16 @@ def test_the_vector_says_how_it_was_made(base: Base, task: Task, tmp_path: Path)
 def test_one_full_batch_step_of_sgd_is_the_negative_gradient(base: Base, task: Task, tmp_path: Path) -> None:
     # 81 images in micro-batches of 16 leave a ragged last one; the mean of means would weigh its image 16-fold.
     config = settings(
-        tmp_path, num_train_epochs=1, optim="sgd", learning_rate=0.1, weight_decay=0.0, max_grad_norm=0.0,
-        lr_scheduler_type="constant", warmup_steps=0, gradient_accumulation_steps=6,
-    )  # fmt: skip
+        tmp_path,
+        num_train_epochs=1,
+        optim="sgd",
+        learning_rate=0.1,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        gradient_accumulation_steps=6,
+    )
     trainer = TaskVectorTrainer(base, config, task=task)
     trainer.train()
     model = ImageClassifier(base, task)

@@ -32,18 +32,26 @@ def model_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> 
     tags += [info.method] if info.method and _TAG.fullmatch(info.method) else []
     relation = "merge" if info.kind == "merged" else "finetune"
     return _yaml(
-        info, report, repo_id=repo_id, tags=tags, relation=relation, library_name="transformers",
+        info,
+        report,
+        repo_id=repo_id,
+        tags=tags,
+        relation=relation,
+        library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
-    )  # fmt: skip
+    )
 
 
 def base_metadata(config: dict[str, Any], report: Report | None, *, repo_id: str) -> str:
     """The metadata of the card of a base."""
     data = ModelCardData(
-        license=config["license"], library_name="transformers", pipeline_tag="zero-shot-image-classification",
-        tags=["clip", "task-arithmetic"], model_name=repo_id.split("/")[-1],
+        license=config["license"],
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "task-arithmetic"],
+        model_name=repo_id.split("/")[-1],
         eval_results=list(_results(report, VectorInfo())) or None,
-    )  # fmt: skip
+    )
     return data.to_yaml()
 
 
@@ -67,10 +75,14 @@ def _yaml(info: VectorInfo, report: Report | None, *, repo_id: str, tags: list[s
     else:
         entries.pop("relation")
     return ModelCardData(
-        **entries, license=info.license, datasets=datasets or None, language=_languages(info),
-        tags=list(dict.fromkeys([*tags, *map(clean, info.tags)])), model_name=repo_id.split("/")[-1],
+        **entries,
+        license=info.license,
+        datasets=datasets or None,
+        language=_languages(info),
+        tags=list(dict.fromkeys([*tags, *map(clean, info.tags)])),
+        model_name=repo_id.split("/")[-1],
         eval_results=list(_results(report, info)) or None,
-    ).to_yaml()  # fmt: skip
+    ).to_yaml()
 
 
 def _languages(info: VectorInfo) -> str | list[str] | None:
@@ -94,7 +106,11 @@ def _results(report: Report | None, info: VectorInfo) -> Iterator[EvalResult]:
         if not is_repo_id(dataset):
             dataset = re.sub(r"[^\w.-]+", "-", result.task, flags=re.ASCII).strip("-.")[:96] or "task"
         yield EvalResult(
-            task_type="image-classification", dataset_type=dataset, dataset_name=clean(result.task),
-            dataset_split=(report and clean(report.split)) or None, metric_type="accuracy", metric_name="accuracy",
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=clean(result.task),
+            dataset_split=(report and clean(report.split)) or None,
+            metric_type="accuracy",
+            metric_name="accuracy",
             metric_value=round(result.accuracy, 6),
-        )  # fmt: skip
+        )

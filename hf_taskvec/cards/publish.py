@@ -205,10 +205,13 @@ def _published(vectors: Sequence[TaskVector], options: PushOptions, *, keep_sour
         info = vector.info
         base = options.base_name or info.base
         info = dataclasses.replace(
-            info, license=options.licence or info.license, tags=tuple(dict.fromkeys((*info.tags, *options.tags))),
-            language=options.language or info.language, base=base,
+            info,
+            license=options.licence or info.license,
+            tags=tuple(dict.fromkeys((*info.tags, *options.tags))),
+            language=options.language or info.language,
+            base=base,
             base_revision=info.base_revision if base == info.base else None,
-        )  # fmt: skip
+        )
         if not keep_source:
             info = dataclasses.replace(info, repo_id=None, repo_commit=None)
         result.append(dataclasses.replace(vector, info=info))
@@ -232,8 +235,9 @@ def _check_base(info: VectorInfo, token: str | bool | None) -> None:
         what = "tells no base" if info.base is None else f"tells {info.base!r} as its base, no repository you can see"
         logger.warning(
             "The published vector %s: others cannot load the base, and list_vectors(base_model=...) does not find the "
-            "vector. Pass base_name= with the base's Hub id.", what,
-        )  # fmt: skip
+            "vector. Pass base_name= with the base's Hub id.",
+            what,
+        )
 
 
 @contextmanager

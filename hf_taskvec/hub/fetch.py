@@ -211,9 +211,12 @@ def _refused(error: HfHubHTTPError, repository: _Repository) -> TaskVecError:
     refusal = translated(error, repository.where, "reading")
     try:
         snapshot_download(
-            repository.id, revision=repository.revision, cache_dir=repository.cache, local_files_only=True,
+            repository.id,
+            revision=repository.revision,
+            cache_dir=repository.cache,
+            local_files_only=True,
             allow_patterns=[],
-        )  # fmt: skip
+        )
     except (OSError, ValueError):
         return refusal
     return type(refusal)(f"{refusal}. An earlier copy is in the cache: local_files_only=True reads it")
@@ -269,11 +272,15 @@ def _download(repository: _Repository, listing: _Listing) -> Path:
     def fetch(name: str) -> Path:
         path = with_retries(
             lambda: hf_hub_download(
-                repository.id, name, revision=listing.commit, token=repository.access.token,
-                cache_dir=repository.cache, force_download=repository.access.force_download,
+                repository.id,
+                name,
+                revision=listing.commit,
+                token=repository.access.token,
+                cache_dir=repository.cache,
+                force_download=repository.access.force_download,
             ),
             on=(LocalEntryNotFoundError,),  # the rest it tries again by itself
-        )  # fmt: skip
+        )
         return Path(path).parents[name.count("/")]
 
     with ThreadPoolExecutor(min(len(listing.files), MAX_THREADS)) as pool:
@@ -290,10 +297,15 @@ def _download(repository: _Repository, listing: _Listing) -> Path:
 def _offline(repository: _Repository, wanted: Wanted, listing: _Listing) -> Path:
     """The folder of whatever commit the cache has, if it has all that is wanted."""
     try:
-        snapshot = Path(snapshot_download(
-            repository.id, revision=repository.revision, cache_dir=repository.cache, local_files_only=True,
-            allow_patterns=[repository.inside + pattern for pattern in wanted.patterns],
-        ))  # fmt: skip
+        snapshot = Path(
+            snapshot_download(
+                repository.id,
+                revision=repository.revision,
+                cache_dir=repository.cache,
+                local_files_only=True,
+                allow_patterns=[repository.inside + pattern for pattern in wanted.patterns],
+            )
+        )
     except LocalEntryNotFoundError as error:
         raise listing.trouble or error from None
     path = snapshot / repository.subfolder

@@ -113,8 +113,9 @@ def add(client: httpx2.Client, guard: Guard) -> None:
     with _LOCK:
         hooks = client.event_hooks
         client.event_hooks = {
-            "request": [*hooks["request"], guard.on_request], "response": [*hooks["response"], guard.on_response],
-        }  # fmt: skip
+            "request": [*hooks["request"], guard.on_request],
+            "response": [*hooks["response"], guard.on_response],
+        }
 
 
 def remove(client: httpx2.Client, guard: Guard) -> None:

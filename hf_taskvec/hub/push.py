@@ -135,9 +135,13 @@ class _Push:
             info = self.api.model_info(self.repo_id, revision=options.revision)
         message = " ".join(plain(options.commit_message or "Add files").split())
         commit = self.api.create_commit(
-            self.repo_id, self.operations(info), commit_message=message, revision=options.revision,
-            create_pr=options.create_pr, parent_commit=commit_of(info, self.repo_id),
-        )  # fmt: skip
+            self.repo_id,
+            self.operations(info),
+            commit_message=message,
+            revision=options.revision,
+            create_pr=options.create_pr,
+            parent_commit=commit_of(info, self.repo_id),
+        )
         self.created = False
         return commit.pr_url or commit.commit_url
 

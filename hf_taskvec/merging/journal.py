@@ -113,8 +113,10 @@ def open_journal(output_dir: str | os.PathLike[str], key: str) -> Iterator[Journ
             elif free and isinstance(error, KeyboardInterrupt):
                 logger.warning(
                     "Stopped: %d finished parameters are kept in %s; the same merge into %s goes on from there",
-                    len(journal.entries), folder, target,
-                )  # fmt: skip
+                    len(journal.entries),
+                    folder,
+                    target,
+                )
             raise
         if free:
             shutil.rmtree(folder, ignore_errors=True)

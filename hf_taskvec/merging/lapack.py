@@ -14,9 +14,28 @@ import numpy as np
 
 _WORK = 70  # float64 of workspace per row: 6, and 64 for blocks
 _TYPES = [
-    "char", "char", "char", "int", "d", "int", "d", "d", "int", "int", "d", "int", "d", "d", "int", "int", "d", "int",
-    "int", "int", "int",
-]  # fmt: skip
+    "char",
+    "char",
+    "char",
+    "int",
+    "d",
+    "int",
+    "d",
+    "d",
+    "int",
+    "int",
+    "d",
+    "int",
+    "d",
+    "d",
+    "int",
+    "int",
+    "d",
+    "int",
+    "int",
+    "int",
+    "int",
+]
 
 
 def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,9 +55,28 @@ def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
     n, first, unused, tolerance = _int(size), _int(size - rank + 1), np.zeros(1), np.zeros(1)
     found, info = _int(0), _int(0)
     routine(
-        b"V", b"I", b"L", n, destroyed, n, unused, unused, first, n, tolerance, found, values, vectors, n, support,
-        work, _int(work.size), integers, _int(integers.size), info,
-    )  # fmt: skip
+        b"V",
+        b"I",
+        b"L",
+        n,
+        destroyed,
+        n,
+        unused,
+        unused,
+        first,
+        n,
+        tolerance,
+        found,
+        values,
+        vectors,
+        n,
+        support,
+        work,
+        _int(work.size),
+        integers,
+        _int(integers.size),
+        info,
+    )
     if info[0] != 0 or found[0] != rank:
         raise np.linalg.LinAlgError(f"dsyevr found {found[0]} of {rank} eigenvalues (info {info[0]})")
     return values[:rank], vectors.T

@@ -90,9 +90,15 @@ class _Bracket:
 
     def __add__(self, other: _Bracket) -> _Bracket:
         return _Bracket(
-            self.low, self.high, self.tied, self.above + other.above, self.from_high + other.from_high,
-            self.above_low + other.above_low, self.from_low + other.from_low, self.inside + other.inside,
-        )  # fmt: skip
+            self.low,
+            self.high,
+            self.tied,
+            self.above + other.above,
+            self.from_high + other.from_high,
+            self.above_low + other.above_low,
+            self.from_low + other.from_low,
+            self.inside + other.inside,
+        )
 
     def value(self, rank: int) -> float | None:
         """The entry at a rank from the top; `None` if the bracket misses it."""

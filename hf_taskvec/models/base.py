@@ -57,10 +57,14 @@ class Base:
         vision, weight = self.model.config.vision_config, next(self.model.parameters())
         layers = f"{vision.num_hidden_layers} layers of width {vision.hidden_size}, patches of {vision.patch_size} px"
         return [
-            ("name", repr(self.name)), ("revision", repr(self.revision)), ("parameters", f"{parameters:,}"),
-            ("vision", repr(layers)), ("image_size", vision.image_size), ("dtype", weight.dtype),
+            ("name", repr(self.name)),
+            ("revision", repr(self.revision)),
+            ("parameters", f"{parameters:,}"),
+            ("vision", repr(layers)),
+            ("image_size", vision.image_size),
+            ("dtype", weight.dtype),
             ("device", repr(str(weight.device))),
-        ]  # fmt: skip
+        ]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Saves model and processor as Transformers reads them: by `load_base`, `CLIPModel` and `CLIPProcessor`.

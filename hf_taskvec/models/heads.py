@@ -108,12 +108,21 @@ def _head_key(base: Base, class_names: Sequence[str], templates: Sequence[str]) 
     tokenizer.backend_tokenizer.no_padding()
     settings = {name: value for name, value in config.to_dict().items() if name != "dtype"}
     parts = [
-        fingerprint(tensor_hashes(text)), json.dumps(settings, sort_keys=True, default=repr),
-        repr(config._attn_implementation), tokenizer.backend_tokenizer.to_str(), repr(tokenizer.model_max_length),
-        repr(tokenizer.special_tokens_map), repr(tokenizer.padding_side), type(tokenizer).__qualname__,
-        str(base.model.text_projection.weight.dtype), base.device.type, repr(list(class_names)), repr(list(templates)),
-        *(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")), str(FORMAT),
-    ]  # fmt: skip
+        fingerprint(tensor_hashes(text)),
+        json.dumps(settings, sort_keys=True, default=repr),
+        repr(config._attn_implementation),
+        tokenizer.backend_tokenizer.to_str(),
+        repr(tokenizer.model_max_length),
+        repr(tokenizer.special_tokens_map),
+        repr(tokenizer.padding_side),
+        type(tokenizer).__qualname__,
+        str(base.model.text_projection.weight.dtype),
+        base.device.type,
+        repr(list(class_names)),
+        repr(list(templates)),
+        *(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")),
+        str(FORMAT),
+    ]
     return xxhash.xxh3_128_hexdigest("\0".join(parts).encode())
 
 

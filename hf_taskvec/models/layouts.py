@@ -19,14 +19,27 @@ _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 _TEXT_FILES = ("tokenizer.json", "vocab.json")
 _CLIP_TYPES = {"clip", "clip_vision_model"}
 _NAMES = {
-    "siglip": "SigLIP", "siglip_vision_model": "SigLIP", "siglip2": "SigLIP 2", "siglip2_vision_model": "SigLIP 2",
-    "dinov2": "DINOv2", "dinov2_with_registers": "DINOv2", "dinov3_vit": "DINOv3", "vit": "ViT", "deit": "DeiT",
-    "beit": "BEiT", "timm_wrapper": "timm", "blip": "BLIP", "align": "ALIGN",
-}  # fmt: skip
+    "siglip": "SigLIP",
+    "siglip_vision_model": "SigLIP",
+    "siglip2": "SigLIP 2",
+    "siglip2_vision_model": "SigLIP 2",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2",
+    "dinov3_vit": "DINOv3",
+    "vit": "ViT",
+    "deit": "DeiT",
+    "beit": "BEiT",
+    "timm_wrapper": "timm",
+    "blip": "BLIP",
+    "align": "ALIGN",
+}
 # How a name begins that only one layout has, and whose it is.
 _SIGNS = {
-    "visual.": "open_clip", "embeddings.cls_token": "ViT or DINOv2", "head.probe": "SigLIP", "blocks.0.": "timm",
-}  # fmt: skip
+    "visual.": "open_clip",
+    "embeddings.cls_token": "ViT or DINOv2",
+    "head.probe": "SigLIP",
+    "blocks.0.": "timm",
+}
 _BODIES = re.compile(r"^(vision_model|vit|deit|dinov2)\.")
 _OPEN_CLIP = (
     "is in the layout of open_clip. Take the same model in that of Transformers: most repositories have it as "

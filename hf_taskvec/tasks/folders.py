@@ -18,15 +18,50 @@ from hf_taskvec.text import listed
 
 logger = logging.getLogger(__name__)
 
-IMAGES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
-    ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".ico", ".tga", ".dds", ".sgi", ".pcx", ".xbm", ".xpm",
-})  # fmt: skip
+IMAGES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".avif",
+        ".ico",
+        ".tga",
+        ".dds",
+        ".sgi",
+        ".pcx",
+        ".xbm",
+        ".xpm",
+    }
+)
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
 _SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
 _NOT_TABLES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
 Parts = tuple[str, ...]  # a file's path below its folder
@@ -158,9 +193,10 @@ def _with_folders(root: Path, found: LocalData, images: list[Parts]) -> LocalDat
         return found
     by_path = {
         row["path"]: label
-        for data in folders.splits.values() if "label" in data.features
+        for data in folders.splits.values()
+        if "label" in data.features
         for row, label in zip(data.cast_column("image", Image(decode=False))["image"], data["label"], strict=True)
-    }  # fmt: skip
+    }
     splits = dict(found.splits)
     for name, data in found.splits.items():
         column = next((key for key, feature in data.features.items() if isinstance(feature, Image)), None)

@@ -19,9 +19,19 @@ _DECODER = datasets.Image()
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # What Pillow and its plugins raise on damaged files.
 _UNDECODABLE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError,
-    ValueError, struct.error, zlib.error,
-)  # fmt: skip
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 _WHITE16 = 65535
 
 

@@ -211,9 +211,12 @@ class _Work:
         """Writes the pixels of all rows; returns their shape (N, 3, H, W), the labels and the rows left out."""
         labels, skipped, shape = self.data["label"][:], list[int](), None
         progress = tqdm(
-            total=len(self.data), desc=f"{self.where}: images to pixels", delay=1, leave=False,
+            total=len(self.data),
+            desc=f"{self.where}: images to pixels",
+            delay=1,
+            leave=False,
             disable=datasets.are_progress_bars_disabled(),
-        )  # fmt: skip
+        )
         with progress:
             for rows, images in self._batches(skipped):
                 pixels = self._pixels(rows, images, shape)
@@ -225,8 +228,13 @@ class _Work:
         if shape is None:
             raise DataError(f"no image of {self.where} decodes")
         if skipped:
-            logger.warning("%d of %d rows of %s are left out: they do not decode (first row %d)",
-                           len(skipped), len(self.data), self.where, skipped[0])  # fmt: skip
+            logger.warning(
+                "%d of %d rows of %s are left out: they do not decode (first row %d)",
+                len(skipped),
+                len(self.data),
+                self.where,
+                skipped[0],
+            )
         left_out = set(skipped)
         kept = [label for row, label in enumerate(labels) if row not in left_out]
         return (len(kept), *shape), kept, skipped

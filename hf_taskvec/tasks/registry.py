@@ -210,8 +210,10 @@ def _registered_names(task: Task, own_names: Sequence[str] | None, folder: Path)
         logger.warning(
             "task %r on %s has the folder's own class names (%s) and general prompts: its labels do not pair off with "
             "the registered names, so its accuracies do not compare with those of the registered task",
-            task.name, folder, listed(map(repr, own_names), room=100),
-        )  # fmt: skip
+            task.name,
+            folder,
+            listed(map(repr, own_names), room=100),
+        )
         return None
     by_class = {number: own for own, number in zip(own_names, pairs, strict=True)}
     ordered = [by_class[number] for number in range(len(own_names))]

@@ -122,8 +122,11 @@ def tell_small_validation(task: str, count: int) -> None:
         error = 50 / count**0.5
         logger.warning(
             "the validation part of task %r has %d images: accuracies on it are right to some %.0f points, and so is a "
-            "scaling chosen on it", task, count, error,
-        )  # fmt: skip
+            "scaling chosen on it",
+            task,
+            count,
+            error,
+        )
 
 
 @lru_cache(maxsize=256)

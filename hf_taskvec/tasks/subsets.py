@@ -44,9 +44,14 @@ class SubsetTask(Task):
 
 
 def subset(
-    task: Task, *, max_train: int | None = None, max_validation: int | None = None, max_test: int | None = None,
-    train_seed: int = 0, train_on: Split = "train",
-) -> SubsetTask:  # fmt: skip
+    task: Task,
+    *,
+    max_train: int | None = None,
+    max_validation: int | None = None,
+    max_test: int | None = None,
+    train_seed: int = 0,
+    train_on: Split = "train",
+) -> SubsetTask:
     """The task with at most so many images of each part; see `SubsetTask`.
 
     Raises:

@@ -22,8 +22,13 @@ from hf_taskvec.tasks.cache import cache_folder, safe_path
 from hf_taskvec.text import shortened
 
 TABLES = {
-    ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json",
-}  # fmt: skip
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+}
 _ENDING = r"(?i)\.(jpe?g|jpe|jfif|a?png|bmp|gif|tiff?|webp|p[bgpn]m|avif|jp2)$"
 
 
@@ -113,7 +118,7 @@ def _class_labels(file: Path) -> dict[str, list[str]]:
             column: list(feature["names"])
             for column, feature in features.items()
             if isinstance(feature, dict) and isinstance(feature.get("names"), list)
-        }  # fmt: skip
+        }
     except (OSError, ValueError, AttributeError, pa.ArrowException):
         return {}  # the reader says what is wrong with the file
 

@@ -41,10 +41,16 @@ Split = Literal["train", "validation", "test"]
 DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "{}")
 # What `data_settings` records where it is not the default, and its types in JSON.
 _RECORDED: dict[str, tuple[type, ...]] = {
-    "train_split": (str,), "test_split": (str,), "validation_split": (str,), "test_size": (float, int),
-    "split_seed": (int,), "image_column": (str,), "label_column": (str,), "labels": (list, tuple),
+    "train_split": (str,),
+    "test_split": (str,),
+    "validation_split": (str,),
+    "test_size": (float, int),
+    "split_seed": (int,),
+    "image_column": (str,),
+    "label_column": (str,),
+    "labels": (list, tuple),
     "skip_broken": (bool,),
-}  # fmt: skip
+}
 
 
 class DataInfo(Protocol):
@@ -205,13 +211,24 @@ class Task:
         label_column = label_column_of(train, label_column or names_column, dataset)
         names, labels = classes_of(train, label_column, class_names, names_column, dataset)
         task = cls(
-            name=name or default_name(dataset, source), dataset=dataset, config=config, revision=revision,
-            train_split=train_split, test_split=test_split, validation_split=validation_split, test_size=test_size,
-            split_seed=split_seed, image_column=image_column_of(train.features, image_column, dataset),
-            label_column=label_column, class_names=names, labels=labels, epochs=epochs,
-            templates=DEFAULT_TEMPLATES if templates is None else tuple(templates), skip_broken=skip_broken,
+            name=name or default_name(dataset, source),
+            dataset=dataset,
+            config=config,
+            revision=revision,
+            train_split=train_split,
+            test_split=test_split,
+            validation_split=validation_split,
+            test_size=test_size,
+            split_seed=split_seed,
+            image_column=image_column_of(train.features, image_column, dataset),
+            label_column=label_column,
+            class_names=names,
+            labels=labels,
+            epochs=epochs,
+            templates=DEFAULT_TEMPLATES if templates is None else tuple(templates),
+            skip_broken=skip_broken,
             source=in_memory,
-        )  # fmt: skip
+        )
         check_apart(source, task._parts(), dataset)
         task._check_labels(source)
         return task
@@ -244,10 +261,15 @@ class Task:
         place = info.dataset if dataset is None else memory_id(in_memory) if in_memory is not None else str(dataset)
         on_hub = dataset is None and not str(place).startswith(BUILTIN_PREFIX)
         return cls(
-            name=info.task, dataset=str(place), config=info.dataset_config if dataset is None else None,
-            source=in_memory, revision=info.dataset_revision if on_hub else None,
-            class_names=info.class_names, templates=info.templates, **_read_settings(info),
-        )  # fmt: skip
+            name=info.task,
+            dataset=str(place),
+            config=info.dataset_config if dataset is None else None,
+            source=in_memory,
+            revision=info.dataset_revision if on_hub else None,
+            class_names=info.class_names,
+            templates=info.templates,
+            **_read_settings(info),
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What a `VectorInfo` stores about the task, by its fields' names; hashes the files of a local dataset."""

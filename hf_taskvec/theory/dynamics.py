@@ -132,9 +132,14 @@ def measure_dynamics(
             model = before.apply_to(base) if before else base
             projection = vectors[0].info.include_projection
             descent = gradient_vector(
-                model, task, learning_rate=1.0, include_projection=projection,
-                trainable_parameters=list(vectors[0].deltas), batch_size=batch_size, progress=progress,
-            )  # fmt: skip
+                model,
+                task,
+                learning_rate=1.0,
+                include_projection=projection,
+                trainable_parameters=list(vectors[0].deltas),
+                batch_size=batch_size,
+                progress=progress,
+            )
             (-descent).save_pretrained(target)
 
         name = f"{FULL_GRADIENTS}/{epoch_name(epoch + 1)}"

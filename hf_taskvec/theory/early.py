@@ -123,9 +123,15 @@ def choose_epochs(
     ordered = check_series(series, chosen_tasks)
     if by == "validation":
         search = EpochSearch(
-            base, ordered, chosen_tasks, method=method, scaling=scaling, settings=settings or {}, batch_size=batch_size,
+            base,
+            ordered,
+            chosen_tasks,
+            method=method,
+            scaling=scaling,
+            settings=settings or {},
+            batch_size=batch_size,
             progress=progress,
-        )  # fmt: skip
+        )
         picks = search.run(rounds=rounds, slack=slack)
         return _choice(ordered, picks, by, search.evidence(), gain=search.gain(picks))
     figures = {name: growth_rates(run) for name, run in ordered.items()}
@@ -241,9 +247,14 @@ def _last_like_the_first(figures: Sequence[float], threshold: float) -> int:
 def _descent(base: Base, task: Task, like: TaskVector, *, batch_size: int, progress: bool) -> TaskVector:
     """−∇L of a task at the base, for the parameters of a vector."""
     return gradient_vector(
-        base, task, learning_rate=1.0, include_projection=like.info.include_projection,
-        trainable_parameters=list(like.deltas), batch_size=batch_size, progress=progress,
-    )  # fmt: skip
+        base,
+        task,
+        learning_rate=1.0,
+        include_projection=like.info.include_projection,
+        trainable_parameters=list(like.deltas),
+        batch_size=batch_size,
+        progress=progress,
+    )
 
 
 def _choice(

@@ -42,9 +42,17 @@ class EpochSearch:
     """
 
     def __init__(
-        self, base: Base, series: Mapping[str, Sequence[TaskVector]], tasks: Sequence[Task], *, method: str,
-        scaling: float, settings: Mapping[str, Any], batch_size: int, progress: bool,
-    ) -> None:  # fmt: skip
+        self,
+        base: Base,
+        series: Mapping[str, Sequence[TaskVector]],
+        tasks: Sequence[Task],
+        *,
+        method: str,
+        scaling: float,
+        settings: Mapping[str, Any],
+        batch_size: int,
+        progress: bool,
+    ) -> None:
         for task in tasks:
             images = len(load_pixels(task, "validation", base.processor.image_processor))
             if images < 2:

@@ -203,9 +203,12 @@ def in_dtype(base: Base, dtype: torch.dtype) -> Base:
 
 def _compare(base: Base, wide: Base, task: Task, trained: TaskVector, args: TaskVectorConfig) -> TaskEquivalence:
     descend = partial(
-        gradient_vector, task=task, learning_rate=args.learning_rate, include_projection=args.include_projection,
+        gradient_vector,
+        task=task,
+        learning_rate=args.learning_rate,
+        include_projection=args.include_projection,
         trainable_parameters=args.trainable_parameters,
-    )  # fmt: skip
+    )
     gradient = descend(wide)
     narrow = in_dtype(base, torch.float32)
     direct = descend(narrow)

@@ -95,14 +95,17 @@ def gradient_vector(
         for each, pixels, factor in zip(tasks, data, factors, strict=True):
             classifier.head = zero_shot_head(base, each.class_names, each.templates).to(classifier.head)
             total.add_task(
-                classifier, pixels, factor=factor, where=each.name, batch_size=batch_size, accelerator=accelerator,
+                classifier,
+                pixels,
+                factor=factor,
+                where=each.name,
+                batch_size=batch_size,
+                accelerator=accelerator,
                 progress=progress,
-            )  # fmt: skip
+            )
         if epoch + 1 < epochs:
             _move(classifier, base, total, learning_rate=learning_rate, accelerator=accelerator)
-    deltas = {
-        name: _wide(gradient.mul_(-learning_rate), base) for name, gradient in total.reduced(accelerator)
-    }  # fmt: skip
+    deltas = {name: _wide(gradient.mul_(-learning_rate), base) for name, gradient in total.reduced(accelerator)}
     info = _info(base, tasks, data, factors, learning_rate, epochs, sorted(deltas), include_projection)
     return TaskVector(deltas, info)
 
@@ -135,9 +138,10 @@ def gradient_stack(
         ['digits', 'shapes']
     """
     settings: dict[str, Any] = {
-        "learning_rate": learning_rate, "include_projection": include_projection,
+        "learning_rate": learning_rate,
+        "include_projection": include_projection,
         "trainable_parameters": list(trainable_parameters),
-    }  # fmt: skip
+    }
     origin, stack = base_plan(base), {}
     for task in as_tasks(tasks):
 
@@ -182,9 +186,16 @@ class GradientSum:
             self.probe = self.probe + gradient.sum()
 
     def add_task(
-        self, classifier: nn.Module, pixels: PixelDataset, *, factor: float, where: str, batch_size: int,
-        accelerator: Accelerator, progress: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        classifier: nn.Module,
+        pixels: PixelDataset,
+        *,
+        factor: float,
+        where: str,
+        batch_size: int,
+        accelerator: Accelerator,
+        progress: bool = False,
+    ) -> None:
         """Adds `factor` times the gradient of the mean loss over `pixels`, this process's share of the batches."""
         loader = accelerator.prepare(DataLoader(pixels, batch_size=batch_size, collate_fn=keep_batch))  # type: ignore[arg-type]
         self.factor = factor / len(pixels)
@@ -239,21 +250,37 @@ def _wide(delta: Tensor, base: Base) -> Tensor:
 
 
 def _info(
-    base: Base, tasks: Sequence[Task], data: Sequence[PixelDataset], factors: Sequence[float], learning_rate: float,
-    epochs: int, names: Sequence[str], include_projection: bool,
-) -> VectorInfo:  # fmt: skip
+    base: Base,
+    tasks: Sequence[Task],
+    data: Sequence[PixelDataset],
+    factors: Sequence[float],
+    learning_rate: float,
+    epochs: int,
+    names: Sequence[str],
+    include_projection: bool,
+) -> VectorInfo:
     """Provenance of a gradient vector; several tasks are its parents."""
     weights = parameters_of(base.model)
     hashes = tensor_hashes({name: weights[name] for name in names})
 
     def info(task: Task | None, num_images: int, factors: Sequence[float]) -> VectorInfo:
         return VectorInfo(
-            kind="gradient", base=base.name, base_revision=base.revision, base_hashes=hashes,
-            include_projection=include_projection, epochs=float(epochs), steps=epochs,
-            optimizer="sgd", learning_rate=learning_rate, weight_decay=0.0, batch_size=num_images,
-            num_images=num_images, settings={"full_batch": True, "weights": list(factors)},
-            versions=library_versions(), **(task.provenance() if task else {}),
-        )  # fmt: skip
+            kind="gradient",
+            base=base.name,
+            base_revision=base.revision,
+            base_hashes=hashes,
+            include_projection=include_projection,
+            epochs=float(epochs),
+            steps=epochs,
+            optimizer="sgd",
+            learning_rate=learning_rate,
+            weight_decay=0.0,
+            batch_size=num_images,
+            num_images=num_images,
+            settings={"full_batch": True, "weights": list(factors)},
+            versions=library_versions(),
+            **(task.provenance() if task else {}),
+        )
 
     parts = [info(*part) for part in zip(tasks, map(len, data), [[factor] for factor in factors], strict=True)]
     if len(parts) == 1:

@@ -119,7 +119,7 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "average_tokens_across_devices": ((True,), "several processes would take other steps than one"),
     "include_num_input_tokens_seen": (("no", False), "images have no tokens"),
     "label_names": ((None, ["labels"]), "batches hold 'labels'"),
-}  # fmt: skip
+}
 
 
 def _check_inherited(args: TaskVectorConfig) -> None:

@@ -19,9 +19,16 @@ from hf_taskvec.models.base import Base
 logger = logging.getLogger(__name__)
 
 FULL_BATCH_SETTINGS: dict[str, Any] = {
-    "optim": "sgd", "optim_args": None, "weight_decay": 0.0, "max_grad_norm": 0.0, "lr_scheduler_type": "constant",
-    "warmup_steps": 0, "label_smoothing_factor": 0.0, "fp16": False, "bf16": False,
-}  # fmt: skip
+    "optim": "sgd",
+    "optim_args": None,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "label_smoothing_factor": 0.0,
+    "fp16": False,
+    "bf16": False,
+}
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,11 @@ class JointTrainer(TaskVectorTrainer):
     """
 
     def __init__(
-        self, base: Base, args: TaskVectorConfig | None = None, *, tasks: Sequence[Task | str],
+        self,
+        base: Base,
+        args: TaskVectorConfig | None = None,
+        *,
+        tasks: Sequence[Task | str],
         callbacks: list[TrainerCallback] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(base, args, task=JointTasks(tuple(as_tasks(tasks))), callbacks=callbacks)

@@ -94,9 +94,13 @@ def summed_cross_entropy(*, label_smoothing: float = 0.0, weight: Tensor | None 
     def loss(outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"]
         total = functional.cross_entropy(
-            logits, labels, weight=None if weight is None else weight.to(logits), ignore_index=IGNORED,
-            reduction="sum", label_smoothing=label_smoothing,
-        )  # fmt: skip
+            logits,
+            labels,
+            weight=None if weight is None else weight.to(logits),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
         return total / (num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORED).sum())
 
     return loss

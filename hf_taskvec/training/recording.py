@@ -104,8 +104,11 @@ class GradientTracker:
             reason = "is damaged" if (folder / GRADIENTS).exists() else "is not there"
             logger.warning(
                 "track_gradients: %s %s, so the gradients' course starts afresh: cosine_to_first_epoch is that to the "
-                "first epoch from here on (%s)", folder / GRADIENTS, reason, type(error).__name__,
-            )  # fmt: skip
+                "first epoch from here on (%s)",
+                folder / GRADIENTS,
+                reason,
+                type(error).__name__,
+            )
             return cls()
 
     def _read(self, state: dict[str, Tensor]) -> GradientTracker:
@@ -155,9 +158,11 @@ class Recorder(TrainerCallback):
         if not any(group["lr"] for group in optimizer.param_groups):
             level = logging.WARNING if state.max_steps < FEW_STEPS else logging.INFO
             logger.log(
-                level, "the learning rate is 0 in the first of %d steps, where the warm-up starts: it moves nothing; "
-                "warmup_steps=0 does without", state.max_steps,
-            )  # fmt: skip
+                level,
+                "the learning rate is 0 in the first of %d steps, where the warm-up starts: it moves nothing; "
+                "warmup_steps=0 does without",
+                state.max_steps,
+            )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves the vector of a chosen step."""

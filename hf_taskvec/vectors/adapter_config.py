@@ -30,14 +30,38 @@ _REFUSED = {
 _VARIANTS = ("use_dora", "velora_config", "monteclora_config", "use_bdlora", "arrow_config", "kasa_config")
 # Entries that say nothing about the change of the weights, or whose effect is in the factors already.
 _IDLE = {
-    "task_type", "auto_mapping", "peft_version", "inference_mode", "target_modules", "exclude_modules", "lora_dropout",
-    "layers_to_transform", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
-    "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+}
 _READ = {
-    "peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "fan_in_fan_out", "bias", "use_rslora",
-    "modules_to_save", "init_lora_weights", "rank_pattern", "alpha_pattern",
-}  # fmt: skip
+    "peft_type",
+    "base_model_name_or_path",
+    "revision",
+    "r",
+    "lora_alpha",
+    "fan_in_fan_out",
+    "bias",
+    "use_rslora",
+    "modules_to_save",
+    "init_lora_weights",
+    "rank_pattern",
+    "alpha_pattern",
+}
 _TOKEN = re.compile(r"\\[.dwsDWS_\-]|\[\^?[\w.\-\\]+\]|[\w.\-^$|()]|(?P<repeat>[*+?])")
 
 
@@ -122,7 +146,8 @@ def parse_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
     _refuse_more_than_factors(values, where)
     take = _Taker(values, where)
     return AdapterConfig(
-        base=take("base_model_name_or_path", None, _is_text, "text"), revision=take("revision", None, _is_text, "text"),
+        base=take("base_model_name_or_path", None, _is_text, "text"),
+        revision=take("revision", None, _is_text, "text"),
         rank=take("r", 8, _is_rank, "a whole number above 0"),
         alpha=take("lora_alpha", 8, _is_positive, "a number above 0"),
         rank_patterns=take.patterns("rank_pattern", _is_rank, "whole numbers above 0"),
@@ -130,7 +155,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
         rslora=take("use_rslora", False, _is_flag, "true or false"),
         transposed=take("fan_in_fan_out", False, _is_flag, "true or false"),
         modules_to_save=tuple(take("modules_to_save", None, _is_names, "a list of names") or ()),
-    )  # fmt: skip
+    )
 
 
 def _refuse_more_than_factors(values: Mapping[str, Any], where: str) -> None:

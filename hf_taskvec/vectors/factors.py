@@ -76,10 +76,15 @@ def read_parts(
     _tell_left_out(outside, saved, vision_only=vision_only)
     factors = {name: item for name, item in factors.items() if name in covered}
     info = VectorInfo(
-        kind="lora", base=config.base, base_revision=config.revision, task=task,
-        include_projection=PROJECTION in factors, finetuned=folder.name, finetuned_revision=folder.commit,
+        kind="lora",
+        base=config.base,
+        base_revision=config.revision,
+        task=task,
+        include_projection=PROJECTION in factors,
+        finetuned=folder.name,
+        finetuned_revision=folder.commit,
         left_out=len(outside) + len(saved) or None,
-    )  # fmt: skip
+    )
     return AdapterParts(factors, info) if base is None else _with_base(factors, info, base, access)
 
 

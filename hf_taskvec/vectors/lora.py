@@ -53,12 +53,25 @@ class LoraAdapter(AdapterParts):
         modules = {name.removesuffix(".weight"): item.right.shape[0] for name, item in self.factors.items()}
         ranks = {re.escape(module): rank for module, rank in modules.items()}
         return {
-            "peft_type": "LORA", "task_type": None, "auto_mapping": None, "inference_mode": True, "bias": "none",
-            "base_model_name_or_path": self.info.base, "revision": self.info.base_revision,
-            "r": max(modules.values()), "lora_alpha": max(modules.values()), "lora_dropout": 0.0,
-            "rank_pattern": ranks, "alpha_pattern": ranks, "target_modules": sorted(modules), "modules_to_save": None,
-            "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "init_lora_weights": True,
-        }  # fmt: skip
+            "peft_type": "LORA",
+            "task_type": None,
+            "auto_mapping": None,
+            "inference_mode": True,
+            "bias": "none",
+            "base_model_name_or_path": self.info.base,
+            "revision": self.info.base_revision,
+            "r": max(modules.values()),
+            "lora_alpha": max(modules.values()),
+            "lora_dropout": 0.0,
+            "rank_pattern": ranks,
+            "alpha_pattern": ranks,
+            "target_modules": sorted(modules),
+            "modules_to_save": None,
+            "fan_in_fan_out": False,
+            "use_rslora": False,
+            "use_dora": False,
+            "init_lora_weights": True,
+        }
 
 
 def read_adapter(

@@ -138,9 +138,12 @@ class TaskVector(Algebra, Publishable):
         before = open_checkpoint(base, revision=base_revision, access=access)
         after = open_checkpoint(finetuned, revision=revision, access=access)
         info = VectorInfo(
-            base=before.name, base_revision=before.commit, task=task, finetuned=after.name,
+            base=before.name,
+            base_revision=before.commit,
+            task=task,
+            finetuned=after.name,
             finetuned_revision=after.commit,
-        )  # fmt: skip
+        )
         coverage = Coverage(include_projection, vision_only, allow_rounding)
         return cls(*difference(before.tensors, after.tensors, coverage, info))
 
@@ -304,7 +307,10 @@ class TaskVector(Algebra, Publishable):
 
         info = {key: value for key, value in self.info.to_dict().items() if key != "base_hashes"}
         applied = {
-            "base": checkpoint.name, "base_revision": checkpoint.commit, "scaling": scaling, "other_base": bool(other),
+            "base": checkpoint.name,
+            "base_revision": checkpoint.commit,
+            "scaling": scaling,
+            "other_base": bool(other),
             "vector": info,
-        }  # fmt: skip
+        }
         write_checkpoint(checkpoint, output_dir, edit, applied=applied)

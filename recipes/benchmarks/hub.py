@@ -30,9 +30,13 @@ if (
         assert server.stdout is not None
         endpoint = server.stdout.readline().split(" at ")[1].split(";")[0]
         environment = {
-            **os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": "write-user", "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TASKVEC_BENCHMARK": "1",
-        }  # fmt: skip
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_TOKEN": "write-user",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_TASKVEC_BENCHMARK": "1",
+        }
         code = subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
         server.terminate()
     sys.exit(code)

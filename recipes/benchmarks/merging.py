@@ -27,9 +27,23 @@ from merging_tables import Bench, growth_table, lora_table, peers_table, spread_
 from hf_taskvec.arguments import arg, run_recipe
 
 METHODS = [
-    "average", "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus_ta", "magmax", "pcb", "della", "sce",
-    "karcher", "model_stock", "iso_c", "iso_cts", "tsv_m", "wudi",
-]  # fmt: skip
+    "average",
+    "task_arithmetic",
+    "ties",
+    "dare",
+    "breadcrumbs",
+    "consensus_ta",
+    "magmax",
+    "pcb",
+    "della",
+    "sce",
+    "karcher",
+    "model_stock",
+    "iso_c",
+    "iso_cts",
+    "tsv_m",
+    "wudi",
+]
 GROWTH = ["task_arithmetic", "ties", "dare", "pcb", "iso_c"]
 
 

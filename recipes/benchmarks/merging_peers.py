@@ -47,7 +47,10 @@ def _kit(
 
 
 MERGEKIT = Peer(
-    "mergekit 0.1.5", "3.11", ("torch<2.14", "mergekit==0.1.5"), "merging_mergekit.py",
+    "mergekit 0.1.5",
+    "3.11",
+    ("torch<2.14", "mergekit==0.1.5"),
+    "merging_mergekit.py",
     {
         "average": ("linear", _kit({"weight": 1.0}, base=None)),
         "task_arithmetic": ("task_arithmetic", _kit({"weight": 1.0})),
@@ -61,9 +64,10 @@ MERGEKIT = Peer(
         "slerp": ("slerp", _kit({}, {"t": 0.5}, base="task-0")),
     },
     "flat",
-)  # fmt: skip
+)
 FUSION_BENCH = Peer(
-    "fusion-bench 0.2.33", "3.12",
+    "fusion-bench 0.2.33",
+    "3.12",
     ("torch", "transformers<5", "fusion-bench==0.2.33", "torchvision", "peft<0.18", "pyarrow<21"),
     "merging_fusion_bench.py",
     {
@@ -84,7 +88,7 @@ FUSION_BENCH = Peer(
         "tsv_m": ("TaskSingularVectorMerging", {"alpha": 1.0}),
         "wudi": ("WUDIMerging", {"iter_num": 3, "exclude_keys": []}),
     },
-)  # fmt: skip
+)
 PEERS = {"mergekit": MERGEKIT, "fusion_bench": FUSION_BENCH}
 
 
@@ -147,9 +151,12 @@ def _run(command: list[object], out: Path, *, warm: int) -> Run:
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     start = time.perf_counter()
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False,
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     seconds = time.perf_counter() - start
     lines = [line for line in done.stdout.splitlines() if line.startswith("METER ")]
     if done.returncode != 0 or not lines:

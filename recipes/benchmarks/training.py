@@ -61,10 +61,18 @@ def our_trainer(base: Base, task: Task, args: BenchmarkArguments, *, track: bool
     """The same by `TaskVectorTrainer`, with or without what it records."""
     with tempfile.TemporaryDirectory() as folder:
         config = TaskVectorConfig(
-            output_dir=folder, num_train_epochs=args.epochs, per_device_train_batch_size=args.batch_size,
-            weight_decay=0.0, lr_scheduler_type="constant", warmup_steps=0, save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, track_gradients=track, record_epochs=track,
-        )  # fmt: skip
+            output_dir=folder,
+            num_train_epochs=args.epochs,
+            per_device_train_batch_size=args.batch_size,
+            weight_decay=0.0,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            track_gradients=track,
+            record_epochs=track,
+        )
         trainer = TaskVectorTrainer(base, config, task=task)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

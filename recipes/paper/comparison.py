@@ -175,9 +175,13 @@ def _score_budget(
 
 
 def _score_subsets(
-    settings: Reproduction, base: Base, tasks: Sequence[Task], vectors: Mapping[str, Mapping[str, TaskVector]],
-    optimizer: str, seed: int,
-) -> list[Score]:  # fmt: skip
+    settings: Reproduction,
+    base: Base,
+    tasks: Sequence[Task],
+    vectors: Mapping[str, Mapping[str, TaskVector]],
+    optimizer: str,
+    seed: int,
+) -> list[Score]:
     """Scores of every merge on random subsets of the tasks, the same for every optimiser."""
     random, scores = RandomState(1000 + seed), []
     if settings.subset_size >= len(tasks):

@@ -118,9 +118,13 @@ def _time_per_image(settings: Reproduction, *, images: int = 8) -> tuple[float, 
     if settings.vision_shape:
         size, patch, width, layers, heads, inner = settings.vision_shape
         config = CLIPVisionConfig(
-            image_size=size, patch_size=patch, hidden_size=width, num_hidden_layers=layers,
-            num_attention_heads=heads, intermediate_size=inner,
-        )  # fmt: skip
+            image_size=size,
+            patch_size=patch,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=inner,
+        )
     else:
         config = settings.load_base().model.config.vision_config
     device = Accelerator(cpu=not torch.accelerator.is_available()).device

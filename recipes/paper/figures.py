@@ -240,9 +240,13 @@ def draw_differences(data: Data) -> Figure:
         index = optimizers.index(row["optimizer"])
         spread = [[100 * (row["mean"] - row["low"])], [100 * (row["high"] - row["mean"])]]
         axes.errorbar(
-            [100 * row["mean"]], [place], xerr=np.abs(spread), color=COLOURS[index % 6], marker=MARKERS[index % 6],
+            [100 * row["mean"]],
+            [place],
+            xerr=np.abs(spread),
+            color=COLOURS[index % 6],
+            marker=MARKERS[index % 6],
             capsize=3,
-        )  # fmt: skip
+        )
     labels = [f"{row['optimizer']}, {row['method']}" for row in data["rows"]]
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()

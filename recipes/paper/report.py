@@ -97,10 +97,13 @@ def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
     for optimizer in settings.optimizers:
         budgets = budgets_of(cells, optimizer)
         own = [score.accuracy for score in scores(cells, optimizer, INDIVIDUAL, CONVERGED)]
-        epochs = bootstrap_interval([
-            sum(cell.converged_epochs.values()) / len(cell.converged_epochs)
-            for cell in cells if cell.scores[0].optimizer == optimizer
-        ])  # fmt: skip
+        epochs = bootstrap_interval(
+            [
+                sum(cell.converged_epochs.values()) / len(cell.converged_epochs)
+                for cell in cells
+                if cell.scores[0].optimizer == optimizer
+            ]
+        )
         lines += [
             f"**{optimizer}**, converged after {epochs.mean:.1f} epochs on average; absolute (normalised), percent",
             "",

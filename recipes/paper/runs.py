@@ -122,14 +122,27 @@ class StopWhenConverged(TrainerCallback):
 
 
 def _trainer(
-    settings: Reproduction, base: Base, tasks: Sequence[Task], optimizer: str, seed: int, epochs: float, folder: Path,
-    *, long: bool,
-) -> TaskVectorTrainer:  # fmt: skip
+    settings: Reproduction,
+    base: Base,
+    tasks: Sequence[Task],
+    optimizer: str,
+    seed: int,
+    epochs: float,
+    folder: Path,
+    *,
+    long: bool,
+) -> TaskVectorTrainer:
     fractions = [budget for budget in run_budgets(settings, optimizer) if budget < 1]
     args = settings.config(
-        optimizer, seed=seed, epochs=epochs, folder=folder, eval_strategy="epoch" if long else "no",
-        record_epochs=long, track_gradients=long, record_fractions=fractions if long else [],
-    )  # fmt: skip
+        optimizer,
+        seed=seed,
+        epochs=epochs,
+        folder=folder,
+        eval_strategy="epoch" if long else "no",
+        record_epochs=long,
+        track_gradients=long,
+        record_fractions=fractions if long else [],
+    )
     joint = len(tasks) > 1
     trainer = JointTrainer(base, args, tasks=tasks) if joint else TaskVectorTrainer(base, args, task=tasks[0])
     quiet(trainer)

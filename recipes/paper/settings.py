@@ -132,11 +132,14 @@ class Reproduction:
         """The tasks, cut to size; each seed has its own training images."""
         return [
             subset(
-                task, max_train=self.max_train, max_validation=self.max_validation, max_test=self.max_test,
+                task,
+                max_train=self.max_train,
+                max_validation=self.max_validation,
+                max_test=self.max_test,
                 train_seed=seed,
             )
             for task in get_tasks(self.tasks, data_dir=self.data_dir)
-        ]  # fmt: skip
+        ]
 
     def learning_rate(self, optimizer: str) -> float:
         """An optimiser's learning rate."""
@@ -150,11 +153,17 @@ class Reproduction:
         """The settings of one run."""
         return TaskVectorConfig(
             trainable_parameters=self.trainable_parameters,
-            output_dir=str(folder), num_train_epochs=epochs, learning_rate=self.learning_rate(optimizer), seed=seed,
-            per_device_train_batch_size=self.batch_size, disable_tqdm=True, save_strategy="no", logging_strategy="no",
+            output_dir=str(folder),
+            num_train_epochs=epochs,
+            learning_rate=self.learning_rate(optimizer),
+            seed=seed,
+            per_device_train_batch_size=self.batch_size,
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
             **{"max_grad_norm": 0.0 if optimizer == "full_batch" else self.max_grad_norm, **OPTIMIZERS[optimizer]},
             **changes,
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

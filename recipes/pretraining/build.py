@@ -43,16 +43,26 @@ def train_tokenizer(texts: Sequence[str], config: PretrainingConfig) -> CLIPToke
 def build_model(config: PretrainingConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
     """A randomly initialised CLIP whose text tower fits `tokenizer`."""
     text = dict(
-        vocab_size=len(tokenizer), hidden_size=config.text_width, intermediate_size=2 * config.text_width,
-        num_hidden_layers=config.text_layers, num_attention_heads=max(1, config.text_width // 64),
-        max_position_embeddings=config.max_length, hidden_act=config.activation, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=config.text_width,
+        intermediate_size=2 * config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=max(1, config.text_width // 64),
+        max_position_embeddings=config.max_length,
+        hidden_act=config.activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     vision = dict(
-        hidden_size=config.width, intermediate_size=config.intermediate_ratio * config.width,
-        num_hidden_layers=config.layers, num_attention_heads=max(1, config.width // 64),
-        image_size=config.image_size, patch_size=config.patch_size, hidden_act=config.activation,
-    )  # fmt: skip
+        hidden_size=config.width,
+        intermediate_size=config.intermediate_ratio * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=max(1, config.width // 64),
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        hidden_act=config.activation,
+    )
     return CLIPModel(
         CLIPConfig(
             text_config=text, vision_config=vision, projection_dim=config.projection_dim, logit_scale_init_value=2.6592

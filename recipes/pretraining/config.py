@@ -9,10 +9,20 @@ from hf_taskvec.arguments import arg
 from hf_taskvec.errors import check_positive
 
 TEMPLATES = (
-    "{}", "{}", "{}.", "a photo of {}.", "a picture of {}.", "an image of {}.", "a photo of the {}.",
-    "a blurry photo of {}.", "a drawing of {}.", "a sketch of {}.", "a close-up photo of {}.",
-    "a photo of a {}.", "a picture of a {}.",
-)  # fmt: skip
+    "{}",
+    "{}",
+    "{}.",
+    "a photo of {}.",
+    "a picture of {}.",
+    "an image of {}.",
+    "a photo of the {}.",
+    "a blurry photo of {}.",
+    "a drawing of {}.",
+    "a sketch of {}.",
+    "a close-up photo of {}.",
+    "a photo of a {}.",
+    "a picture of a {}.",
+)
 
 MAY_CHANGE = ("stop_step", "save_steps")  # without a trace in the weights
 

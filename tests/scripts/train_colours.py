@@ -34,9 +34,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     config = TaskVectorConfig(
-        output_dir=options.output_dir, num_train_epochs=3, learning_rate=1e-2, disable_tqdm=True, save_strategy="steps",
-        save_steps=4, logging_strategy="no", optim=options.optim, per_device_train_batch_size=options.batch,
-    )  # fmt: skip
+        output_dir=options.output_dir,
+        num_train_epochs=3,
+        learning_rate=1e-2,
+        disable_tqdm=True,
+        save_strategy="steps",
+        save_steps=4,
+        logging_strategy="no",
+        optim=options.optim,
+        per_device_train_batch_size=options.batch,
+    )
     callbacks: list[TrainerCallback] = [] if options.die_at is None else [Die(options.die_at)]
     trainer = TaskVectorTrainer(
         load_base(options.base), config, task=Task.from_dataset(options.dataset), callbacks=callbacks
