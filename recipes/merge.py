@@ -15,9 +15,11 @@ from huggingface_hub.utils import disable_progress_bars
 
 from hf_taskvec import TaskVector
 from hf_taskvec.arguments import arg, run_recipe
+from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.merging import methods_table
 from hf_taskvec.merging.engine import PROGRESS
 from hf_taskvec.merging.recipes import MergeRecipe
+from hf_taskvec.vectors.files import CONFIG_NAME
 
 
 @dataclass
@@ -29,6 +31,9 @@ class MergeArguments:
     dtype: str | None = arg("Dtype of the result, as float16; float32 or wider if left out.", default=None)
     device: str | None = arg("Where to compute, as cuda; where the vectors are if left out.", default=None)
     output_dir: str = arg("Where to save the merged vector.", default="out/merged")
+    overwrite: bool = arg("Replace a vector that --output_dir holds already.", default=False)
+    missing: str = arg("What a vector that lacks parameters of another gets there: refuse or zero.", default="refuse")
+    allow_zero: bool = arg("Merge trained vectors that are all zero.", default=False)
     repeat: str | None = arg("Hub id or folder of a merged vector whose recipe to run again.", default=None)
     list_methods: bool = arg("Print a table of all methods and stop.", default=False)
     quiet: bool = arg("No progress bar.", default=False)
@@ -43,7 +48,14 @@ def main(args: MergeArguments) -> TaskVector | None:
     if args.repeat is not None:
         recipe = MergeRecipe.from_info(TaskVector.from_pretrained(args.repeat).info)
     else:
-        recipe = MergeRecipe(tuple(args.vectors), args.method, args.settings, args.scaling, args.dtype)
+        recipe = MergeRecipe(
+            tuple(args.vectors), args.method, args.settings, args.scaling, args.dtype,
+            missing=args.missing, allow_zero=args.allow_zero,  # type: ignore[arg-type]
+        )  # fmt: skip
+    if not args.overwrite and (Path(args.output_dir) / CONFIG_NAME).exists():
+        raise OutputExistsError(
+            f"{args.output_dir} holds a vector already; choose another --output_dir, or replace it with --overwrite"
+        )
     merged = recipe.run(output_dir=args.output_dir, device=args.device)
     if not args.quiet:
         print(f"{merged.info.label} of {len(merged.info.parents)} vectors is in {Path(args.output_dir)}")

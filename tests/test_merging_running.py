@@ -212,19 +212,23 @@ def test_a_journal_in_use_is_left_alone_by_another_merge_and_by_the_same(tmp_pat
 
 def test_two_merges_at_once_into_one_folder_leave_the_result_of_one(tmp_path: Path) -> None:
     inputs = [TaskVector.from_pretrained(source) for source in saved(tmp_path, layers=6, size=60)]
-    scalings = {"cart": 1.0, "tsv_m": 2.0, "iso_c": 3.0}
-    expected = {method: merge(inputs, method, scaling=scaling) for method, scaling in scalings.items()}
-    for _ in range(3):
-        children = [
-            forked(lambda m=m, s=s: merge(inputs, m, output_dir=tmp_path / "out", scaling=s))
-            for m, s in scalings.items()
-        ]
-        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-        result = TaskVector.from_pretrained(tmp_path / "out")
-        whole = expected[str(result.info.method)]
-        for name in whole:
-            torch.testing.assert_close(result.deltas[name], whole.deltas[name])
-        assert not list(tmp_path.glob(".out*"))
+    script = (
+        "import sys, time, pathlib\n"
+        "from hf_taskvec.merging import merge\n"
+        "folder, mine, other = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
+        "for round in range(4):\n"
+        "    (folder / f'{mine}-{round}').touch()\n"
+        "    while not (folder / f'{other}-{round}').exists(): time.sleep(0.001)\n"
+        "    merge([folder / f'v{i}' for i in range(3)], mine, output_dir=folder / 'out')\n"
+    )
+    pair = ("tsv_m", "iso_c")
+    children = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), *names]) for names in (pair, pair[::-1])]
+    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    result = TaskVector.from_pretrained(tmp_path / "out")
+    whole = merge(inputs, str(result.info.method))
+    for name in whole:
+        torch.testing.assert_close(result.deltas[name], whole.deltas[name])
+    assert not list(tmp_path.glob(".out*"))
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -392,6 +396,12 @@ def test_bad_recipes_are_refused(tmp_path: Path) -> None:
     sources = tuple(saved(tmp_path))
     with pytest.raises(UnknownNameError, match="Did you mean 'float16'"):
         MergeRecipe(sources, dtype="flot16").run()
+    with pytest.raises(UnknownNameError, match="Did you mean 'ties'"):
+        MergeRecipe(("nobody/there",) * 2, "tie").run()  # before anything is opened
+    with pytest.raises(UnknownNameError, match="setting of ties"):
+        MergeRecipe(("nobody/there",) * 2, "ties", {"output_dir": "elsewhere"}).run()
+    with pytest.raises(ValueError, match="slerp merges 2 to 2"):
+        MergeRecipe(("nobody/there",) * 3, "slerp").run()
     with pytest.raises(CheckpointError, match="holds none"):
         MergeRecipe.from_info(TaskVector.from_pretrained(sources[0]).info)
     with pytest.raises(ValueError, match="at least one vector"):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hf_taskvec.errors import CheckpointError, UnknownNameError
-from hf_taskvec.hub.fetch import Wanted, fetch_folder
-from hf_taskvec.merging.run import merge
-from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.merging.registry import get_method
+from hf_taskvec.merging.run import as_result_dtype, as_scaling, merge
+from hf_taskvec.merging.sources import Missing
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.dtypes import DTYPES
+
+MAX_SOURCES = 1000
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,12 @@ class MergeRecipe:
         settings: Its settings.
         scaling: Factor of the result.
         dtype: Dtype of the result by name; float32 or wider if left out.
+        missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
+        allow_zero: Whether a trained vector may be all zero.
+
+    Example:
+        >>> MergeRecipe(("out/mnist", "user/gtsrb@main"), "ties", {"density": 0.2}).method
+        'ties'
     """
 
     vectors: tuple[str, ...]
@@ -35,38 +40,66 @@ class MergeRecipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     scaling: float = 1.0
     dtype: str | None = None
+    missing: Missing = "refuse"
+    allow_zero: bool = False
 
     @classmethod
     def from_info(cls, info: VectorInfo) -> MergeRecipe:
-        """The recipe in the provenance of a merged vector.
+        """The recipe in the provenance of a merged vector, which may be a stranger's.
 
         Raises:
-            CheckpointError: If it holds none.
+            CheckpointError: If it holds none, or one that is damaged or is not that of the vector.
         """
-        recipe = info.recipe
-        if recipe is None or info.method is None:
+        if info.recipe is None or info.method is None:
             raise CheckpointError(f"the vector {info.label!r} was not merged by a recipe, so it holds none")
         try:
-            return cls(**{**recipe, "vectors": tuple(recipe["vectors"])})
-        except (KeyError, TypeError) as error:
+            recipe = cls(**{**info.recipe, "vectors": tuple(_texts(info.recipe["vectors"]))})
+            recipe.check()
+            if recipe.method != info.method:
+                raise ValueError(f"it is one of {recipe.method}, the vector was merged by {info.method}")
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the recipe in the vector {info.label!r} is damaged: {error}") from None
+        return recipe
+
+    def check(self) -> None:
+        """Refuses what can be refused before a vector is opened.
+
+        Raises:
+            UnknownNameError: If there is no such method, setting or dtype.
+            ValueError: If another entry is of a wrong type, or the method cannot take that many vectors.
+        """
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"settings must be a mapping, got {type(self.settings).__name__}")
+        if not isinstance(self.method, str) or type(self.allow_zero) is not bool:
+            raise ValueError("method must be text and allow_zero true or false")
+        if self.missing not in ("refuse", "zero"):
+            raise UnknownNameError("treatment of missing parameters", self.missing, ("refuse", "zero"))
+        get_method(self.method).check(self.vectors, self.settings)
+        as_scaling(self.scaling)
+        if self.dtype is not None:
+            as_result_dtype(self.dtype)
 
     def run(self, *, output_dir: str | os.PathLike[str] | None = None, device: str | None = None) -> TaskVector:
-        """Merges, and keeps the recipe with exact revisions in the result's provenance."""
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UnknownNameError("dtype", self.dtype, DTYPES)
-        opened = [_open(source) for source in self.vectors]
-        recipe = dataclasses.replace(self, vectors=tuple(source for source, _ in opened))
+        """Merges, and keeps the recipe with exact revisions in the result's provenance.
+
+        Args:
+            output_dir: As in `merge`.
+            device: As in `merge`.
+
+        Raises:
+            UnknownNameError, ValueError: As `check`, before a vector is opened; and all that `merge` raises.
+        """
+        if self.vectors:
+            self.check()
         return merge(
-            [vector for _, vector in opened], self.method, output_dir=output_dir, scaling=self.scaling, device=device,
-            dtype=DTYPES[self.dtype] if self.dtype else None, recipe=dataclasses.asdict(recipe), **self.settings,
+            self.vectors, self.method, output_dir=output_dir, scaling=self.scaling, device=device, dtype=self.dtype,
+            missing=self.missing, allow_zero=self.allow_zero, **self.settings,
         )  # fmt: skip
 
 
-def _open(source: str) -> tuple[str, TaskVector]:
-    """The vector, and its source with the commit it came from."""
-    if Path(source).is_dir():
-        return source, TaskVector.from_pretrained(source)
-    repo, _, revision = source.partition("@")
-    commit = fetch_folder(repo, Wanted([CONFIG_NAME]), revision=revision or None).commit
-    return f"{repo}@{commit}", TaskVector.from_pretrained(repo, revision=commit)
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise ValueError("its vectors must be a list of folders and Hub ids")
+    if len(value) > MAX_SOURCES:
+        raise ValueError(f"it names {len(value)} vectors, more than {MAX_SOURCES}")
+    return list(value)

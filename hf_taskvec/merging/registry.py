@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from hf_taskvec.errors import UnknownNameError
 from hf_taskvec.merging.plugins import load_plugins
 from hf_taskvec.text import table
@@ -54,14 +57,65 @@ class MergeMethod:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.merge) or "").split("\n", 1)[0]
 
-    def check(self, vectors: Sequence[TaskVector], settings: Mapping[str, Any]) -> None:
-        """Raises on an unknown setting or a number of vectors that the method cannot take."""
-        for key in settings:
-            if key not in self.defaults:
-                raise UnknownNameError(f"setting of {self.name}:", key, self.defaults)
+    def check(self, vectors: Sequence[object], settings: Mapping[str, Any]) -> None:
+        """Refuses settings and a number of vectors that the method cannot take; their range is its own matter.
+
+        Raises:
+            UnknownNameError: If there is no such setting.
+            ValueError: If one has not the type of its default, or for that many vectors.
+        """
+        defaults = self.defaults
+        for key, value in settings.items():
+            if key not in defaults:
+                raise UnknownNameError(f"setting of {self.name}:", key, defaults)
+            _as_default(key, natural(value), defaults[key])
         if len(vectors) < self.min_vectors or (self.max_vectors is not None and len(vectors) > self.max_vectors):
             most = "or more" if self.max_vectors is None else f"to {self.max_vectors}"
             raise ValueError(f"{self.name} merges {self.min_vectors} {most} vectors, got {len(vectors)}")
+
+    def settled(self, vectors: Sequence[object], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Every setting with its value in plain Python, after `check`.
+
+        Raises:
+            UnknownNameError, ValueError: As `check`.
+        """
+        self.check(vectors, settings)
+        given = {key: _as_default(key, natural(value), self.defaults[key]) for key, value in settings.items()}
+        return {**self.defaults, **given}
+
+
+def natural(value: Any) -> Any:
+    """Numbers, arrays and tensors of NumPy and PyTorch as Python's; tuples as lists.
+
+    Example:
+        >>> natural({"weights": np.array([0.5, 1.0]), "layers": (1, 2)})
+        {'weights': [0.5, 1.0], 'layers': [1, 2]}
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu().tolist()
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): natural(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [natural(item) for item in value]
+    return value
+
+
+def _as_default(name: str, value: Any, default: Any) -> Any:
+    """The value if it has the kind of the setting's default, a whole float as the integer it is."""
+    if default is None or (value is None and not isinstance(default, (bool, int, float, str))):
+        return value
+    kinds: dict[type, tuple[tuple[type, ...], str]] = {
+        bool: ((bool,), "true or false"), int: ((int,), "a whole number"), float: ((int, float), "a number"),
+        str: ((str,), "text"),
+    }  # fmt: skip
+    accepted, words = kinds.get(type(default), ((object,), ""))
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted and object not in accepted):
+        raise ValueError(f"{name} must be {words}, got {type(value).__name__} {str(value)[:80]!r}")
+    return value
 
 
 METHODS: dict[str, MergeMethod] = {}

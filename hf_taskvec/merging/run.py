@@ -4,99 +4,191 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError
-from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool, wide_dtype
+from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError
+from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool
 from hf_taskvec.merging.journal import journal_key, open_journal
-from hf_taskvec.merging.registry import (
-    get_method,
+from hf_taskvec.merging.registry import MergeMethod, get_method
+from hf_taskvec.merging.sources import (
+    Missing,
+    Source,
+    as_sources,
+    check_changes,
+    covering_alike,
+    known_base,
+    open_source,
 )
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.dtypes import DTYPES, as_dtype
 from hf_taskvec.weights.folders import check_output_folder
 from hf_taskvec.weights.lowrank import LowRankDeltas
 
+MAX_SCALING = 2.0**63  # what provenance can hold
+
 
 def merge(
-    vectors: Sequence[TaskVector],
+    vectors: Sequence[Source],
     method: str = "task_arithmetic",
     *,
     output_dir: str | os.PathLike[str] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     scaling: float = 1.0,
     device: str | torch.device | None = None,
     recipe: Mapping[str, Any] | None = None,
+    missing: Missing = "refuse",
+    allow_zero: bool = False,
     **settings: Any,
 ) -> TaskVector:
     """Merges vectors of one base into one.
 
-    A progress bar shows up after two seconds; `huggingface_hub.utils.disable_progress_bars("hf_taskvec")` hides it.
+    Everything that can be refused without reading a vector is refused before one is opened. A progress bar shows up
+    after two seconds; `huggingface_hub.utils.disable_progress_bars("hf_taskvec")` hides it.
 
     Args:
-        vectors: The vectors.
+        vectors: The vectors; folders and Hub ids, with `@revision` if wanted, are opened.
         method: Name of a merge method; `list_methods` tells them.
         output_dir: Where to write the result, parameter by parameter; it is returned memory-mapped. The folder appears
             whole or not at all; a slow method that is killed goes on where it stopped when it is called again. Without
             it the result is in memory.
-        dtype: Dtype of the result; float32, or float64 if the vectors are.
+        dtype: Dtype of the result, also by name; float32, or float64 if the vectors are.
         scaling: Factor of the result; methods return it unscaled.
         device: Where to compute, and where a result in memory lies; by default where the vectors are. What is written
             to `output_dir` is returned on the CPU. Many methods need float64, which Apple's MPS lacks.
-        recipe: What to keep in the provenance, beside the settings, for the merge to be repeated; see `MergeRecipe`.
-        **settings: Settings of the method.
+        recipe: What to keep in the provenance for the merge to be repeated. By default it is kept if all vectors are
+            given by folder or Hub id; see `MergeRecipe`.
+        missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
+        allow_zero: Whether a trained vector may be all zero, as after a run whose only step had learning rate 0.
+        **settings: Settings of the method; numbers and arrays of NumPy and PyTorch become Python's.
+
+    Returns:
+        The merged vector, with the vectors' provenance as its parents.
 
     Raises:
-        UnknownNameError: If there is no such method or setting.
-        ValueError: If the method cannot take that many vectors, or a setting is out of range.
+        UnknownNameError: If there is no such method, setting or dtype.
+        ValueError: If the method cannot take that many vectors, or a setting is of another type or out of range.
         IncompatibleVectorsError, BaseMismatchError: If names, shapes, dtypes, devices or bases differ; all are listed.
-        NonFiniteError: If a vector holds NaN or Inf.
+        NonFiniteError: If a vector holds NaN or Inf, or the result would.
         OutputExistsError: If `output_dir` holds something else.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([1.0, 2.0])}), TaskVector({"w": torch.tensor([3.0, -2.0])})]
+        >>> merge(pair, "ties", density=1.0).deltas["w"]
+        tensor([2., 0.])
     """
-    vectors = list(vectors)
-    if not vectors:
-        raise ValueError("merge needs at least one vector, got none")
-    if not math.isfinite(scaling):
-        raise NonFiniteError(f"scaling must be finite, got {scaling}")
-    chosen = get_method(method)
-    chosen.check(vectors, settings)
-    check_compatible(vectors)
-    _check_alike(vectors, "dtype", "Convert them first: vector.to(torch.float32)")
+    sources, chosen = as_sources(vectors), get_method(method)
+    factor, narrow = as_scaling(scaling), None if dtype is None else as_result_dtype(dtype)
+    settled = chosen.settled(sources, settings)
+    if missing not in ("refuse", "zero"):
+        raise UnknownNameError("treatment of missing parameters", missing, ("refuse", "zero"))
+    place = None if device is None else as_device(device)
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
-    settings = {**chosen.defaults, **settings}
-    originals = vectors
-    if device is not None:
-        device = torch.empty(0, device=device).device  # with its index: each thread has a current device of its own
-        vectors = [_on_device(vector, device) for vector in vectors]
-    _check_alike(vectors, "device", "Pass device= to move them where they are needed")
-    merged = chosen.merge(vectors, **settings)
-    info = VectorInfo.merged([vector.info for vector in vectors], method=method, settings=settings, recipe=recipe)
-    merged = TaskVector(merged.deltas, info)
-    dtype = dtype or wide_dtype(vectors)
+    names, opened = _opened(sources, missing=missing)
+    if recipe is None and all(names):
+        dtype_name = None if narrow is None else str(narrow).removeprefix("torch.")
+        recipe = {"vectors": names, "method": method, "settings": settled, "scaling": factor, "dtype": dtype_name,
+                  "missing": missing, "allow_zero": allow_zero}  # fmt: skip
+    placed = opened if place is None else [_on_device(vector, place) for vector in opened]
+    _check_alike("devices", placed, [v.device for v in placed], "Pass device= to move them where they are needed")
+    if not allow_zero:
+        check_changes(opened)
+    merged = _merged(placed, chosen, settled, recipe)
     if output_dir is None:
-        return _in_memory(_scaled(merged, scaling), dtype)
+        return _in_memory(_finished(merged, factor, narrow or merged.dtype))
     with ExitStack() as stack:
         if chosen.resumable:
-            key = journal_key(originals, method, settings, source=chosen.merge.__module__)
+            key = journal_key(opened, method, settled, source=chosen.merge.__module__)
             merged = stack.enter_context(open_journal(output_dir, key)).keep(merged)
-        pool = stack.enter_context(thread_pool(vectors[0].device))
-        AheadDeltas.of(_scaled(merged, scaling), pool).save_pretrained(output_dir, dtype=dtype)
+        pool = stack.enter_context(thread_pool(merged.device))
+        AheadDeltas.of(_finished(merged, factor), pool).save_pretrained(output_dir, dtype=narrow or merged.dtype)
     return TaskVector.from_pretrained(output_dir)
 
 
-def _in_memory(vector: TaskVector, dtype: torch.dtype) -> TaskVector:
+def as_scaling(value: Any) -> float:
+    """A finite number, also one of NumPy or PyTorch, as a float.
+
+    Raises:
+        ValueError: If it is none.
+        NonFiniteError: If it is not finite.
+    """
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"scaling must be a number, got {type(value).__name__} {str(value)[:80]!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise NonFiniteError(f"scaling must be finite, got {number}")
+    if abs(number) >= MAX_SCALING:
+        raise NonFiniteError(f"scaling must be below 2**63, or the result overflows, got {number:g}")
+    return number
+
+
+def as_result_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype that a result can have, also by name.
+
+    Raises:
+        UnknownNameError: If there is none of that name.
+        ValueError: If it is no delta's.
+    """
+    if isinstance(dtype, str) and dtype.removeprefix("torch.") not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    return as_dtype(dtype)
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A device that can be used, with its index: each thread has a current device of its own.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise ValueError(f"the device {str(device)[:80]!r} cannot be used: {reason}") from None
+
+
+def _opened(sources: Sequence[Source], *, missing: Missing) -> tuple[list[str], list[TaskVector]]:
+    """The exact source of each vector, empty if it was a vector already, and vectors that fit together."""
+    opened = [("", source) if isinstance(source, TaskVector) else open_source(source) for source in sources]
+    vectors = [vector for _, vector in opened]
+    if missing == "zero":
+        vectors = covering_alike(vectors)
+    check_compatible(vectors)
+    _check_alike("dtypes", vectors, [v.dtype for v in vectors], "Convert them first: vector.to(torch.float32)")
+    return [name for name, _ in opened], vectors
+
+
+def _merged(
+    vectors: Sequence[TaskVector], method: MergeMethod, settings: Mapping[str, Any], recipe: Mapping[str, Any] | None
+) -> TaskVector:
+    """The lazy result in float32 or wider, with its provenance."""
+    result = method.merge(vectors, **settings)
+    infos = [vector.info for vector in vectors]
+    info = VectorInfo.merged(infos, method=method.name, settings=settings, recipe=recipe)
+    return TaskVector(result.deltas, known_base(info, vectors[0].deltas.shapes))
+
+
+def _in_memory(vector: TaskVector) -> TaskVector:
     with thread_pool(vector.device) as pool:
         deltas = AheadDeltas.of(vector, pool).deltas
-        return TaskVector({name: deltas[name].to(dtype) for name in deltas}, vector.info)
+        return TaskVector({name: deltas[name] for name in deltas}, vector.info)
 
 
 def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
@@ -107,16 +199,30 @@ def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
     return TaskVector(lazy, vector.info)
 
 
-def _scaled(vector: TaskVector, factor: float) -> TaskVector:
-    """The lazy vector with each delta multiplied when it is used."""
-    if factor == 1:
+def _finished(vector: TaskVector, factor: float, dtype: torch.dtype | None = None) -> TaskVector:
+    """The lazy vector with each delta scaled, rounded to a dtype if one is given, and refused if it overflows."""
+
+    def compute(name: str) -> Tensor:
+        delta = vector.deltas[name]
+        result = delta if factor == 1 else delta * factor
+        result = result if dtype is None else result.to(dtype)
+        if not torch.isfinite(result.sum()) and not torch.isfinite(result).all():
+            if not torch.isfinite(delta).all():
+                raise NonFiniteError(
+                    f"{name!r} overflows {delta.dtype} while it is merged: smaller weights or vectors do"
+                )
+            times = "" if factor == 1 else f" times the scaling {factor:g}"
+            raise NonFiniteError(f"{name!r}{times} overflows {result.dtype}; use float32 or bfloat16, or scale less")
+        return result
+
+    if factor == 1 and dtype is None:
         return vector
-    lazy = LazyDeltas(vector.deltas.shapes, lambda name: vector.deltas[name] * factor, vector.dtype, vector.device)
+    lazy = LazyDeltas(vector.deltas.shapes, compute, dtype or vector.dtype, vector.device)
     return TaskVector(lazy, dataclasses.replace(vector.info, scaling=factor))
 
 
-def _check_alike(vectors: Sequence[TaskVector], what: str, remedy: str) -> None:
-    found = [getattr(vector, what) for vector in vectors]
-    if len(set(found)) > 1:
-        lines = [f"vector {i} ({v.info.label!r}) is {d}" for i, (v, d) in enumerate(zip(vectors, found, strict=True))]
-        raise IncompatibleVectorsError(f"{what}s differ: {listed(lines, separator='; ')}. {remedy}", details=lines)
+def _check_alike(what: str, vectors: Sequence[TaskVector], values: Sequence[object], remedy: str) -> None:
+    if len(set(values)) > 1:
+        labels = (f"vector {index} ({vector.info.label!r})" for index, vector in enumerate(vectors))
+        lines = [f"{label} is {value}" for label, value in zip(labels, values, strict=True)]
+        raise IncompatibleVectorsError(f"{what} differ: {listed(lines, separator='; ')}. {remedy}", details=lines)

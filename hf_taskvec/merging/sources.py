@@ -1,0 +1,106 @@
+"""What `merge` takes: vectors, folders and Hub ids, of one coverage or, on request, of several."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from hf_taskvec.errors import IncompatibleVectorsError
+from hf_taskvec.hub.fetch import Wanted, fetch_folder
+from hf_taskvec.text import listed
+from hf_taskvec.vectors.compatibility import check_not_zero, is_zero
+from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.deltas import FilledDeltas
+from hf_taskvec.weights.lowrank import LowRankDeltas
+
+logger = logging.getLogger(__name__)
+Source = TaskVector | str | os.PathLike[str]
+Missing = Literal["refuse", "zero"]
+TRAINED = ("fine-tuned", "gradient", "lora")  # kinds of vectors that are zero only by mistake
+
+
+def as_sources(vectors: object) -> list[Source]:
+    """The vectors, folders and Hub ids as a list, nothing opened yet.
+
+    Raises:
+        ValueError: If there is none, or one is something else.
+    """
+    if isinstance(vectors, (str, os.PathLike, TaskVector)):
+        raise ValueError(f"merge takes a list of vectors, got one {type(vectors).__name__}: put it in brackets")
+    if isinstance(vectors, Mapping) or not isinstance(vectors, Iterable):
+        raise ValueError(f"merge takes a list of vectors, got a {type(vectors).__name__}; of a dict pass its values()")
+    sources = list(vectors)
+    if not sources:
+        raise ValueError("merge needs at least one vector, got none")
+    for index, source in enumerate(sources):
+        if not isinstance(source, (str, os.PathLike, TaskVector)):
+            raise ValueError(f"vector {index} is a {type(source).__name__}; merge takes vectors, folders and Hub ids")
+    return sources
+
+
+def open_source(source: str | os.PathLike[str]) -> tuple[str, TaskVector]:
+    """The vector of a folder or Hub id (with `@revision` if wanted), and its source with the commit it came from.
+
+    Raises:
+        CheckpointError, NotCachedError, HubError: As `TaskVector.from_pretrained`.
+    """
+    if isinstance(source, os.PathLike) or Path(source).exists():
+        return os.fspath(source), TaskVector.from_pretrained(source)
+    repo, _, revision = source.partition("@")
+    commit = fetch_folder(repo, Wanted([CONFIG_NAME]), revision=revision or None).commit
+    exact = f"{repo}@{commit}" if commit else source
+    return exact, TaskVector.from_pretrained(repo, revision=commit or revision or None)
+
+
+def covering_alike(vectors: Sequence[TaskVector]) -> list[TaskVector]:
+    """The vectors over all parameters that any of them covers; what one lacks is zero in it.
+
+    Raises:
+        IncompatibleVectorsError: If a parameter has several shapes.
+    """
+    shapes: dict[str, torch.Size] = {}
+    lines = []
+    for index, vector in enumerate(vectors):
+        for name, shape in vector.deltas.shapes.items():
+            if shapes.setdefault(name, shape) != shape:
+                lines.append(f"{name!r} has shape {tuple(shapes[name])} and, in vector {index}, {tuple(shape)}")
+    if lines:
+        raise IncompatibleVectorsError(f"the vectors differ: {listed(lines, separator='; ')}", details=lines)
+    return [_filled(vector, shapes) for vector in vectors]
+
+
+def _filled(vector: TaskVector, shapes: Mapping[str, torch.Size]) -> TaskVector:
+    deltas = vector.deltas
+    if list(deltas.shapes) == list(shapes):
+        return vector
+    if isinstance(deltas, LowRankDeltas):  # factors stay factors
+        return TaskVector(LowRankDeltas(deltas.factors, shapes), vector.info)
+    return TaskVector(FilledDeltas(deltas, shapes), vector.info)
+
+
+def known_base(info: VectorInfo, names: Iterable[str]) -> VectorInfo:
+    """The provenance without the base's hashes if some parameters have none: such a file could not be checked."""
+    if not info.base_hashes or set(info.base_hashes) == set(names):
+        return info
+    logger.warning("The base of %s is known for some of its parameters only, so none is checked", info.label)
+    return dataclasses.replace(info, base_hashes={})
+
+
+def check_changes(vectors: Sequence[TaskVector]) -> None:
+    """Raises if a trained vector is zero; tells of others that are.
+
+    Raises:
+        IncompatibleVectorsError: If one was trained and is zero, as after a first step at learning rate 0.
+    """
+    check_not_zero([vector for vector in vectors if vector.info.kind in TRAINED])
+    for index, vector in enumerate(vectors):
+        if vector.info.kind not in TRAINED and is_zero(vector.deltas):
+            logger.warning("Vector %d (%r) is zero: it adds nothing, but counts", index, vector.info.label)
