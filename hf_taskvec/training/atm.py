@@ -110,7 +110,8 @@ def alternating_tuning_and_merging(
     folder = Path(output_dir)
     plan = {
         "tasks": [task_plan(task.provenance()) for task in tasks], "rounds": rounds, "method": method,
-        "scaling": scaling, "settings": settings, "train_on": train_on, "start": _start_plan(start), **base_plan(base), **run_plan(args),
+        "scaling": scaling, "settings": settings, "train_on": train_on,
+        "start": _start_plan(start), **base_plan(base), **run_plan(args),
     }  # fmt: skip
     with PartialState().main_process_first():
         claim_folder(folder, plan, name=SETTINGS)

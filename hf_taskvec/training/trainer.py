@@ -361,7 +361,7 @@ class TaskVectorTrainer(Trainer):
             return self.objective.images(self.base, data)
         raise TypeError(
             f"a trainer evaluates a part of its task by name (train, validation, test), or a Dataset of its classes, "
-            f"got {type(data).__name__}; for other tasks: hf_taskvec.evaluate(trainer.task_vector().apply_to(base), [task])"
+            f"got {type(data).__name__}; for other tasks: evaluate(trainer.task_vector().apply_to(base), [task])"
         )
 
     # -- hooks of Trainer ---------------------------------------------------------------------------------------------
