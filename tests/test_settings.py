@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, EarlyStoppingCallback, TrainingArguments
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import DataError, UnknownNameError
+from hf_taskvec.errors import DataError, SettingsDifferError, UnknownNameError
+from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.training.joint import JointTrainer
 from hf_taskvec.weights.names import parameters_of
 from tests.helpers import equal_vectors
@@ -187,6 +189,61 @@ def test_what_a_run_of_many_folders_would_need_is_refused(tmp_path: Path) -> Non
         trainer.hyperparameter_search()
     with pytest.raises(TypeError, match="push_to_hub"):
         trainer.create_model_card()
+
+
+# -- low-rank training -------------------------------------------------------------------------------------------------
+
+
+def low_rank(folder: Path, *, alpha: int = 8, lora: dict[str, Any] | None = None, **settings: Any) -> TaskVectorTrainer:
+    adapter = LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj", "fc1"], **(lora or {}))
+    args = config(folder, **{"learning_rate": 1e-2, **settings})
+    return TaskVectorTrainer(toy_base(), args, task=toy_task(), peft_config=adapter)
+
+
+def test_low_rank_training_gives_the_vector_of_the_products_of_its_factors(tmp_path: Path) -> None:
+    trainer = low_rank(tmp_path)
+    trainer.train()
+    vector = trainer.task_vector()
+    names = [
+        f"vision_model.encoder.layers.{k}.{part}.weight" for k in (0, 1) for part in ("mlp.fc1", "self_attn.q_proj")
+    ]
+    assert sorted(vector.deltas) == names
+    assert all(torch.linalg.matrix_rank(delta.double(), tol=1e-6) == 2 for delta in vector.deltas.values())
+    assert vector.info.settings["lora"]["target_modules"] == ["fc1", "q_proj"]
+    batch = trainer.train_dataset.__getitems__(range(8))
+    edited = ImageClassifier(vector.apply_to(toy_base()), toy_task()).eval()
+    with torch.no_grad():
+        expected = trainer.model.eval()(batch["pixel_values"])["logits"]
+        torch.testing.assert_close(edited(batch["pixel_values"])["logits"], expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="task_vector"):
+        trainer.save_model(str(tmp_path / "whole"))
+
+
+def test_a_low_rank_run_is_resumed_bit_for_bit_by_its_own_settings_only(tmp_path: Path) -> None:
+    whole = low_rank(tmp_path / "whole", num_train_epochs=2, save_strategy="epoch")
+    whole.train()
+    part = low_rank(tmp_path / "part", num_train_epochs=2, save_strategy="epoch", save_total_limit=None)
+    part.train()
+    again = low_rank(tmp_path / "again", num_train_epochs=2)
+    again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-5"))
+    assert equal_vectors(again.task_vector(), whole.task_vector())
+    with pytest.raises(SettingsDifferError, match="lora="):
+        low_rank(tmp_path / "other", alpha=16).train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-5"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora": {"bias": "all"}}, "bias must be 'none'"), ({"lora": {"use_dora": True}}, "use_dora must be False"),
+        ({"include_projection": True}, "include_projection cannot be set beside peft_config"),
+        ({"track_gradients": True}, "track_gradients cannot"), ({"trainable_parameters": ["*.mlp.*"]}, "trainable_par"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_low_rank_training_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        low_rank(tmp_path, **settings)
+    with pytest.raises(TypeError, match=r"must be a peft\.LoraConfig"):
+        TaskVectorTrainer(toy_base(), config(tmp_path), task=toy_task(), peft_config={"r": 2})
 
 
 # -- what a run leaves -------------------------------------------------------------------------------------------------

@@ -8,25 +8,25 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalPrediction
 
 from hf_taskvec.cards.publish import push_series_to_hub, push_to_hub
 from hf_taskvec.errors import CheckpointError, UnknownNameError
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import ImageClassifier
-from hf_taskvec.tasks import Split, Task
-from hf_taskvec.tasks.pixels import PixelDataset, keep_batch
+from hf_taskvec.tasks import Task
+from hf_taskvec.tasks.pixels import keep_batch
 from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.feeding import ObjectiveTrainer
 from hf_taskvec.training.full_batch import prepare_full_batch
 from hf_taskvec.training.given import checked_args, objective_of, refuse
+from hf_taskvec.training.lora import adapter_deltas, adapter_settings, add_adapter
 from hf_taskvec.training.objective import Objective, accuracy_of
 from hf_taskvec.training.output import (
     RUN_FILE,
@@ -41,9 +41,9 @@ from hf_taskvec.training.output import (
 from hf_taskvec.training.plan import base_plan, run_plan
 from hf_taskvec.training.provenance import fine_tuned_info
 from hf_taskvec.training.recording import Recorder
-from hf_taskvec.training.sampler import ShuffledSampler
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.names import parameters_of
 from hf_taskvec.weights.resume import plan_differences
@@ -51,7 +51,7 @@ from hf_taskvec.weights.resume import plan_differences
 logger = logging.getLogger(__name__)
 
 
-class TaskVectorTrainer(Trainer):
+class TaskVectorTrainer(ObjectiveTrainer):
     """Fine-tunes a base's vision tower on a task against its frozen zero-shot head.
 
     Runs under `python`, `torchrun` and `accelerate launch` alike, and resumes like any `Trainer`. The loss is the sum
@@ -70,6 +70,8 @@ class TaskVectorTrainer(Trainer):
         preprocess_logits_for_metrics: As `Trainer` takes it.
         callbacks: Further callbacks.
         optimizers: Optimiser and schedule, instead of those `args` names.
+        peft_config: A `peft.LoraConfig`: low-rank factors are trained instead of the weights, and the vector covers the
+            weights that they change.
         **refused: Arguments of `Trainer` that a base and a task take the place of; each is refused by name.
 
     Raises:
@@ -89,9 +91,6 @@ class TaskVectorTrainer(Trainer):
         True
     """
 
-    args: TaskVectorConfig
-    model: ImageClassifier
-
     def __init__(
         self,
         base: Base,
@@ -102,6 +101,7 @@ class TaskVectorTrainer(Trainer):
         preprocess_logits_for_metrics: Callable[..., Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        peft_config: Any = None,
         **refused: Any,
     ) -> None:
         refuse(refused)
@@ -115,6 +115,8 @@ class TaskVectorTrainer(Trainer):
             prepare_full_batch(args, len(train), base)
         model = self.objective.classifier(base, include_projection=args.include_projection)
         model.freeze_except(args.trainable_parameters)
+        if peft_config is not None:
+            add_adapter(model, peft_config, args)
         super().__init__(
             model=model,
             args=args,
@@ -130,6 +132,7 @@ class TaskVectorTrainer(Trainer):
         self.folder = RunFolder(str(args.output_dir))
         self.plan: dict[str, Any] = {}
         self._own_optimizer = optimizers[0]
+        self._adapter = {} if peft_config is None else {"lora": adapter_settings(peft_config)}
         self._best: tuple[float, int] | None = None  # epochs and steps of the weights, if they are not the last ones
         self._started: float | None = None
         self._ended: float | None = None
@@ -139,7 +142,14 @@ class TaskVectorTrainer(Trainer):
     # -- what a run gives ---------------------------------------------------------------------------------------------
 
     def task_vector(self) -> TaskVector:
-        """The difference of the weights as they are now and the base's."""
+        """The difference of the weights as they are now and the base's; with LoRA the product of the factors."""
+        if self._adapter:
+            weights = parameters_of(self.base.model)
+            deltas = {name: delta.to(self.base.device) for name, delta in adapter_deltas(self.model).items()}
+            hashes = tensor_hashes({name: weights[name] for name in deltas})
+            vector = TaskVector(deltas, dataclasses.replace(self.vector_info(), base_hashes=hashes))
+            vector.check_finite()
+            return vector
         trained = {name: weight.to(self.base.device) for name, weight in self.model.weights().items()}
         base = {name: weight for name, weight in parameters_of(self.base.model).items() if name in trained}
         return TaskVector.from_weights(
@@ -182,6 +192,7 @@ class TaskVectorTrainer(Trainer):
             self.base, self.args, self.state, num_images=len(self.train_dataset), seconds=self.seconds,
             optimizer=self._own_optimizer,
         )  # fmt: skip
+        info = dataclasses.replace(info, settings={**info.settings, **self._adapter})
         if self._best is not None:
             chosen = {
                 "chosen_by": str(self.args.metric_for_best_model), "trained_epochs": info.epochs,
@@ -288,7 +299,7 @@ class TaskVectorTrainer(Trainer):
         return self.objective.plan() | base_plan(self.base) | self._settings()
 
     def _settings(self) -> dict[str, Any]:
-        settings = run_plan(self.args)
+        settings = run_plan(self.args) | self._adapter
         if self._own_optimizer is not None:
             settings["optim"] = type(self._own_optimizer).__name__
         return settings
@@ -312,9 +323,7 @@ class TaskVectorTrainer(Trainer):
         """Says where the vectors are and what else the run left, and warns of a vector of zeros."""
         if not self.is_world_process_zero():
             return
-        base = parameters_of(self.base.model)
-        weights = self.model.weights().items()
-        if all(torch.equal(weight.to(base[name].device), base[name]) for name, weight in weights):
+        if not self._moved():
             logger.warning(
                 "the task vector is zero: %d steps moved no weight (learning rate 0, as in a warm-up's first step, or "
                 "steps below the weights' rounding); train longer, with a larger learning_rate, or with warmup_steps=0",
@@ -326,43 +335,11 @@ class TaskVectorTrainer(Trainer):
             if watched & {ProgressCallback, PrinterCallback}:
                 tqdm.write(left)
 
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-
-    def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`, on a part of the task by name: the validation part if left out.
-
-        Args:
-            eval_dataset: `train`, `validation` or `test`; or a dataset with the columns `image` and `label`, such as
-                `task.load("test")`, with the classes of the task.
-            **kwargs: As in `Trainer.evaluate`.
-
-        Raises:
-            TypeError: If it is something else.
-        """
-        if eval_dataset is None and self.eval_dataset is None:
-            eval_dataset = "validation"
-        scores: dict[str, float] = super().evaluate(self._images(eval_dataset), **kwargs)
-        return scores
-
-    def predict(self, test_dataset: Any, **kwargs: Any) -> Any:
-        """As `Trainer.predict`, on a part of the task by name; see `evaluate`."""
-        return super().predict(self._images(test_dataset), **kwargs)
-
-    def _images(self, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {name: self._images(each) for name, each in data.items()}
-        if data is None or isinstance(data, PixelDataset):
-            return data
-        if isinstance(data, Dataset):
-            return self.objective.images(self.base, data)
-        if isinstance(data, str):
-            if data not in get_args(Split):
-                raise UnknownNameError("part of the task", data, get_args(Split))
-            return self.objective.images(self.base, data)
-        raise TypeError(
-            f"a trainer evaluates a part of its task by name (train, validation, test), or a Dataset of its classes, "
-            f"got {type(data).__name__}; for other tasks: evaluate(trainer.task_vector().apply_to(base), [task])"
-        )
+    def _moved(self) -> bool:
+        if self._adapter:
+            return any(delta.any() for delta in adapter_deltas(self.model).values())
+        base, weights = parameters_of(self.base.model), self.model.weights()
+        return any(not torch.equal(weight.to(base[name].device), base[name]) for name, weight in weights.items())
 
     # -- hooks of Trainer ---------------------------------------------------------------------------------------------
 
@@ -371,22 +348,13 @@ class TaskVectorTrainer(Trainer):
         if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint
             write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})  # first: it is ours
             self.recorder.save(Path(output_dir))  # here and not in on_save, for by then older checkpoints are gone
+        elif self._adapter:
+            raise ValueError("a low-rank run has no whole model to save: task_vector().save_checkpoint() writes one")
         super().save_model(output_dir, _internal_call=_internal_call)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: a vector's card is written where it is published, by `push_to_hub`."""
-        raise TypeError("a task vector's card is made by push_to_hub, with its measured accuracies: hf_taskvec.cards")
-
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: a run's vectors lie in its one `output_dir`."""
-        raise TypeError(
-            "hyperparameter_search would write the vectors of all trials into one output_dir; train one trainer "
-            "per trial, each with an output_dir of its own"
-        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save:
+        if self.args.should_save and not self._adapter:
             folder = output_dir or str(self.args.output_dir)
             config = type(self.model.config).from_dict(self.model.config.to_dict())
             config.architectures = ["CLIPVisionModelWithProjection"]
@@ -398,15 +366,6 @@ class TaskVectorTrainer(Trainer):
         step = self.state.best_global_step or self.state.global_step
         epochs = [entry["epoch"] for entry in self.state.log_history if entry["step"] == step and "epoch" in entry]
         self._best = (float(epochs[-1]), step) if epochs else None
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledSampler:
-        args = self.args
-        return ShuffledSampler(
-            len(self.train_dataset),
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            multiple=1 if args.world_size == 1 else args.world_size * self._train_batch_size,
-            shuffle=args.train_sampling_strategy == "random",
-        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: the recorder pushes vectors."""

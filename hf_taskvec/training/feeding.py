@@ -1,0 +1,82 @@
+"""A `transformers.Trainer` that is fed by an objective: its images, their order, and evaluation on its parts."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from datasets import Dataset
+from transformers import Trainer
+
+from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.tasks import Split
+from hf_taskvec.tasks.pixels import PixelDataset
+from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.objective import Objective
+from hf_taskvec.training.sampler import ShuffledSampler
+
+
+class ObjectiveTrainer(Trainer):
+    """`Trainer` on the images of an objective; `hf_taskvec.training.trainer` makes vectors with it."""
+
+    args: TaskVectorConfig
+    model: ImageClassifier
+    base: Base
+    objective: Objective
+
+    def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`, on a part of the task by name: the validation part if left out.
+
+        Args:
+            eval_dataset: `train`, `validation` or `test`; or a dataset with the columns `image` and `label`, such as
+                `task.load("test")`, with the classes of the task.
+            **kwargs: As in `Trainer.evaluate`.
+
+        Raises:
+            TypeError: If it is something else.
+        """
+        if eval_dataset is None and self.eval_dataset is None:
+            eval_dataset = "validation"
+        scores: dict[str, float] = super().evaluate(self._images(eval_dataset), **kwargs)
+        return scores
+
+    def predict(self, test_dataset: Any, **kwargs: Any) -> Any:
+        """As `Trainer.predict`, on a part of the task by name; see `evaluate`."""
+        return super().predict(self._images(test_dataset), **kwargs)
+
+    def _images(self, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {name: self._images(each) for name, each in data.items()}
+        if data is None or isinstance(data, PixelDataset):
+            return data
+        if isinstance(data, Dataset):
+            return self.objective.images(self.base, data)
+        if isinstance(data, str):
+            if data not in get_args(Split):
+                raise UnknownNameError("part of the task", data, get_args(Split))
+            return self.objective.images(self.base, data)
+        raise TypeError(
+            f"a trainer evaluates a part of its task by name (train, validation, test), or a Dataset of its classes, "
+            f"got {type(data).__name__}; for other tasks: evaluate(trainer.task_vector().apply_to(base), [task])"
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a vector's card is written where it is published, by `push_to_hub`."""
+        raise TypeError("a task vector's card is made by push_to_hub, with its measured accuracies: hf_taskvec.cards")
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a run's vectors lie in its one `output_dir`."""
+        raise TypeError(
+            "hyperparameter_search would write the vectors of all trials into one output_dir; train one trainer "
+            "per trial, each with an output_dir of its own"
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledSampler:
+        args = self.args
+        return ShuffledSampler(
+            len(self.train_dataset),
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            multiple=1 if args.world_size == 1 else args.world_size * self._train_batch_size,
+            shuffle=args.train_sampling_strategy == "random",
+        )
