@@ -26,7 +26,7 @@ from hf_taskvec.evaluation.report import Report
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, as_tasks
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.arithmetic import scaled_sum
+from hf_taskvec.weights.arithmetic import added
 from hf_taskvec.weights.names import canonical_name
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def edit(model: Base, originals: Mapping[str, Tensor], vector: TaskVector, *, sc
         scaling: Its factor.
     """
     for name, parameter in touched(model, vector).items():
-        parameter.copy_(scaled_sum(originals[name], vector.deltas[name], scaling))
+        parameter.copy_(added(name, originals[name], vector.deltas[name], scaling))
 
 
 def touched(model: Base, vector: TaskVector) -> dict[str, Tensor]:

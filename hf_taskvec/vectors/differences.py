@@ -124,14 +124,14 @@ def _check_rounding(
     if square == 0:
         return 0.0
     if widened:
-        share = _share(ours, widened, deltas, square)
+        share = _share(ours, theirs, widened, deltas, square)
         logger.warning(
             "The base is in %s, narrower than the fine-tuned weights. If they started from a wider copy of it, %.0f %% "
             "of the vector's norm is rounding", ours[widened[0]].dtype, 100 * share,
         )  # fmt: skip
     if not rounded:
         return 0.0
-    share, dtype = _share(theirs, rounded, deltas, square), theirs[rounded[0]].dtype
+    share, dtype = _share(theirs, ours, rounded, deltas, square), theirs[rounded[0]].dtype
     text = (
         f"{share:.0%} of the vector's norm is rounding: the fine-tuned weights are in {dtype}, narrower than the base"
     )
@@ -143,8 +143,10 @@ def _check_rounding(
     return share
 
 
-def _share(weights: Mapping[str, Tensor], names: Iterable[str], deltas: Deltas, square: float) -> float:
-    noise = math.fsum(rounding_noise(weights[name], deltas[name]) for name in names)
+def _share(
+    rounded: Mapping[str, Tensor], other: Mapping[str, Tensor], names: Iterable[str], deltas: Deltas, square: float
+) -> float:
+    noise = math.fsum(rounding_noise(rounded[name], other[name], deltas[name]) for name in names)
     return math.sqrt(min(1.0, noise / square))
 
 

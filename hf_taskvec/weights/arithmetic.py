@@ -76,16 +76,19 @@ def added(name: str, weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
     return result
 
 
-def rounding_noise(weight: Tensor, delta: Tensor) -> float:
-    """The squared norm that rounding to the dtype of `weight` is expected to add to a delta, where there is one.
+def rounding_noise(weight: Tensor, before: Tensor, delta: Tensor) -> float:
+    """The squared norm that rounding to the dtype of `weight` adds to its difference from `before`.
 
-    An entry is off by up to half the distance to the next number, so by that distance over the root of 12 on average.
+    Rounding `before` itself tells it, as long as training moves values by less than their spacing or leaves them as
+    generic as they were. Where `before` has round values already, an entry that moved is off by up to half the spacing
+    of the numbers around it: by the spacing over the root of 12 on average.
     """
-    info = torch.finfo(weight.dtype)
+    info, wide = torch.finfo(weight.dtype), before.double()
+    rounded = float((before.to(weight.device, weight.dtype).double() - wide.to(weight.device)).square().sum())
     exponents = torch.frexp(weight.float()).exponent
     spacing = torch.ldexp(torch.tensor(info.eps / 2, dtype=torch.float64), exponents.double())
     spacing.clamp_(min=info.smallest_normal * info.eps)
-    return float(spacing[(delta != 0) & (weight != 0)].square().sum()) / 12
+    return max(rounded, float(spacing[(delta != 0) & (weight != 0)].square().sum()) / 12)
 
 
 def subtract(after: Tensor, before: Tensor) -> Tensor:
