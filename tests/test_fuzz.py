@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +18,14 @@ from hf_taskvec.errors import TaskVecError
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.lowrank import Factors
+from hf_taskvec.weights.safetensors import write_sharded
 from tests.helpers import equal_vectors, random_deltas
 from tests.hub_server_card import card_errors
 
+SHAPE = torch.Size([4, 3])
 VECTOR = TaskVector(random_deltas(), VectorInfo(task="mnist", base="user/base", seed=3, settings={"a": [1, 2.5]}))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -82,6 +87,58 @@ def check_mutants(tmp_path: Path, count: int, *, seed: int) -> tuple[int, int]:
             assert equal_vectors(loaded, VECTOR), f"mutant {number} of {target} is another vector"
         assert message.isprintable(), f"mutant {number}: {message!r}"
     return refused, count - refused
+
+
+def check_outside_mutants(tmp_path: Path, count: int, *, seed: int) -> int:
+    """Reads `count` mutants of an adapter and of a sharded checkpoint; our own error, or a vector: none has a digest.
+
+    Returns:
+        How many were refused.
+    """
+    save_adapter(tmp_path / "adapter")
+    save_checkpoints(tmp_path)
+    chance, refused = random.Random(seed), 0
+    targets = [path for folder in ("adapter", "tuned") for path in sorted((tmp_path / folder).iterdir())]
+    for number in range(count):
+        target, folder = chance.choice(targets), tmp_path / "mutant"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(target.parent, folder)
+        (folder / target.name).write_bytes(mutant(target.read_bytes(), chance))
+        try:
+            if target.parent.name == "adapter":
+                TaskVector.from_adapter(folder, base=tmp_path / "base")
+            else:
+                TaskVector.from_checkpoints(tmp_path / "base", folder)
+            message = ""
+        except TaskVecError as error:
+            refused, message = refused + 1, str(error)
+        assert message.isprintable(), f"mutant {number} of {target}: {message!r}"
+        assert len(message) <= 600
+    return refused
+
+
+def save_adapter(folder: Path) -> None:
+    factors = {"vision_model.encoder.layers.0.mlp.fc1.weight": Factors(torch.ones(4, 2), torch.ones(2, 3), 0.5, SHAPE)}
+    LoraAdapter(factors, VectorInfo(kind="lora", base="user/base")).save_pretrained(folder)
+
+
+def save_checkpoints(folder: Path) -> None:
+    names = [f"vision_model.encoder.layers.{n}.mlp.fc1.weight" for n in range(3)]
+    for name, value in (("base", 0.0), ("tuned", 1.0)):
+        (folder / name).mkdir()
+        weights = [(parameter, torch.full(SHAPE, value)) for parameter in names]
+        shapes = dict.fromkeys(names, SHAPE)
+        write_sharded(folder / name, "model", weights, shapes=shapes, dtype=torch.float32, max_shard_size=50)
+        (folder / name / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))
+
+
+def test_mutants_from_outside_are_refused_or_read(tmp_path: Path) -> None:
+    assert 40 < check_outside_mutants(tmp_path, 150, seed=0) < 150
+
+
+@pytest.mark.slow
+def test_thousands_of_mutants_from_outside_are_refused_or_read(tmp_path: Path) -> None:
+    print(f"{check_outside_mutants(tmp_path, 3000, seed=1)} of 3000 mutants refused")
 
 
 def test_mutants_are_refused_or_the_same(tmp_path: Path) -> None:

@@ -318,3 +318,29 @@ def test_what_a_covering_vector_does_not_touch_needs_no_hash(base: CLIPModel, tm
     )
     with pytest.raises(BaseMismatchError):
         wider.apply_to(finetuned(base, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda: TaskVector([1, 2]), "mapping of names to tensors, got list"),  # type: ignore[arg-type]
+        (lambda: TaskVector({"w": np.ones(2)}), "'w' is a ndarray"),  # type: ignore[dict-item]
+        (lambda: TaskVector({}, {"task": "a"}), "info must be a VectorInfo, got dict"),  # type: ignore[arg-type]
+        (lambda: TaskVector.from_models({}, {}), "weights by name to TaskVector.from_weights"),  # type: ignore[arg-type]
+        (lambda: TaskVector.from_checkpoints(None, "x"), "expected a Hub id, folder or file, got NoneType"),  # type: ignore[arg-type]
+        (lambda: A.dot(3), "expected a TaskVector, got int"),  # type: ignore[arg-type]
+        (lambda: A.norms(by="tensor"), "no grouping 'tensor'.* Known: layer, parameter"),  # type: ignore[arg-type]
+        (lambda: A[3], "no parameter 3 in the vector"),  # type: ignore[index]
+        (lambda: A.apply_to(torch.nn.Linear(1, 1), scaling="1"), "scaling must be a number, got str"),  # type: ignore[arg-type]
+        (lambda: A.save_pretrained("never", max_shard_size="lots"), "a size such as '5GB', got 'lots'"),
+        (lambda: A.save_pretrained("never", max_shard_size=0), "a size such as '5GB', got 0"),
+        (lambda: VectorInfo(kind="magic"), "no kind of vector 'magic'"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_in_a_sentence(
+    act: Callable[[], object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((TypeError, ValueError, KeyError), match=said):
+        act()
+    assert list(tmp_path.iterdir()) == []

@@ -7,12 +7,12 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import IncompatibleVectorsError
+from hf_taskvec.errors import IncompatibleVectorsError, UnknownNameError
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, is_zero
 from hf_taskvec.vectors.info import VectorInfo
@@ -34,9 +34,9 @@ class Algebra:
 
     def __init__(self, deltas: Mapping[str, Tensor], info: VectorInfo | None = None) -> None:
         if not isinstance(deltas, Deltas):
-            for name, delta in deltas.items():
-                if not delta.is_floating_point():
-                    raise IncompatibleVectorsError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")
+            _check_tensors(deltas)
+        if not isinstance(info, VectorInfo | None):
+            raise TypeError(f"info must be a VectorInfo, got {type(info).__name__}; VectorInfo(**values) makes one")
         object.__setattr__(self, "deltas", deltas_of(deltas))
         object.__setattr__(self, "info", info or VectorInfo())
 
@@ -105,6 +105,8 @@ class Algebra:
     def dots(self, other: Self, *, by: By = "parameter") -> dict[str, float]:
         """The inner product with another vector, per parameter or per layer."""
         self._check_same(other)
+        if by not in get_args(By):
+            raise UnknownNameError("grouping", by, get_args(By))
         result: dict[str, float] = {}
         for name, delta in self.deltas.items():
             key = layer_of(name) if by == "layer" else name
@@ -143,10 +145,10 @@ class Algebra:
 
     def __getitem__(self, name: str) -> Tensor:
         """The delta of one parameter; names of any layout of a CLIP vision tower do."""
-        for known in (name, canonical_name(name)):
+        for known in (name, canonical_name(str(name))):
             if known in self.deltas:
                 return self.deltas[known]
-        close = difflib.get_close_matches(name, list(self.deltas), n=1)
+        close = difflib.get_close_matches(str(name), list(self.deltas), n=1)
         raise KeyError(f"no parameter {name!r} in the vector." + (f" Did you mean {close[0]!r}?" if close else ""))
 
     def __contains__(self, name: object) -> bool:
@@ -196,6 +198,8 @@ class Algebra:
         return list(self.info.parents) if is_sum else [self.info]
 
     def _check_same(self, other: Self) -> None:
+        if not isinstance(other, Algebra):
+            raise TypeError(f"expected a TaskVector, got {type(other).__name__}")
         check_compatible([self, other])
 
     # -- checks and coverage -----------------------------------------------------------------------------------------
@@ -231,3 +235,14 @@ class Algebra:
         hashes = {name: value for name, value in (base_hashes or {}).items() if name in wanted}
         info = dataclasses.replace(self.info, base_hashes={**hashes, **self.info.base_hashes})
         return type(self)(filled(self.deltas, wanted), info)
+
+
+def _check_tensors(deltas: Mapping[str, Tensor]) -> None:
+    """Raises unless a caller's deltas are floating tensors by name."""
+    if not isinstance(deltas, Mapping):
+        raise TypeError(f"deltas must be a mapping of names to tensors, got {type(deltas).__name__}")
+    for name, delta in deltas.items():
+        if not isinstance(delta, Tensor):
+            raise TypeError(f"{name!r} is a {type(delta).__name__}; a delta must be a torch.Tensor (torch.as_tensor)")
+        if not delta.is_floating_point():
+            raise IncompatibleVectorsError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")

@@ -25,7 +25,10 @@ def module_of(model: nn.Module | Base) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, (str, bytes)) or not hasattr(model, "model"):
-        raise TypeError(f"expected a model or a Base, got {type(model).__name__}; load one with load_base")
+        raise TypeError(
+            f"expected a model or a Base, got {type(model).__name__}; load one with load_base, and pass weights by "
+            "name to TaskVector.from_weights"
+        )
     module: nn.Module = model.model
     return module
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
+from hf_taskvec.errors import CheckpointError, OutputExistsError
 from hf_taskvec.hub.access import HubAccess
 from hf_taskvec.hub.fetch import PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
 from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
@@ -85,16 +85,14 @@ def open_checkpoint(
         CheckpointError: If there is no such checkpoint, it is another model than CLIP, or has only pickled weights: to
             load a pickle is to run whatever code it names.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        kind = type(source).__name__
+        raise TypeError(f"expected a Hub id, folder or file, got {kind}; for models there is TaskVector.from_models")
     if os.path.isfile(source):
         return _open_file(Path(source))
     check_exists(source)
     path = TINY_CLIP if os.fspath(source) == EMBEDDED else source
-    try:
-        folder = fetch_folder(path, WHOLE if whole else TOWER, revision=revision, access=access)
-    except NotCachedError as error:
-        if os.path.dirname(path) and os.path.isdir(os.path.dirname(path)):
-            raise CheckpointError(f"there is no folder {os.fspath(path)[:200]!r}; as a Hub id: {error}") from error
-        raise
+    folder = fetch_folder(path, WHOLE if whole else TOWER, revision=revision, access=access)
     if not any(folder.path.glob("model*.safetensors*")):
         raise no_weights(folder.path, folder.name, PICKLED)
     files = [folder.path / file for file in shard_files(folder.path, "model")]

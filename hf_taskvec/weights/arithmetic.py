@@ -33,10 +33,9 @@ def check_scaling(scaling: float) -> float:
         NonFiniteError: If it is NaN or infinite.
         TypeError: If it is no number.
     """
-    try:
-        value = float(scaling)
-    except (TypeError, ValueError):
-        raise TypeError(f"scaling must be a number, got {type(scaling).__name__}") from None
+    if not is_number(scaling):
+        raise TypeError(f"scaling must be a number, got {type(scaling).__name__}")
+    value = float(scaling)
     if not math.isfinite(value):
         raise NonFiniteError(f"scaling must be finite, got {value}")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -113,6 +114,7 @@ def write_sharded(
     Returns:
         The SHA-256 of each weight file by its name, if `hashed`.
     """
+    _check_shard_size(max_shard_size)
     sizes = {name: math.prod(shape) * dtype_of(dtype, name).itemsize for name, shape in shapes.items()}
     plan = split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
         sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
@@ -128,6 +130,11 @@ def write_sharded(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)
     return digests
+
+
+def _check_shard_size(size: int | str) -> None:
+    if not (re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", size, re.IGNORECASE) if isinstance(size, str) else size > 0):
+        raise ValueError(f"max_shard_size must be a number of bytes or a size such as '5GB', got {size!r}")
 
 
 def shard_files(folder: Path, stem: str) -> list[str]:
