@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 from transformers import CLIPModel
 
-from hf_taskvec import evaluate, get_tasks, load_base, merge
+from hf_taskvec import Task, evaluate, get_tasks, load_base, merge
 from hf_taskvec.cards import (
     CARD_NAME,
     PICTURE_NAME,
@@ -33,6 +33,7 @@ from hf_taskvec.tasks import TASKS
 from hf_taskvec.vectors.files import CONFIG_NAME, read_info
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from tests.bases import save_colour_dataset
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import HubServer
 from tests.hub_server_api import Token
@@ -284,6 +285,25 @@ def test_the_code_in_a_vectors_card_runs(
     assert torch.equal(names["model"].model.vision_model.post_layernorm.bias, expected)
     printed = capsys.readouterr().out
     assert [f"| {task} |" in printed for task in ("digits", "shapes")] == [True, kind == "merged"]
+
+
+def test_the_code_in_the_card_of_an_own_task_measures_it(
+    hub: HubServer, tmp_path: Path, tiny: TaskVector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.store.add_folder("dataset", "user/colours", save_colour_dataset(tmp_path / "colours"))
+    task = Task.from_dataset("user/colours", templates=["a {} picture", "{}"])
+    own = TaskVector(tiny.deltas, replace(tiny.info, **task.provenance()))
+    push_to_hub(own, "user/own", token="write-user")
+    push_to_hub(merge([own, own], "average"), "user/merged", token="write-user")
+    for repo_id in ("user/own", "user/merged"):
+        card = ModelCard.load(repo_id).content
+        assert "The 3 classes of `colours`, in the order of their numbers: `red`, `green`, `blue`." in card
+        run_code(card)
+        assert "| colours |" in capsys.readouterr().out
+    local = replace(own.info, dataset="photos", data_settings={"local": True})
+    card = render_vector_card(local, repo_id="user/x")
+    assert 'Task.from_info(vector.info, dataset="folder")' in card
+    assert "evaluate" not in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0]
 
 
 def test_the_code_in_a_series_card_runs(hub: HubServer, tiny: TaskVector) -> None:

@@ -128,3 +128,8 @@ def test_unknown_keywords_of_load_base_are_refused(folder: Path) -> None:
 def test_local_files_only_of_a_base_that_was_never_fetched(hosted: HubServer, tmp_path: Path) -> None:
     with pytest.raises(NotCachedError, match="hf download user/base"):
         load_base("user/base", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_the_embedded_base_is_found_by_its_name_without_a_network(hub: HubServer) -> None:
+    assert same_base(load_base("hf-taskvec/tiny-clip"), load_base())
+    assert hub.log == []

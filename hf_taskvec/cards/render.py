@@ -41,7 +41,7 @@ def render_vector_card(
     return _render(
         "vector.md.j2", metadata=vector_metadata(info, report, repo_id=repo_id), info=info, report=report,
         repo_id=repo_id, epochs=[f"{epoch:g}" for epoch in epochs], facts=facts_of(info), tasks=task_names(info),
-        picture=picture, can_evaluate=_is_registered(info), own_tasks=_own_tasks(info),
+        picture=picture, can_evaluate=_is_registered(info), measured=_data_of(info), own_tasks=_own_tasks(info),
     )  # fmt: skip
 
 
@@ -58,6 +58,15 @@ def _own_tasks(info: VectorInfo) -> list[VectorInfo]:
     if info.parents:
         return [own for parent in info.parents for own in _own_tasks(parent)]
     return [info] if info.class_names and not _is_registered(info) else []
+
+
+def _data_of(info: VectorInfo) -> str:
+    """Where the images of a vector's own tasks are, if it knows their classes and prompts, as `Task.from_info` needs."""
+    infos = info.parents or (info,)
+    if not all(one.task and one.class_names and one.templates and not one.parents for one in infos):
+        return "unknown"
+    on_hub = all(is_repo_id(one.dataset or "") and not one.data_settings.get("local") for one in infos)
+    return "on the Hub" if on_hub else "unknown" if info.parents else "elsewhere"
 
 
 def _labels(info: VectorInfo) -> list[str]:

@@ -130,6 +130,8 @@ def load_base(
         'hf-taskvec/tiny-clip'
     """
     access, dtype = HubAccess.of(hub), as_dtype(dtype)
+    if source is not None and os.fspath(source) == EMBEDDED and revision is None:
+        source = None  # by its name in provenance; no network is needed
     if base_name is not None:
         _check_base_name(base_name, source)
     place, where = Path(TINY_CLIP if source is None else source), str(EMBEDDED if source is None else source)
