@@ -61,7 +61,7 @@ def _own_tasks(info: VectorInfo) -> list[VectorInfo]:
 
 
 def _data_of(info: VectorInfo) -> str:
-    """Where the images of a vector's own tasks are, if it knows their classes and prompts, as `Task.from_info` needs."""
+    """Where the images of a vector's own tasks are, if it knows classes and prompts; `Task.from_info` needs them."""
     infos = info.parents or (info,)
     if not all(one.task and one.class_names and one.templates and not one.parents for one in infos):
         return "unknown"
