@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
+from pyarrow import parquet as pq
 
 from hf_taskvec import TaskVector, evaluate, gradient_vector, load_base
 from hf_taskvec.errors import DataError, UnknownNameError
@@ -315,6 +317,13 @@ def test_labels_may_be_words(tmp_path: Path, pass_names: bool) -> None:
     assert named(task, "train").items() <= {0: "dog", 1: "cat", 2: "dog", 3: "cat", 4: "dog", 5: "cat"}.items()
     with pytest.raises(DataError, match=r"'dog', which is none of the class names cat, bird"):
         Task.from_dataset(folder, label_column="label", class_names=["cat", "bird"])
+
+
+def test_labels_may_be_categories_of_pandas(tmp_path: Path) -> None:
+    table = pa.table({"image": [png(0), png(1), png(2)], "kind": pa.array(["dog", "cat", "dog"]).dictionary_encode()})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    assert named(Task.from_dataset(tmp_path, label_column="kind", templates="a {}.")) == {0: "dog", 1: "cat", 2: "dog"}
 
 
 def test_words_that_are_numbers_go_by_value(tmp_path: Path) -> None:

@@ -308,6 +308,13 @@ def test_an_entry_is_used_again_and_its_place_told(
     assert np.array_equal(load_pixels(own, "test", base.processor.image_processor).pixels, first)
 
 
+def test_a_folder_that_changes_while_the_process_runs_is_read_again(base: Base, own: Task) -> None:
+    processor = base.processor.image_processor
+    assert len(load_pixels(own, "test", processor)) == 6
+    shutil.copy(Path(own.dataset) / "test" / "cat" / "0.png", Path(own.dataset) / "test" / "dog" / "9.png")
+    assert load_pixels(own, "test", processor).labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     base: Base, own: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

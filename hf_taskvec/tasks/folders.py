@@ -92,9 +92,9 @@ def read_folder(root: Path) -> LocalData | None:
     files = list_files(root)
     images = [parts for parts in files if Path(parts[-1]).suffix.lower() in IMAGES]
     tables = [parts for parts in files if Path(parts[-1]).suffix.lower() in TABLES and parts[-1] not in _NOT_TABLES]
-    found = read_tables(root, tables, images)
-    if found is not None or images:
-        return found or _class_folders(root, images)
+    described = read_tables(root, tables, images)
+    if described is not None or images:
+        return described or _class_folders(root, images)
     archives = sorted("/".join(parts) for parts in files if Path(parts[-1]).suffix.lower() in ARCHIVES)
     if archives:
         raise DataError(
@@ -112,7 +112,7 @@ def read_file(path: Path) -> LocalData:
 
 def list_files(root: Path) -> list[Parts]:
     """The files below a folder, sorted, hidden ones left out; links are followed, each folder once."""
-    found, seen = [], set[str]()
+    paths, seen = [], set[str]()
     for folder, names, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -121,8 +121,8 @@ def list_files(root: Path) -> list[Parts]:
         seen.add(real)
         names[:] = sorted(name for name in names if not name.startswith((".", "__")))
         place = Path(folder).relative_to(root).parts
-        found += [(*place, name) for name in files if not name.startswith(".")]
-    return sorted(found)
+        paths += [(*place, name) for name in files if not name.startswith(".")]
+    return sorted(paths)
 
 
 def read_tables(root: Path, tables: list[Parts], images: list[Parts]) -> LocalData | None:
@@ -161,7 +161,7 @@ def _table_splits(tables: list[Parts]) -> dict[str, list[Parts]]:
 
 
 def _split_of_table(parts: Parts) -> str | None:
-    folders = [_SPLITS[part.lower()] for part in parts[:-1] if part.lower() in _SPLITS]
+    folders = [_SPLITS[folder.lower()] for folder in parts[:-1] if folder.lower() in _SPLITS]
     if folders:
         return folders[0]
     words = re.split(r"[^a-z]+", Path(parts[-1]).stem.lower())
@@ -183,22 +183,22 @@ def _by_top_folder(
     return {name: data.select(members) for name, members in rows.items()}
 
 
-def _with_folders(root: Path, found: LocalData, images: list[Parts]) -> LocalData:
+def _with_folders(root: Path, described: LocalData, images: list[Parts]) -> LocalData:
     """Tables say something about images in class folders: then the folders are the labels, unless the tables are."""
     if not images:
-        return found
+        return described
     try:
         folders = _class_folders(root, images)
     except DataError:
-        return found
+        return described
     by_path = {
         row["path"]: label
         for data in folders.splits.values()
         if "label" in data.features
         for row, label in zip(data.cast_column("image", Image(decode=False))["image"], data["label"], strict=True)
     }
-    splits = dict(found.splits)
-    for name, data in found.splits.items():
+    splits = dict(described.splits)
+    for name, data in described.splits.items():
         column = next((key for key, feature in data.features.items() if isinstance(feature, Image)), None)
         if column is None or "label" in data.features or not by_path:
             continue
@@ -207,7 +207,7 @@ def _with_folders(root: Path, found: LocalData, images: list[Parts]) -> LocalDat
             feature = next(data.features["label"] for data in folders.splits.values() if "label" in data.features)
             splits[name] = data.add_column("label", [by_path[path] for path in paths], feature=feature)
     missing = {name: data for name, data in folders.splits.items() if name not in splits}
-    return LocalData({**splits, **missing}, [*found.files, *(pair for pair in folders.files if pair[0] in missing)])
+    return LocalData({**splits, **missing}, [*described.files, *(pair for pair in folders.files if pair[0] in missing)])
 
 
 def _class_folders(root: Path, images: list[Parts]) -> LocalData:

@@ -82,11 +82,11 @@ def _texts(values: tuple[Any, ...], where: str) -> tuple[str, ...]:
 
 def numbered(names: Sequence[str]) -> list[int] | None:
     """The numbers in names that differ by a number alone (`7`, `class_07`); `None` if some do not."""
-    parts = [_NUMBERED.fullmatch(name.strip()) for name in names]
-    affixes = {(part[1], part[3]) for part in parts if part is not None}
-    if not names or None in parts or len(affixes) != 1:
+    matches = [_NUMBERED.fullmatch(name.strip()) for name in names]
+    affixes = {(match[1], match[3]) for match in matches if match is not None}
+    if not names or None in matches or len(affixes) != 1:
         return None
-    return [int(part[2]) for part in parts if part is not None]
+    return [int(match[2]) for match in matches if match is not None]
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -203,18 +203,18 @@ def aliases(own: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
     if len(own) != len(class_names):
         return None
     ours, theirs = _comparable(class_names), _comparable(own)
-    found: dict[int, int] = {row: ours.index(name) for row, name in enumerate(theirs) if name in ours}
+    pairs: dict[int, int] = {row: ours.index(name) for row, name in enumerate(theirs) if name in ours}
     for row, name in enumerate(own):
-        free = [number for number in range(len(ours)) if number not in found.values()]
+        free = [number for number in range(len(ours)) if number not in pairs.values()]
         fitting = [number for number in free if _alike(name, class_names[number])]
-        if row not in found and len(fitting) == 1:
-            found[row] = fitting[0]
-    left = set(range(len(own))) - found.keys()
+        if row not in pairs and len(fitting) == 1:
+            pairs[row] = fitting[0]
+    left = set(range(len(own))) - pairs.keys()
     if len(left) == 1 and len(own) > 2:
-        found[left.pop()] = (set(range(len(ours))) - set(found.values())).pop()
-    if len(found) < len(own) or len(set(found.values())) < len(own):
+        pairs[left.pop()] = (set(range(len(ours))) - set(pairs.values())).pop()
+    if len(pairs) < len(own) or len(set(pairs.values())) < len(own):
         return None
-    return [found[row] for row in range(len(own))]
+    return [pairs[row] for row in range(len(own))]
 
 
 def class_numbers(
@@ -228,6 +228,8 @@ def class_numbers(
     values = data.with_format("arrow", columns=[column])[:][column]
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if values.null_count:
         row = values.is_null().index(True).as_py()
         raise DataError(f"{values.null_count} labels are missing in {where}, the first in row {row}")
@@ -255,6 +257,8 @@ def class_numbers(
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether an Arrow type holds words."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -266,10 +270,10 @@ def _from_words(values: pa.Array, class_names: Sequence[str], labels: Sequence[s
     plain_names = {plain(name) for name in known}
     if numbers is not None and not {plain(word) for word in words} <= plain_names:
         order = in_order(words)
-        found = dict(zip(order, _by_value(order, sorted(numbers), class_names, where), strict=False))
+        by_word = dict(zip(order, _by_value(order, sorted(numbers), class_names, where), strict=False))
         if len(words) != len(class_names):
             raise DataError(f"{where} has {len(words)} classes in its data, but {len(class_names)} class names")
-        mapping = [found[word] for word in words]
+        mapping = [by_word[word] for word in words]
     else:
         stranger = next((word for word in words if plain(word) not in plain_names), None)
         if stranger is not None:

@@ -36,8 +36,8 @@ def splits_of(data: Any) -> DatasetDict | None:
         return None
     if isinstance(data, Dataset):
         return DatasetDict(train=data)
-    if isinstance(data, Mapping) and data and all(isinstance(part, Dataset) for part in data.values()):
-        return DatasetDict({str(name): part for name, part in data.items()})
+    if isinstance(data, Mapping) and data and all(isinstance(split, Dataset) for split in data.values()):
+        return DatasetDict({str(name): split for name, split in data.items()})
     raise DataError(
         "a dataset must be a Hub id, a folder, a table, a datasets.Dataset or a DatasetDict of them, got "
         f"{type(data).__name__}" + (" (load it without streaming=True)" if "Iterable" in type(data).__name__ else "")
@@ -70,9 +70,9 @@ def image_column_of(features: Features, column: str | None, dataset: str) -> str
     if column is not None:
         check_column(features, column, dataset)
         return column
-    found = [name for name, feature in features.items() if isinstance(feature, Image)]
-    found = found or [name for name, feature in features.items() if is_image(feature)]
-    return _only(found, "Image", "image_column", features, dataset)
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    columns = columns or [name for name, feature in features.items() if is_image(feature)]
+    return _only(columns, "Image", "image_column", features, dataset)
 
 
 def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
@@ -81,16 +81,16 @@ def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
     if column is not None:
         check_column(features, column, dataset)
         return column
-    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not found:
+    columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not columns:
         words = [name for name in features if is_text(data.data.schema.field(name).type)]
         called = [name for name in words if name.lower() in _LABEL_COLUMNS]
-        found = [name for name in called or words if _repeats(data, name)]
-        if len(found) == 1:
-            logger.info("the labels of %s are the words in its column %r", dataset, found[0])
-            return str(found[0])
-        found = []
-    return _only(found, "ClassLabel", "label_column", features, dataset)
+        columns = [name for name in called or words if _repeats(data, name)]
+        if len(columns) == 1:
+            logger.info("the labels of %s are the words in its column %r", dataset, columns[0])
+            return str(columns[0])
+        columns = []
+    return _only(columns, "ClassLabel", "label_column", features, dataset)
 
 
 def _repeats(data: Dataset, column: str) -> bool:
@@ -98,13 +98,13 @@ def _repeats(data: Dataset, column: str) -> bool:
     return len(data.unique(column)) <= max(len(data) // 2, 1)
 
 
-def _only(found: list[str], kind: str, argument: str, features: Features, dataset: str) -> str:
-    if len(found) != 1:
+def _only(columns: list[str], kind: str, argument: str, features: Features, dataset: str) -> str:
+    if len(columns) != 1:
         raise DataError(
-            f"{dataset} has {len(found)} columns of type {kind}; choose one with {argument}. "
+            f"{dataset} has {len(columns)} columns of type {kind}; choose one with {argument}. "
             f"Columns: {listed(features)}"
         )
-    return found[0]
+    return columns[0]
 
 
 def check_column(features: Features, column: str, dataset: str) -> None:
@@ -181,13 +181,13 @@ def _pairs(data: Dataset, column: str, names_column: str, own: list[str] | None,
     if column == names_column:
         return {name: name for name in own or ()}
     pairs = pa.table({"label": table[column], "name": table[names_column]}).group_by(["label", "name"]).aggregate([])
-    found: dict[Any, Any] = {}
+    names: dict[Any, Any] = {}
     for label, name in zip(pairs["label"].to_pylist(), pairs["name"].to_pylist(), strict=True):
         key = own[label] if own is not None and isinstance(label, int) else label
-        if found.setdefault(key, name) != name:
+        if names.setdefault(key, name) != name:
             raise DataError(
-                f"label {key!r} of {dataset} has two names in {names_column!r}: {found[key]!r} and {name!r}"
+                f"label {key!r} of {dataset} has two names in {names_column!r}: {names[key]!r} and {name!r}"
             )
-    if len(set(found.values())) < len(found):
+    if len(set(names.values())) < len(names):
         raise DataError(f"two labels of {dataset} have one name in {names_column!r}")
-    return found if own is not None else dict(sorted(found.items()))
+    return names if own is not None else dict(sorted(names.items()))

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from hf_taskvec.errors import DataError
 from hf_taskvec.tasks.cache import cache_folder
 from hf_taskvec.tasks.images import decode_image
+from hf_taskvec.tasks.source import source_stamp
 from hf_taskvec.tasks.task import Split, Task
 from hf_taskvec.weights.folders import nothing, write_bytes
 from hf_taskvec.weights.temporary import clear_stale, new_temporary
@@ -115,11 +116,12 @@ def load_pixels(task: Task, split: Split, image_processor: Any) -> PixelDataset:
         ((3, 32, 32), 400, torch.uint8)
     """
     kind: Any = type(image_processor)
-    return _open_pixels(task, split, kind, image_processor.to_json_string())
+    return _open_pixels(task, split, kind, image_processor.to_json_string(), source_stamp(task.dataset))
 
 
 @lru_cache(maxsize=64)
-def _open_pixels(task: Task, split: Split, kind: Any, settings: str) -> PixelDataset:
+def _open_pixels(task: Task, split: Split, kind: Any, settings: str, stamp: str) -> PixelDataset:
+    """The pixels as long as the files of a local dataset, which `stamp` stands for, are the same."""
     data = task.load(split)
     work = _Work(data, kind(**json.loads(settings)), f"{split} of {task.name!r}", task.skip_broken)
     if task.is_builtin:  # small, drawn in memory, and to be had without any file
@@ -274,7 +276,7 @@ class _Work:
         try:
             result = self.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
             pixels = np.asarray(result["pixel_values"]).astype(np.uint8)
-            found: tuple[int, ...] = pixels.shape[1:]
+            made: tuple[int, ...] = pixels.shape[1:]
         except (ValueError, TypeError, LookupError, OSError, RuntimeError) as error:
             if len(images) > 1:
                 parts = []
@@ -283,9 +285,9 @@ class _Work:
                     shape = parts[-1].shape[1:]
                 return np.concatenate(parts)
             raise DataError(f"row {rows[0]} of {self.where}: the image processor refuses it: {error}") from error
-        if len(found) != 3 or found[0] != 3 or (shape is not None and found != shape):
+        if len(made) != 3 or made[0] != 3 or (shape is not None and made != shape):
             raise DataError(
-                f"row {rows[0]} of {self.where} comes out of the image processor as {found}, not as "
+                f"row {rows[0]} of {self.where} comes out of the image processor as {made}, not as "
                 f"{shape or '(3, height, width)'}: its settings {self._switches()} do not bring all images to one size"
             )
         return pixels

@@ -72,6 +72,14 @@ def source_revision(dataset: str, config: str | None = None, revision: str | Non
     return _open(dataset, config, revision).hash or revision
 
 
+def source_stamp(dataset: str) -> str:
+    """What changes whenever a file of a local dataset does; empty for others, which do not change in a process."""
+    if dataset.startswith(BUILTIN_PREFIX) or not is_local(dataset):
+        return ""
+    path = Path(dataset)
+    return _stamp([("", path.joinpath(*parts)) for parts in list_files(path)] if path.is_dir() else [("", path)])
+
+
 def config_names(folder: Path) -> list[str]:
     """The configurations of a dataset in a local folder."""
     if not _card_names_files(folder):
@@ -103,8 +111,8 @@ def _read_local(dataset: str, config: str | None) -> LocalData:
         if not _card_names_files(path):
             if config not in (None, "default"):
                 raise UnknownNameError(f"configuration of {dataset}", config, ["default"])
-            if (found := read_folder(path)) is not None:
-                return found
+            if (described := read_folder(path)) is not None:
+                return described
     return _by_builder(dataset, config)
 
 

@@ -83,12 +83,12 @@ def read_table(files: Sequence[TableFile], places: Iterable[Path]) -> TableData:
         check_label_orders([file.path for file in files])
     if kind in ("parquet", "arrow"):
         return TableData(_load(kind, [file.path for file in files]))
-    parts = [_with_images(_load(kind, [file.path]), [file.path.parent, *places]) for file in files]
-    if len(parts) == 1:
-        return parts[0]
+    tables = [_with_images(_load(kind, [file.path]), [file.path.parent, *places]) for file in files]
+    if len(tables) == 1:
+        return tables[0]
     with _told(files[0].path):
-        data = concatenate_datasets([part.data for part in parts])
-    return TableData(data, [path for part in parts for path in part.images])
+        data = concatenate_datasets([table.data for table in tables])
+    return TableData(data, [path for table in tables for path in table.images])
 
 
 def check_label_orders(files: Sequence[Path]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image
@@ -24,6 +25,7 @@ from hf_taskvec.tasks.own import (
     memory_id,
     splits_of,
 )
+from hf_taskvec.tasks.recorded import RECORDED, DataInfo, is_elsewhere, read_settings
 from hf_taskvec.tasks.source import BUILTIN_PREFIX, is_local, load_source, source_revision
 from hf_taskvec.tasks.splits import (
     check_apart,
@@ -39,30 +41,6 @@ from hf_taskvec.text import listed
 Split = Literal["train", "validation", "test"]
 
 DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "{}")
-# What `data_settings` records where it is not the default, and its types in JSON.
-_RECORDED: dict[str, tuple[type, ...]] = {
-    "train_split": (str,),
-    "test_split": (str,),
-    "validation_split": (str,),
-    "test_size": (float, int),
-    "split_seed": (int,),
-    "image_column": (str,),
-    "label_column": (str,),
-    "labels": (list, tuple),
-    "skip_broken": (bool,),
-}
-
-
-class DataInfo(Protocol):
-    """What a `VectorInfo` knows about its task."""
-
-    task: str | None
-    dataset: str | None
-    dataset_config: str | None
-    dataset_revision: str | None
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    data_settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -119,7 +97,7 @@ class Task:
     def __post_init__(self) -> None:
         names, labels = read_class_names(self.class_names, f"task {self.name!r}")
         labels = tuple(self.labels) or labels
-        templates = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        templates = _several(self.templates)
         for key, value in (("class_names", names), ("labels", labels), ("templates", templates)):
             object.__setattr__(self, key, value)
         self._check_names()
@@ -162,7 +140,7 @@ class Task:
         label_column: str | None = None,
         names_column: str | None = None,
         class_names: ClassNames | None = None,
-        templates: Iterable[str] | None = None,
+        templates: str | Iterable[str] | None = None,
         epochs: int = 10,
         skip_broken: bool = False,
     ) -> Task:
@@ -225,7 +203,7 @@ class Task:
             class_names=names,
             labels=labels,
             epochs=epochs,
-            templates=DEFAULT_TEMPLATES if templates is None else tuple(templates),
+            templates=DEFAULT_TEMPLATES if templates is None else _several(templates),
             skip_broken=skip_broken,
             source=in_memory,
         )
@@ -252,7 +230,7 @@ class Task:
         """
         if not info.task or not info.class_names or not info.templates:
             raise DataError("the provenance holds no class names and prompts, so no task can be made of it")
-        if dataset is None and (info.data_settings.get("local") or not info.dataset or _is_path(info.dataset)):
+        if dataset is None and (info.data_settings.get("local") or not info.dataset or is_elsewhere(info.dataset)):
             raise DataError(
                 f"the data of task {info.task!r} were {info.dataset!r} on another machine; pass dataset= to say where "
                 "they are here"
@@ -268,7 +246,7 @@ class Task:
             revision=info.dataset_revision if on_hub else None,
             class_names=info.class_names,
             templates=info.templates,
-            **_read_settings(info),
+            **read_settings(info),
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -288,7 +266,7 @@ class Task:
         settings: dict[str, Any] = {}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
-            if (spec.name in _RECORDED or spec.name not in _TASK_FIELDS) and value != spec.default:
+            if (spec.name in RECORDED or spec.name not in _TASK_FIELDS) and value != spec.default:
                 settings[spec.name] = list(value) if isinstance(value, tuple) else value
         if self.source is not None or is_local(self.dataset):
             settings["local"] = True
@@ -398,18 +376,9 @@ _TASK_FIELDS = frozenset(spec.name for spec in dataclasses.fields(Task))
 
 
 def _repeated(names: Iterable[str]) -> list[str]:
-    counted = list(names)
-    return sorted({name for name in counted if counted.count(name) > 1})
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
-def _read_settings(info: DataInfo) -> dict[str, Any]:
-    """The fields of a task in `data_settings`; what else is recorded there is for the reader."""
-    known = {key: value for key, value in info.data_settings.items() if key in _RECORDED}
-    for key, value in known.items():
-        if type(value) not in _RECORDED[key] or (key == "labels" and not all(isinstance(item, str) for item in value)):
-            raise DataError(f"the provenance of task {info.task!r} has {key}={value!r:.80}, which makes no task")
-    return known
-
-
-def _is_path(dataset: str) -> bool:
-    return dataset.startswith((MEMORY_PREFIX, "/", ".", "~")) or "\\" in dataset
+def _several(templates: str | Iterable[str]) -> tuple[str, ...]:
+    """One prompt is a tuple of one."""
+    return (templates,) if isinstance(templates, str) else tuple(templates)

@@ -1,0 +1,48 @@
+"""What a vector's provenance records of its task, and how it is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hf_taskvec.errors import DataError
+from hf_taskvec.tasks.own import MEMORY_PREFIX
+
+# What `data_settings` records where it is not the default, and its types in JSON.
+RECORDED: dict[str, tuple[type, ...]] = {
+    "train_split": (str,),
+    "test_split": (str,),
+    "validation_split": (str,),
+    "test_size": (float, int),
+    "split_seed": (int,),
+    "image_column": (str,),
+    "label_column": (str,),
+    "labels": (list, tuple),
+    "skip_broken": (bool,),
+}
+
+
+class DataInfo(Protocol):
+    """What a `VectorInfo` knows about its task."""
+
+    task: str | None
+    dataset: str | None
+    dataset_config: str | None
+    dataset_revision: str | None
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    data_settings: Mapping[str, Any]
+
+
+def read_settings(info: DataInfo) -> dict[str, Any]:
+    """The fields of a task in `data_settings`; what else is recorded there is for the reader."""
+    known = {key: value for key, value in info.data_settings.items() if key in RECORDED}
+    for key, value in known.items():
+        if type(value) not in RECORDED[key] or (key == "labels" and not all(isinstance(item, str) for item in value)):
+            raise DataError(f"the provenance of task {info.task!r} has {key}={value!r:.80}, which makes no task")
+    return known
+
+
+def is_elsewhere(dataset: str) -> bool:
+    """Whether a dataset is no Hub id, so that others cannot reach it."""
+    return dataset.startswith((MEMORY_PREFIX, "/", ".", "~")) or "\\" in dataset
