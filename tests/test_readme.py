@@ -16,11 +16,13 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
+from transformers import CLIPModel
 
 from hf_taskvec import TaskVector, load_base
 from hf_taskvec.merging import methods_table
 from tests.bases import save_tiny_base
 from tests.hub_server import HubServer
+from tests.test_lora import save_adapter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +60,7 @@ def test_every_recipe_it_names_exists() -> None:
 
 
 FENCE = r"```{}\n(.*?)```"
-FIRST, MERGING, HUB = re.findall(FENCE.format("python"), README, flags=re.DOTALL)
+FIRST, FOREIGN, OWN_DATA, MERGING, HUB = re.findall(FENCE.format("python"), README, flags=re.DOTALL)
 FROM_THE_FIRST = """
 import dataclasses
 from hf_taskvec import Report, TaskVector, load_base
@@ -109,6 +111,33 @@ def test_its_lines_on_the_hub_and_on_merging_run_as_written(offline_trial: str, 
     printed = run_in_a_shell(offline_trial, FROM_THE_FIRST + HUB + FOR_MERGING + MERGING, tmp_path)
     assert TaskVector.from_pretrained(tmp_path / "out" / "ties").info.method == "ties"
     assert "PublishedVector(repo_id='user/digits-and-shapes', base='hf-taskvec/tiny-clip'" in printed
+
+
+# peft 0.21 reads an attribute that Transformers 5.23 has deprecated.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_its_lines_on_own_data_and_foreign_checkpoints_run_as_written(hub: HubServer, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, colour in (("robin", 0), ("jay", 2)):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(0, 120, (32, 32, 3), np.uint8)
+            pixels[..., colour] += 100
+            PILImage.fromarray(pixels).save(tmp_path / "birds" / name / f"{number}.png")
+    base = save_tiny_base(tmp_path / "base")
+    model = CLIPModel.from_pretrained(base)
+    save_adapter(model, tmp_path / "lora", target_modules=["q_proj", "v_proj"], r=2)
+    for parameter in model.parameters():
+        parameter.data += 1e-2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "tuned")
+    for name, folder in (
+        ("openai/clip-vit-base-patch32", "base"),
+        ("user/clip-birds", "tuned"),
+        ("user/clip-birds-lora", "lora"),
+    ):
+        hub.store.add_folder("model", name, tmp_path / folder)
+    printed = run_in_a_shell(f"export HF_ENDPOINT={hub.url}", OWN_DATA + FOREIGN, tmp_path)
+    assert "| birds |" in printed
+    assert CLIPModel.from_pretrained(tmp_path / "out" / "clip-birds").config.projection_dim == 16
 
 
 @pytest.mark.slow
