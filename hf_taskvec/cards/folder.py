@@ -28,7 +28,8 @@ def render_folder_card(folder: Path, *, repo_id: str) -> str:
         >>> from tempfile import mkdtemp
         >>> import torch
         >>> from hf_taskvec import TaskVector
-        >>> TaskVector({"w": torch.ones(2)}, VectorInfo(task="digits")).save_pretrained(folder := Path(mkdtemp()) / "vector")
+        >>> folder = Path(mkdtemp()) / "vector"
+        >>> TaskVector({"w": torch.ones(2)}, VectorInfo(task="digits")).save_pretrained(folder)
         >>> "digits" in render_folder_card(folder, repo_id="user/digits")
         True
     """

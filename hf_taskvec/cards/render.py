@@ -116,8 +116,8 @@ def render_base_card(config: Mapping[str, Any], report: Report | None = None, *,
         repo_id: Where the card stands.
 
     Example:
-        >>> config = {"description": "A tiny CLIP.", "license": "mit", "facts": {}, "data": [], "command": "", "limits": []}
-        >>> config |= {"retrieval": {}}
+        >>> config = {"description": "A tiny CLIP.", "license": "mit", "facts": {}, "data": [], "command": ""}
+        >>> config |= {"limits": [], "retrieval": {}}
         >>> "A tiny CLIP." in render_base_card(config, repo_id="user/clip")
         True
     """

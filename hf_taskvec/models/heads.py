@@ -48,7 +48,7 @@ def zero_shot_head(base: Base, class_names: Sequence[str], templates: Sequence[s
     Example:
         >>> from hf_taskvec import load_base
         >>> zero_shot_head(load_base(), ["circle", "square"], ["a photo of a {}."]).shape
-        torch.Size([2, 192])
+        torch.Size([2, 256])
     """
     key = _head_key(base, class_names, templates)
     path = Path(HF_HOME) / "hf_taskvec" / "heads" / f"{key}.safetensors"

@@ -141,7 +141,8 @@ def feed_forward_bounds(
         inputs: All inputs (N, F).
 
     Example:
-        >>> found = feed_forward_bounds(FeedForward((2, 2)), ACTIVATIONS["tanh"], [torch.eye(2).flatten()], torch.eye(2))
+        >>> network, weights, inputs = FeedForward((2, 2)), torch.eye(2).flatten(), torch.eye(2)
+        >>> found = feed_forward_bounds(network, ACTIVATIONS["tanh"], [weights], inputs)
         >>> round(found.spectral_norm, 6), round(found.gradient**2, 6)
         (1.0, 2.0)
     """
