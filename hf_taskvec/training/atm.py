@@ -95,7 +95,7 @@ def alternating_tuning_and_merging(
         >>> from hf_taskvec import get_task, load_base
         >>> tasks = [subset(get_task(name), max_train=8) for name in ("digits", "shapes")]
         >>> folder = Path(tempfile.mkdtemp()) / "atm"
-        >>> args = TaskVectorConfig(disable_tqdm=True)
+        >>> args = TaskVectorConfig(disable_tqdm=True, warmup_steps=0, learning_rate=1e-4)
         >>> run = alternating_tuning_and_merging(load_base(), tasks, args=args, rounds=2, output_dir=folder)
         >>> len(run.rounds), run.vector.info.method
         (2, 'alternating_tuning_and_merging')
