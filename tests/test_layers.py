@@ -107,3 +107,12 @@ def test_a_planted_step_up_is_found() -> None:
     source = "def f():\n    from hf_taskvec.training.run import train_vector"
     graph = graph_of({"hf_taskvec.vectors.vector": source, "hf_taskvec.training.run": ""})
     assert steps_up(graph) == ["hf_taskvec.vectors.vector imports hf_taskvec.training.run"]
+
+
+def test_no_function_of_the_vectors_imports_anything() -> None:
+    found = []
+    for path in sorted((PACKAGE / "vectors").glob("*.py")):
+        functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        inside = [node for function in functions for node in ast.walk(function)]
+        found += [path.name for node in inside if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert found == []

@@ -137,6 +137,8 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
         "base revision": info.base_revision,
         "base fingerprint": info.base_fingerprint,
         "covers": f"{covered} of the {tower}" if covered else f"the {tower}",
+        "made from": " at ".join(filter(None, (info.finetuned, info.finetuned_revision))),
+        "left out": f"{info.left_out} parameters that the training changed too" if info.left_out else None,
         "task": info.task,
         "method": info.method,
         "dataset": " ".join(filter(None, (info.dataset, info.dataset_config))),
@@ -158,7 +160,9 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
     return {name: value for name, value in facts.items() if value not in (None, "", (), [])}
 
 
-_NAMES = {"base", "base revision", "base fingerprint", "task", "method", "dataset", "dataset revision", "optimiser"}
+_NAMES = {
+    "base", "base revision", "made from", "base fingerprint", "task", "method", "dataset", "dataset revision", "optimiser",
+}  # fmt: skip
 
 
 def fact(value: object, name: str) -> str:
