@@ -49,9 +49,14 @@ def main(args: MergeArguments) -> TaskVector | None:
         recipe = MergeRecipe.from_info(TaskVector.from_pretrained(args.repeat).info)
     else:
         recipe = MergeRecipe(
-            tuple(args.vectors), args.method, args.settings, args.scaling, args.dtype,
-            missing=args.missing, allow_zero=args.allow_zero,  # type: ignore[arg-type]
-        )  # fmt: skip
+            tuple(args.vectors),
+            args.method,
+            args.settings,
+            args.scaling,
+            args.dtype,
+            missing=args.missing,
+            allow_zero=args.allow_zero,  # type: ignore[arg-type]
+        )
     if not args.overwrite and (Path(args.output_dir) / CONFIG_NAME).exists():
         raise OutputExistsError(
             f"{args.output_dir} holds a vector already; choose another --output_dir, or replace it with --overwrite"
@@ -64,7 +69,8 @@ def main(args: MergeArguments) -> TaskVector | None:
 
 if __name__ == "__main__":
     run_recipe(
-        main, MergeArguments,
+        main,
+        MergeArguments,
         stopped="No half result is left; what a slow method had finished is kept beside --output_dir, so the same "
         "command goes on where it was.",
-    )  # fmt: skip
+    )

@@ -88,6 +88,9 @@ def print_summary(reports: dict[str, list[Report]]) -> None:
 
 if __name__ == "__main__":
     run_recipe(
-        main, QuickstartArguments, TaskVectorConfig, defaults=tiny_clip_settings,
+        main,
+        QuickstartArguments,
+        TaskVectorConfig,
+        defaults=tiny_clip_settings,
         stopped="Vectors stay in --output_dir, and the same command goes on with the run that was stopped.",
-    )  # fmt: skip
+    )

@@ -40,12 +40,28 @@ from tests.hub_server_api import Token
 from tests.hub_server_card import card_errors
 
 INFO = VectorInfo(
-    kind="fine-tuned", base="openai/clip-vit-base-patch32", base_revision="3d74acf", base_hashes={"w": "1"},
-    task="mnist", dataset="ylecun/mnist", dataset_revision="77f3279", epochs=1.0, steps=422, seed=3, batch_size=128,
-    optimizer="adamw_torch", learning_rate=1e-5, weight_decay=0.1, num_images=54000, settings={"max_grad_norm": 1.0},
-    command="python recipes/finetune.py --task mnist", seconds=312.4, license="mit", versions={"torch": "2.13.0"},
+    kind="fine-tuned",
+    base="openai/clip-vit-base-patch32",
+    base_revision="3d74acf",
+    base_hashes={"w": "1"},
+    task="mnist",
+    dataset="ylecun/mnist",
+    dataset_revision="77f3279",
+    epochs=1.0,
+    steps=422,
+    seed=3,
+    batch_size=128,
+    optimizer="adamw_torch",
+    learning_rate=1e-5,
+    weight_decay=0.1,
+    num_images=54000,
+    settings={"max_grad_norm": 1.0},
+    command="python recipes/finetune.py --task mnist",
+    seconds=312.4,
+    license="mit",
+    versions={"torch": "2.13.0"},
     layer_norms={"vision_model.encoder.layers.0": 0.5, "vision_model.encoder.layers.1": 1.0},
-)  # fmt: skip
+)
 OTHER = VectorInfo(kind="fine-tuned", task="svhn", dataset="ufldl-stanford/svhn", dataset_config="cropped_digits")
 MERGED = VectorInfo(kind="merged", base=INFO.base, method="task_arithmetic", parents=(INFO, OTHER))
 RESULT = TaskResult("mnist", 0.9712, 10000, zero_shot=0.4825, individual=0.9951)
@@ -173,11 +189,14 @@ def test_a_card_without_references_has_no_empty_columns() -> None:
 
 def test_a_base_card_names_its_data_and_numbers() -> None:
     config = {
-        "description": "A small CLIP.", "license": "apache-2.0", "facts": {"seed": 0, "width": 512},
+        "description": "A small CLIP.",
+        "license": "apache-2.0",
+        "facts": {"seed": 0, "width": 512},
         "data": [{"name": "photo-captions", "pairs": 80000, "license": "cc-by-4.0"}],
-        "command": "python recipes/pretrain_tiny_clip.py", "retrieval": {"image to text, recall at 5": 0.31},
+        "command": "python recipes/pretrain_tiny_clip.py",
+        "retrieval": {"image to text, recall at 5": 0.31},
         "limits": ["32 px images only."],
-    }  # fmt: skip
+    }
     card = render_base_card(config, REPORT, repo_id="user/tiny-clip")
     assert card_errors(card) == []
     assert "| `photo-captions` | 80,000 | cc-by-4.0 |" in card
@@ -187,12 +206,26 @@ def test_a_base_card_names_its_data_and_numbers() -> None:
 
 
 INJECTIONS = [
-    "{{ 7 * 7 }}", "{% for x in range(10) %}owned{% endfor %}", "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "[click](javascript:alert(1))", "![x](http://evil/x.png)",
-    "a\n---\nlicense: mit\n---\n", "a\nlicense: wtfpl", "!!python/object/apply:os.system ['touch pwned']", "&a [*a]",
-    "```\n# Owned\n```python\nimport os", "`code` ``more``", "| a | b |\n| --- |", "\x1b[31mred\x1b[0m", "a\u202eb",
-    "# Heading", "</code></table><h1>Owned</h1>", "'); import os; os.system('touch pwned') #",
-]  # fmt: skip
+    "{{ 7 * 7 }}",
+    "{% for x in range(10) %}owned{% endfor %}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "[click](javascript:alert(1))",
+    "![x](http://evil/x.png)",
+    "a\n---\nlicense: mit\n---\n",
+    "a\nlicense: wtfpl",
+    "!!python/object/apply:os.system ['touch pwned']",
+    "&a [*a]",
+    "```\n# Owned\n```python\nimport os",
+    "`code` ``more``",
+    "| a | b |\n| --- |",
+    "\x1b[31mred\x1b[0m",
+    "a\u202eb",
+    "# Heading",
+    "</code></table><h1>Owned</h1>",
+    "'); import os; os.system('touch pwned') #",
+]
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
@@ -384,11 +417,15 @@ def test_the_recipes_publish_exactly_the_card(hub: HubServer, tmp_path: Path, ba
     cards = tmp_path / "cards"
     (made,) = make_card(
         CardArguments(
-            [str(tmp_path / "tiny-mnist")], report=str(tmp_path / "report.json"), name="tiny-mnist",
-            license="apache-2.0", command="python recipes/finetune.py", output_dir=str(cards),
+            [str(tmp_path / "tiny-mnist")],
+            report=str(tmp_path / "report.json"),
+            name="tiny-mnist",
+            license="apache-2.0",
+            command="python recipes/finetune.py",
+            output_dir=str(cards),
             weights_dir=str(tmp_path / "weights"),
         )
-    )  # fmt: skip
+    )
     assert sorted(path.name for path in made.iterdir()) == [CARD_NAME, REPORT_NAME, "task_vector_config.json"]
     arguments = PublishArguments(str(tmp_path / "weights"), str(cards), collection="All", token="write-hf")
     assert publish(arguments) == publish(arguments)  # the second time there is nothing to do

@@ -182,7 +182,9 @@ OPEN_CLIP = {"visual.conv1.weight": torch.zeros(2), "transformer.resblocks.0.ln_
 MODELS: dict[str, tuple[dict[str, Tensor], dict[str, object], str]] = {
     "SigLIP": ({"embeddings.patch_embedding.bias": torch.zeros(4)}, {"model_type": "siglip"}, "SigLIP"),
     "SigLIP's tower": (
-        {"vision_model.post_layernorm.bias": torch.zeros(4)}, {"model_type": "siglip_vision_model"}, "SigLIP",
+        {"vision_model.post_layernorm.bias": torch.zeros(4)},
+        {"model_type": "siglip_vision_model"},
+        "SigLIP",
     ),
     "SigLIP without configuration": ({"vision_model.head.probe": torch.zeros(4)}, {}, "SigLIP"),
     "DINOv2": (TOWER, {"model_type": "dinov2"}, "DINOv2"),
@@ -192,7 +194,7 @@ MODELS: dict[str, tuple[dict[str, Tensor], dict[str, object], str]] = {
     "timm without configuration": ({"blocks.0.attn.qkv.weight": torch.zeros(4)}, {}, "timm"),
     "open_clip under another name": (OPEN_CLIP, {}, "open_clip.*convert"),
     "something new": (TOWER, {"model_type": "clip_of_the_future"}, "another model .*'clip_of_the_future'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -248,13 +248,31 @@ def saved(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "change",
     [
-        {"vectors": "abc"}, {"vectors": [1, 2]}, {"vectors": None}, {"vectors": {}}, {"vectors": ["x"] * 2000},
-        {"method": None}, {"method": 3}, {"method": "average"}, {"method": "no_such"}, {"settings": [1]},
-        {"settings": {"output_dir": "/tmp/elsewhere"}}, {"settings": {"density": "x" * 9000}}, {"settings": None},
-        {"settings": {"density": []}}, {"scaling": "big"}, {"scaling": None}, {"scaling": [1]}, {"dtype": 4},
-        {"dtype": "int8"}, {"missing": "maybe"}, {"allow_zero": "yes"}, {"extra": 1}, {"run": "x"},
+        {"vectors": "abc"},
+        {"vectors": [1, 2]},
+        {"vectors": None},
+        {"vectors": {}},
+        {"vectors": ["x"] * 2000},
+        {"method": None},
+        {"method": 3},
+        {"method": "average"},
+        {"method": "no_such"},
+        {"settings": [1]},
+        {"settings": {"output_dir": "/tmp/elsewhere"}},
+        {"settings": {"density": "x" * 9000}},
+        {"settings": None},
+        {"settings": {"density": []}},
+        {"scaling": "big"},
+        {"scaling": None},
+        {"scaling": [1]},
+        {"dtype": 4},
+        {"dtype": "int8"},
+        {"missing": "maybe"},
+        {"allow_zero": "yes"},
+        {"extra": 1},
+        {"run": "x"},
     ],
-)  # fmt: skip
+)
 def test_a_strangers_recipe_that_is_damaged_is_refused(change: dict[str, object], tmp_path: Path) -> None:
     sources = saved(tmp_path)
     merge(sources, "ties", output_dir=tmp_path / "out")

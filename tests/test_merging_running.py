@@ -114,14 +114,17 @@ def test_a_journal_serves_the_very_same_merge_only(counting: list[str], tmp_path
 def test_the_key_tells_vectors_methods_settings_and_dtypes_apart() -> None:
     inputs = vectors()
     keys = [
-        journal_key(inputs, "tsv_m", {"rank": 0.1}), journal_key(inputs, "iso_c", {"rank": 0.1}),
-        journal_key(inputs, "tsv_m", {"rank": 0.2}), journal_key(inputs, "tsv_m", {}),
-        journal_key(inputs[::-1], "tsv_m", {}), journal_key(inputs[:2], "tsv_m", {}),
+        journal_key(inputs, "tsv_m", {"rank": 0.1}),
+        journal_key(inputs, "iso_c", {"rank": 0.1}),
+        journal_key(inputs, "tsv_m", {"rank": 0.2}),
+        journal_key(inputs, "tsv_m", {}),
+        journal_key(inputs[::-1], "tsv_m", {}),
+        journal_key(inputs[:2], "tsv_m", {}),
         journal_key([vector * 2.0 for vector in inputs], "tsv_m", {}),
         journal_key([vector.to(torch.bfloat16) for vector in inputs], "tsv_m", {}),
         journal_key([vector.to(torch.bfloat16).to(torch.float32) for vector in inputs], "tsv_m", {}),
         journal_key(inputs, "tsv_m", {}, source="another package"),
-    ]  # fmt: skip
+    ]
     assert len(set(keys)) == len(keys)
     assert journal_key(vectors(), "tsv_m", {"a": [1], "b": 2}) == journal_key(vectors(), "tsv_m", {"b": 2, "a": [1]})
 

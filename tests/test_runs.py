@@ -251,11 +251,14 @@ def test_resuming_on_another_base_task_or_setting_is_refused_by_name(killed: Pat
     folder = copied(killed, tmp_path)
     moved = dataclasses.replace(toy_base(), model=with_model(toy_base()).model)
     for changes, message in (
-        ({"base": moved}, "base_fingerprint="), ({"task": toy_task("shapes")}, "task=digits there, shapes here"),
-        ({"task": toy_task(images=40)}, "max_train=50 there, 40 here"), ({"seed": 7}, "seed=42 there, 7 here"),
-        ({"learning_rate": 3e-3}, r"learning_rate=0\.001 there, 0\.003 here"), ({"weight_decay": 0.0}, "weight_decay"),
+        ({"base": moved}, "base_fingerprint="),
+        ({"task": toy_task("shapes")}, "task=digits there, shapes here"),
+        ({"task": toy_task(images=40)}, "max_train=50 there, 40 here"),
+        ({"seed": 7}, "seed=42 there, 7 here"),
+        ({"learning_rate": 3e-3}, r"learning_rate=0\.001 there, 0\.003 here"),
+        ({"weight_decay": 0.0}, "weight_decay"),
         ({"per_device_train_batch_size": 5}, "batch_size=10 there, 5 here"),
-    ):  # fmt: skip
+    ):
         before = files(folder)
         with pytest.raises(SettingsDifferError, match=message):
             run(folder, **{**LONG, **changes}).train(resume_from_checkpoint=True)
@@ -266,9 +269,7 @@ def test_resuming_on_another_base_task_or_setting_is_refused_by_name(killed: Pat
 
 
 def test_another_split_of_the_same_batch_is_the_same_run(killed: Path, tmp_path: Path) -> None:
-    trainer = run(
-        copied(killed, tmp_path), per_device_train_batch_size=5, gradient_accumulation_steps=2, **LONG
-    )  # fmt: skip
+    trainer = run(copied(killed, tmp_path), per_device_train_batch_size=5, gradient_accumulation_steps=2, **LONG)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 15
 

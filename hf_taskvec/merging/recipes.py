@@ -92,9 +92,16 @@ class MergeRecipe:
         if self.vectors:
             self.check()
         return merge(
-            self.vectors, self.method, output_dir=output_dir, scaling=self.scaling, device=device, dtype=self.dtype,
-            missing=self.missing, allow_zero=self.allow_zero, **self.settings,
-        )  # fmt: skip
+            self.vectors,
+            self.method,
+            output_dir=output_dir,
+            scaling=self.scaling,
+            device=device,
+            dtype=self.dtype,
+            missing=self.missing,
+            allow_zero=self.allow_zero,
+            **self.settings,
+        )
 
 
 def _texts(value: Any) -> list[str]:

@@ -107,9 +107,11 @@ def _as_default(name: str, value: Any, default: Any) -> Any:
     if default is None or (value is None and not isinstance(default, (bool, int, float, str))):
         return value
     kinds: dict[type, tuple[tuple[type, ...], str]] = {
-        bool: ((bool,), "true or false"), int: ((int,), "a whole number"), float: ((int, float), "a number"),
+        bool: ((bool,), "true or false"),
+        int: ((int,), "a whole number"),
+        float: ((int, float), "a number"),
         str: ((str,), "text"),
-    }  # fmt: skip
+    }
     accepted, words = kinds.get(type(default), ((object,), ""))
     if type(default) is int and isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -109,10 +109,16 @@ def alternating_tuning_and_merging(
     get_method(method)
     folder = Path(output_dir)
     plan = {
-        "tasks": [task_plan(task.provenance()) for task in tasks], "rounds": rounds, "method": method,
-        "scaling": scaling, "settings": settings, "train_on": train_on,
-        "start": _start_plan(start), **base_plan(base), **run_plan(args),
-    }  # fmt: skip
+        "tasks": [task_plan(task.provenance()) for task in tasks],
+        "rounds": rounds,
+        "method": method,
+        "scaling": scaling,
+        "settings": settings,
+        "train_on": train_on,
+        "start": _start_plan(start),
+        **base_plan(base),
+        **run_plan(args),
+    }
     with PartialState().main_process_first():
         claim_folder(folder, plan, name=SETTINGS)
     total, kept = start, []
@@ -123,9 +129,15 @@ def alternating_tuning_and_merging(
 
 
 def _round(
-    base: Base, tasks: Sequence[Task], args: TaskVectorConfig, plan: dict[str, Any], *, number: int, folder: Path,
+    base: Base,
+    tasks: Sequence[Task],
+    args: TaskVectorConfig,
+    plan: dict[str, Any],
+    *,
+    number: int,
+    folder: Path,
     start: TaskVector | None,
-) -> TaskVector:  # fmt: skip
+) -> TaskVector:
     """The vector from the base to the model merged in one round; read if it is there."""
     target = folder / f"round-{number}" / "merged"
     stamp = {key: plan[key] for key in ("rounds", "method", "scaling", "settings", "train_on")} | {"round": number}
@@ -192,9 +204,14 @@ def _advance(
         deltas[name] = scaled_sum(before, merged.deltas[name], scaling)
     weights = parameters_of(base.model)
     info = VectorInfo(
-        kind="merged", base=base.name, base_revision=base.revision,
+        kind="merged",
+        base=base.name,
+        base_revision=base.revision,
         base_hashes=tensor_hashes({name: weights[name] for name in deltas}),
-        include_projection=merged.info.include_projection, method="alternating_tuning_and_merging", settings=settings,
-        versions=merged.info.parents[0].versions, parents=merged.info.parents,
-    )  # fmt: skip
+        include_projection=merged.info.include_projection,
+        method="alternating_tuning_and_merging",
+        settings=settings,
+        versions=merged.info.parents[0].versions,
+        parents=merged.info.parents,
+    )
     return TaskVector(deltas, info)

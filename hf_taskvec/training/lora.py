@@ -39,9 +39,11 @@ def add_adapter(model: ImageClassifier, peft_config: Any, args: TaskVectorConfig
                 f"peft_config.{name} must be {needed!r}: the vector is the product of the factors and no more"
             )
     unfit = {
-        "include_projection": args.include_projection, "track_gradients": args.track_gradients,
-        "full_batch": args.full_batch, "trainable_parameters": args.trainable_parameters != ["*"],
-    }  # fmt: skip
+        "include_projection": args.include_projection,
+        "track_gradients": args.track_gradients,
+        "full_batch": args.full_batch,
+        "trainable_parameters": args.trainable_parameters != ["*"],
+    }
     if given := [name for name, is_set in unfit.items() if is_set]:
         raise ValueError(f"{', '.join(given)} cannot be set beside peft_config, which says what is trained")
     with torch.random.fork_rng():
@@ -67,7 +69,9 @@ def adapter_settings(peft_config: Any) -> dict[str, Any]:
     """What provenance and plan hold of a `LoraConfig`."""
     targets = peft_config.target_modules
     return {
-        "r": peft_config.r, "lora_alpha": peft_config.lora_alpha, "use_rslora": peft_config.use_rslora,
+        "r": peft_config.r,
+        "lora_alpha": peft_config.lora_alpha,
+        "use_rslora": peft_config.use_rslora,
         "lora_dropout": peft_config.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else sorted(targets or []),
-    }  # fmt: skip
+    }

@@ -189,15 +189,20 @@ class TaskVectorTrainer(ObjectiveTrainer):
     def vector_info(self) -> VectorInfo:
         """Provenance of the vector of this moment."""
         info = fine_tuned_info(
-            self.base, self.args, self.state, num_images=len(self.train_dataset), seconds=self.seconds,
+            self.base,
+            self.args,
+            self.state,
+            num_images=len(self.train_dataset),
+            seconds=self.seconds,
             optimizer=self._own_optimizer,
-        )  # fmt: skip
+        )
         info = dataclasses.replace(info, settings={**info.settings, **self._adapter})
         if self._best is not None:
             chosen = {
-                "chosen_by": str(self.args.metric_for_best_model), "trained_epochs": info.epochs,
+                "chosen_by": str(self.args.metric_for_best_model),
+                "trained_epochs": info.epochs,
                 "trained_steps": info.steps,
-            }  # fmt: skip
+            }
             epochs, steps = self._best
             info = dataclasses.replace(info, epochs=epochs, steps=steps, settings={**info.settings, **chosen})
         return self.objective.describe(info)
@@ -233,9 +238,11 @@ class TaskVectorTrainer(ObjectiveTrainer):
         args, now = self.args, self.vector_info()
         vectors = [vector for vector in self.task_vectors() if (vector.info.epochs or 0) <= (now.epochs or 0)]
         options = {
-            "token": token or args.hub_token, "revision": revision or args.hub_revision,
-            "private": args.hub_private_repo, "commit_message": commit_message,
-        }  # fmt: skip
+            "token": token or args.hub_token,
+            "revision": revision or args.hub_revision,
+            "private": args.hub_private_repo,
+            "commit_message": commit_message,
+        }
         if len(vectors) > 1:
             return push_series_to_hub(vectors, str(self.hub_model_id), **options)
         return push_to_hub(self.task_vector(), str(self.hub_model_id), **options)

@@ -68,9 +68,12 @@ def difference(
         logger.warning("The fine-tuned weights are those of the base: every entry of the vector is zero")
     rounding = _check_rounding(ours, theirs, deltas, coverage)
     info = dataclasses.replace(
-        info, base_hashes=tensor_hashes(ours), include_projection=PROJECTION in ours, left_out=len(left_out) or None,
+        info,
+        base_hashes=tensor_hashes(ours),
+        include_projection=PROJECTION in ours,
+        left_out=len(left_out) or None,
         rounding_error=rounding or info.rounding_error,
-    )  # fmt: skip
+    )
     return deltas, info
 
 
@@ -127,8 +130,10 @@ def _check_rounding(
         share = _share(ours, theirs, widened, deltas, square)
         logger.warning(
             "The base is in %s, narrower than the fine-tuned weights. If they started from a wider copy of it, %.0f %% "
-            "of the vector's norm is rounding", ours[widened[0]].dtype, 100 * share,
-        )  # fmt: skip
+            "of the vector's norm is rounding",
+            ours[widened[0]].dtype,
+            100 * share,
+        )
     if not rounded:
         return 0.0
     share, dtype = _share(theirs, ours, rounded, deltas, square), theirs[rounded[0]].dtype

@@ -17,9 +17,13 @@ from hf_taskvec.weights.fingerprint import fingerprint
 Kind = Literal["difference", "fine-tuned", "gradient", "merged", "lora"]
 # Entries that older files hold in `settings`, by their names there.
 _MOVED = {
-    "recipe": "recipe", "finetuned": "finetuned", "finetuned_revision": "finetuned_revision", "adapter": "finetuned",
-    "adapter_revision": "finetuned_revision", "mean_gradient_norm": "mean_gradient_norm",
-}  # fmt: skip
+    "recipe": "recipe",
+    "finetuned": "finetuned",
+    "finetuned_revision": "finetuned_revision",
+    "adapter": "finetuned",
+    "adapter_revision": "finetuned_revision",
+    "mean_gradient_norm": "mean_gradient_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -178,10 +182,17 @@ class VectorInfo:
         first = infos[0]
         hashes = {name: value for info in reversed(infos) for name, value in info.base_hashes.items()}
         return cls(
-            kind="merged", base=first.base, base_revision=first.base_revision, base_hashes=hashes,
-            include_projection=any(info.include_projection for info in infos), method=method,
-            settings=settings or {}, recipe=recipe, versions=first.versions, parents=tuple(infos),
-        )  # fmt: skip
+            kind="merged",
+            base=first.base,
+            base_revision=first.base_revision,
+            base_hashes=hashes,
+            include_projection=any(info.include_projection for info in infos),
+            method=method,
+            settings=settings or {},
+            recipe=recipe,
+            versions=first.versions,
+            parents=tuple(infos),
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VectorInfo:

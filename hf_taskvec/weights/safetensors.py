@@ -62,9 +62,13 @@ def writer(path: Path, digest: Digest | None) -> Iterator[Callable[[memoryview],
 
 
 def write_safetensors(
-    path: Path, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]], dtype: Dtypes,
+    path: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    shapes: Mapping[str, Sequence[int]],
+    dtype: Dtypes,
     hashed: bool = False,
-) -> str | None:  # fmt: skip
+) -> str | None:
     """Writes tensors one after the other; only one is in memory at a time.
 
     Args:
@@ -106,9 +110,15 @@ def dtype_of(dtype: Dtypes, name: str) -> torch.dtype:
 
 
 def write_sharded(
-    folder: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], *, shapes: Mapping[str, Sequence[int]],
-    dtype: Dtypes, max_shard_size: int | str = MAX_SHARD_SIZE, hashed: bool = False,
-) -> dict[str, str]:  # fmt: skip
+    folder: Path,
+    stem: str,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    shapes: Mapping[str, Sequence[int]],
+    dtype: Dtypes,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    hashed: bool = False,
+) -> dict[str, str]:
     """Writes `<stem>.safetensors`, or shards with `<stem>.safetensors.index.json` above `max_shard_size`.
 
     Returns:
