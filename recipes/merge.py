@@ -54,8 +54,8 @@ def main(args: MergeArguments) -> TaskVector | None:
             args.settings,
             args.scaling,
             args.dtype,
-            missing=args.missing,
-            allow_zero=args.allow_zero,  # type: ignore[arg-type]
+            missing=args.missing,  # type: ignore[arg-type]
+            allow_zero=args.allow_zero,
         )
     if not args.overwrite and (Path(args.output_dir) / CONFIG_NAME).exists():
         raise OutputExistsError(
