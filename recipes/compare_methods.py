@@ -2,7 +2,8 @@
 
 python recipes/compare_methods.py --folder out/quickstart --tasks mnist eurosat gtsrb --data_dir <folder>
 
-Every result is kept in a file of its own; a run that was stopped goes on where it was.
+Every result is kept in a file of its own, with what it depends on beside it; a run that was stopped goes on where it
+was, and one with other vectors, tasks or scalings is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge
@@ -19,7 +21,9 @@ from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import Mean
 from hf_taskvec.models.base import Base
 from hf_taskvec.text import table
+from hf_taskvec.vectors.files import vector_fingerprint
 from hf_taskvec.weights.folders import read_json, write_json, write_text
+from hf_taskvec.weights.resume import compute_or_read
 
 METHODS = [method.name for method in list_methods() if method.max_vectors is None]
 SCALINGS = [0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 1.8, 2.7]
@@ -39,19 +43,30 @@ class ComparisonArguments:
 
 def main(args: ComparisonArguments) -> str:
     base, tasks = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    kept, setup = Path(args.results_dir), {"base": base.name, "tasks": args.tasks, "data_dir": args.data_dir}
     results: dict[str, list[tuple[Report, float]]] = {method: [] for method in args.methods}
-    zero_shot = kept(Path(args.results_dir) / "zero-shot.json", base, tasks)
+    zero_shot = compute_or_read(
+        kept / "zero-shot.json",
+        setup,
+        compute=lambda path: evaluate(base, tasks, progress=True).save(path),
+        read=Report.load,
+    )
     for seed in sorted(Path(args.folder).glob("seed-*")):
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
-        individual = individual_accuracies(
-            Path(args.results_dir) / f"{seed.name}-individual.json", base, vectors, tasks
+        prints = {name: vector_fingerprint(vector.deltas) for name, vector in vectors.items()}
+        individual = compute_or_read(
+            kept / f"{seed.name}-individual.json",
+            {**setup, "vectors": prints},
+            compute=partial(write_individual, base, vectors, tasks),
+            read=read_json,
         )
         for method in args.methods:
-            path = Path(args.results_dir) / f"{seed.name}-{method}.json"
-            if not path.is_file():
-                report, seconds = measure(base, list(vectors.values()), tasks, method, args.scalings)
-                write_json(path, {"seconds": seconds, **report.to_dict()})
-            values = read_json(path)
+            values = compute_or_read(
+                kept / f"{seed.name}-{method}.json",
+                {**setup, "vectors": prints, "method": method, "scalings": args.scalings},
+                compute=partial(measure, base, list(vectors.values()), tasks, method, args.scalings),
+                read=read_json,
+            )
             report = Report.from_dict(values).with_references(zero_shot=zero_shot, individual=individual)
             results[method].append((report, values["seconds"]))
             print(f"{seed.name} {method}: {100 * report.accuracy:.1f} at {report.scaling:g}", flush=True)
@@ -61,31 +76,21 @@ def main(args: ComparisonArguments) -> str:
     return text
 
 
-def kept(path: Path, base: Base, tasks: Sequence[Task]) -> Report:
-    """The base's report, from its file if there is one."""
-    if not path.is_file():
-        evaluate(base, tasks, progress=True).save(path)
-    return Report.load(path)
-
-
-def individual_accuracies(
-    path: Path, base: Base, vectors: Mapping[str, TaskVector], tasks: Sequence[Task]
-) -> dict[str, float]:
-    """Each task's accuracy with its own vector, from their file if there is one."""
-    if not path.is_file():
-        write_json(path, evaluate_individually(base, vectors, tasks))
-    return {name: float(value) for name, value in read_json(path).items()}
+def write_individual(base: Base, vectors: Mapping[str, TaskVector], tasks: Sequence[Task], path: Path) -> None:
+    """Writes each task's accuracy with its own vector."""
+    write_json(path, evaluate_individually(base, vectors, tasks))
 
 
 def measure(
-    base: Base, vectors: Sequence[TaskVector], tasks: Sequence[Task], method: str, scalings: Sequence[float]
-) -> tuple[Report, float]:
-    """The test report of a merge at its best scaling on validation data, and the seconds the merge took."""
+    base: Base, vectors: Sequence[TaskVector], tasks: Sequence[Task], method: str, scalings: Sequence[float], path: Path
+) -> None:
+    """Writes the test report of a merge at its best scaling on validation data, and the seconds the merge took."""
     start = time.perf_counter()
     merged = merge(vectors, method)
     seconds = time.perf_counter() - start
     scaling = best_scaling(scaling_curve(base, merged, tasks, scalings=scalings, progress=True))
-    return evaluate(merged.apply_to(base, scaling=scaling), tasks, label=method, scaling=scaling), seconds
+    report = evaluate(merged.apply_to(base, scaling=scaling), tasks, label=method, scaling=scaling)
+    write_json(path, {"seconds": seconds, **report.to_dict()})
 
 
 def methods_table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:

@@ -143,11 +143,11 @@ def chunks(
     total, size = flat[0].numel(), size or chunk_size(flat[0].device)
     buffer = torch.empty(len(flat), min(total, size), dtype=dtype, device=flat[0].device)
     for start in range(0, total, size):
-        part = buffer[:, : min(size, total - start)]
-        for row, delta in zip(part, flat, strict=True):
+        chunk = buffer[:, : min(size, total - start)]
+        for row, delta in zip(chunk, flat, strict=True):
             row.copy_(delta[start : start + size])
-        check_finite_deltas(part, name, vectors, rows)
-        yield start, part
+        check_finite_deltas(chunk, name, vectors, rows)
+        yield start, chunk
 
 
 def chunk_size(device: torch.device) -> int:

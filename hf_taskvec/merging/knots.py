@@ -137,10 +137,10 @@ def merge_adapters(
 
     def merge_one(name: str) -> Factors:
         parts = [(a.factors[name], w) for a, w in zip(adapters, factors, strict=True) if name in a.factors]
-        shapes = {part.shape for part, _ in parts}
+        shapes = {item.shape for item, _ in parts}
         if len(shapes) > 1:
             raise IncompatibleVectorsError(f"{name!r} has shapes {sorted(map(tuple, shapes))} in the adapters")
-        return _truncated(parts, max(part.right.shape[0] for part, _ in parts) if rank is None else rank)
+        return _truncated(parts, max(item.right.shape[0] for item, _ in parts) if rank is None else rank)
 
     device = adapters[0].to_vector().device
     merged = dict(zip(names, parallel(merge_one, names, description="merge adapters", device=device), strict=True))
@@ -152,8 +152,8 @@ def merge_adapters(
 
 def _truncated(parts: Sequence[tuple[Factors, float]], rank: int) -> Factors:
     """The leading singular vectors of a weighted sum of factors: QR of both sides, SVD of the small core."""
-    left = torch.cat([part.left.double() * (part.scaling * weight) for part, weight in parts], dim=1)
-    right = torch.cat([part.right.double() for part, _ in parts], dim=0)
+    left = torch.cat([item.left.double() * (item.scaling * weight) for item, weight in parts], dim=1)
+    right = torch.cat([item.right.double() for item, _ in parts], dim=0)
     left_basis, left_core = torch.linalg.qr(left)
     right_basis, right_core = torch.linalg.qr(right.T)
     u, s, v = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
@@ -174,8 +174,8 @@ def _aligned(deltas: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def _aligned_factors(parts: Sequence[Factors], rounding: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `_aligned`, from factors: no matrix is larger than the sum of the ranks on one side."""
-    basis, core = torch.linalg.qr(torch.cat([part.left.double() * part.scaling for part in parts], dim=1))
-    cores = core.split([part.left.shape[1] for part in parts], dim=1)
-    small = torch.stack([own @ part.right.double() for own, part in zip(cores, parts, strict=True)])
+    basis, core = torch.linalg.qr(torch.cat([item.left.double() * item.scaling for item in parts], dim=1))
+    cores = core.split([item.left.shape[1] for item in parts], dim=1)
+    small = torch.stack([own @ item.right.double() for own, item in zip(cores, parts, strict=True)])
     left, values, right = _aligned(small, rounding)
     return basis @ left, values, right

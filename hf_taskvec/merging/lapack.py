@@ -53,7 +53,7 @@ def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
     values, vectors = np.empty(size), np.empty((rank, size))  # rows, which Fortran reads as columns
     support, integers, work = np.empty(2 * rank, np.intc), np.empty(10 * size, np.intc), np.empty(_WORK * size)
     n, first, unused, tolerance = _int(size), _int(size - rank + 1), np.zeros(1), np.zeros(1)
-    found, info = _int(0), _int(0)
+    count, info = _int(0), _int(0)
     routine(
         b"V",
         b"I",
@@ -66,7 +66,7 @@ def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
         first,
         n,
         tolerance,
-        found,
+        count,
         values,
         vectors,
         n,
@@ -77,8 +77,8 @@ def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
         _int(integers.size),
         info,
     )
-    if info[0] != 0 or found[0] != rank:
-        raise np.linalg.LinAlgError(f"dsyevr found {found[0]} of {rank} eigenvalues (info {info[0]})")
+    if info[0] != 0 or count[0] != rank:
+        raise np.linalg.LinAlgError(f"dsyevr found {count[0]} of {rank} eigenvalues (info {info[0]})")
     return values[:rank], vectors.T
 
 

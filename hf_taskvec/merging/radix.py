@@ -61,19 +61,19 @@ class Histograms:
     def _count(self, name: str, *, prefixes: Tensor | None, shift: int) -> Tensor:
         """Histograms (S, R or 1, bins) of the next digit, over entries whose leading bits are `prefixes` (S, R)."""
         totals: list[list[Tensor]] = []
-        for part in self.stream(name):
-            for row, values in enumerate(part):
+        for chunk in self.stream(name):
+            for row, values in enumerate(chunk):
                 keys = _ordered(values, self.integer)
                 if prefixes is None:  # the sign is in the first digit
-                    found = [torch.bincount((keys >> shift) + (_BINS >> 1), minlength=_BINS)]
+                    digits = [torch.bincount((keys >> shift) + (_BINS >> 1), minlength=_BINS)]
                 else:
                     leading = keys >> (shift + _DIGIT)
                     chosen = [keys[leading == int(prefix)] for prefix in prefixes[row]]
-                    found = [torch.bincount((some >> shift) & (_BINS - 1), minlength=_BINS) for some in chosen]
+                    digits = [torch.bincount((some >> shift) & (_BINS - 1), minlength=_BINS) for some in chosen]
                 if row == len(totals):
-                    totals.append(found)
+                    totals.append(digits)
                 else:
-                    for total, count in zip(totals[row], found, strict=True):
+                    for total, count in zip(totals[row], digits, strict=True):
                         total += count
         return torch.stack([torch.stack(total) for total in totals]).cpu()
 

@@ -31,8 +31,8 @@ def kept(density: float, size: int) -> int:
 
 def magnitude_thresholds(vectors: Sequence[TaskVector], density: float, scope: Scope) -> dict[str, Tensor]:
     """For each parameter, the smallest magnitude that each vector keeps, (T, 1); see `thresholds`."""
-    found = thresholds(lambda deltas, name: deltas.abs_(), vectors, lambda size: [kept(density, size)], scope)
-    return {name: values[0] for name, values in found.items()}
+    ranked = thresholds(lambda deltas, name: deltas.abs_(), vectors, lambda size: [kept(density, size)], scope)
+    return {name: values[0] for name, values in ranked.items()}
 
 
 def thresholds(score: Score, vectors: Sequence[TaskVector], ranks: Ranks, scope: Scope) -> dict[str, Tensor]:
@@ -59,8 +59,8 @@ def thresholds(score: Score, vectors: Sequence[TaskVector], ranks: Ranks, scope:
     search = _Search(score, vectors, sizes)
     together = functools.partial(parallel, description="thresholds", device=search.device)
     if scope == "parameter":
-        found = together(lambda name: search.over([name], ranks(sizes[name]), map), sizes)
-        return dict(zip(sizes, found, strict=True))
+        each = together(lambda name: search.over([name], ranks(sizes[name]), map), sizes)
+        return dict(zip(sizes, each, strict=True))
     return dict.fromkeys(sizes, search.over(list(sizes), ranks(sum(sizes.values())), together))
 
 
@@ -127,14 +127,16 @@ class _Search:
         if total == 0:
             return torch.zeros(len(ranks), len(self.vectors), 1, dtype=self.dtype, device=self.device)
         if total <= _SMALL:
-            parts = [self.score(part, name).clone() for name in names for _, part in self._chunks(name)]
+            parts = [self.score(chunk, name).clone() for name in names for _, chunk in self._chunks(name)]
             rows = torch.cat(parts, dim=1).sort(dim=1, descending=True).values
             return rows[:, [rank - 1 for rank in ranks]].T.unsqueeze(-1)
-        found = self._by_brackets(names, ranks, total, run) if self.device.type == "cpu" else None
-        if found is None:
-            histograms = Histograms(self.dtype, lambda name: (self.score(part, name) for _, part in self._chunks(name)))
-            found = histograms.descend(names, ranks, run)
-        return found.T.unsqueeze(-1).to(self.device)
+        values = self._by_brackets(names, ranks, total, run) if self.device.type == "cpu" else None
+        if values is None:
+            histograms = Histograms(
+                self.dtype, lambda name: (self.score(chunk, name) for _, chunk in self._chunks(name))
+            )
+            values = histograms.descend(names, ranks, run)
+        return values.T.unsqueeze(-1).to(self.device)
 
     def _by_brackets(
         self, names: Sequence[str], ranks: Sequence[int], total: int, run: Callable[..., Any]
@@ -144,16 +146,16 @@ class _Search:
         start = [[_bracket(row, rank / total) for rank in ranks] for row in sample.numpy()]
 
         def count(name: str) -> list[list[_Bracket]]:
-            found = [list(line) for line in start]
-            for _, part in self._chunks(name):
-                for line, values in zip(found, self.score(part, name).numpy(), strict=True):
+            brackets = [list(line) for line in start]
+            for _, chunk in self._chunks(name):
+                for line, values in zip(brackets, self.score(chunk, name).numpy(), strict=True):
                     line[:] = [bracket.count(values) for bracket in line]
-            return found
+            return brackets
 
         counted = list(run(count, names))
         values = [
             [
-                functools.reduce(_Bracket.__add__, [part[row][index] for part in counted]).value(rank)
+                functools.reduce(_Bracket.__add__, [chunk[row][index] for chunk in counted]).value(rank)
                 for index, rank in enumerate(ranks)
             ]
             for row in range(len(start))

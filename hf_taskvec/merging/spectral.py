@@ -111,10 +111,10 @@ def _shared_and_own(
     else:
         shared, rest = leading_and_rest(total, keep, rounding=rounding)
         small = [leading(rest.T @ delta.double(), each, rounding=0) for delta in deltas]  # few rows: cheap to decompose
-        own = [Singular(rest @ part.left, part.values, part.right) for part in small]
+        own = [Singular(rest @ each.left, each.values, each.right) for each in small]
     # what is rounded is the whole matrix, whatever is left of it outside
     bounds = [noise(delta, spectral_norm(delta), rounding) for delta in deltas]
-    return shared, [part.above(bound) for part, bound in zip(own, bounds, strict=True)]
+    return shared, [each.above(bound) for each, bound in zip(own, bounds, strict=True)]
 
 
 @merge_method("cart", paper="2412.12153", resumable=True)
