@@ -184,6 +184,25 @@ def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path)
         Task.from_dataset(folder)
 
 
+def test_arrow_files_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    for place, names in (("a", ["cat", "dog"]), ("b", ["dog", "cat"])):
+        rows([0, 1], ClassLabel(names=names)).save_to_disk(tmp_path / place)
+        (file,) = (tmp_path / place).glob("*.arrow")
+        (tmp_path / "own").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "own" / f"train-{place}.arrow")
+    with pytest.raises(DataError, match=r"train-b.arrow and train-a.arrow number the classes"):
+        Task.from_dataset(tmp_path / "own", test_size=1)
+
+
+def test_what_the_card_says_of_the_columns_counts(tmp_path: Path) -> None:
+    split = Dataset.from_dict({"image": [png(0), png(1)], "label": [0, 1]})
+    folder = parquet(tmp_path / "own" / "data", train=split, test=split).parent
+    names = "dtype:\n      class_label:\n        names:\n          '0': cat\n          '1': dog\n"
+    card = "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: label\n    "
+    (folder / "README.md").write_text(card + names + "---\n")
+    assert named(Task.from_dataset(folder)) == {0: "cat", 1: "dog"}
+
+
 def test_a_registered_task_keeps_its_names_on_the_datasets_own_folders(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

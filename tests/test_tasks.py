@@ -284,6 +284,7 @@ def test_a_column_without_images_is_refused(flowers: Path) -> None:
         ({"class_names": ("cat", "dog", "cat")}, "repeated class names: cat"),
         ({"templates": ("a photo",)}, "exactly once"),
         ({"templates": ("{} and {}",)}, "exactly once"),
+        ({"templates": ("{} of {kind}",)}, "no other braces"),
         ({"templates": ()}, "no templates"),
         ({"test_split": "train"}, "train on its test split"),
     ],

@@ -37,6 +37,7 @@ PADDING = -1  # a dataset index that stands for no image: its label is IGNORED
 IGNORED = -100  # the label that cross_entropy and Trainer's image count skip
 FORMAT = 2  # of the files in the cache; to be raised with any change to what they hold
 MAX_TOLD_BYTES = 1 << 30  # a larger cache entry is worth a warning
+MAX_NOTES_BYTES = 1 << 28  # of what is noted of an entry, a few bytes an image
 MAX_MEMORY_BYTES = 1 << 28  # what is held in memory where no file is to be had
 _BATCH_IMAGES, _BATCH_PIXELS = 256, 1 << 23  # small images go to the processor together, photos one by one
 
@@ -154,6 +155,8 @@ def _read(path: Path) -> PixelDataset | None:
     """What lies under `path`; `None` if there is nothing or if it is not, byte for byte, what was written."""
     notes = path.with_suffix(".json")
     try:
+        if notes.stat().st_size > MAX_NOTES_BYTES:
+            raise ValueError("too large")
         entry = json.loads(notes.read_bytes())
         shape, labels, skipped = tuple(entry["shape"]), entry["labels"], entry["skipped"]
         pixels = np.memmap(path, np.uint8, "r", shape=shape)

@@ -129,7 +129,7 @@ def _saved_to_disk(path: Path) -> LocalData | None:
 
 
 def _card_names_files(folder: Path) -> bool:
-    """Whether the dataset's card says which files are which split."""
+    """Whether the dataset's card says which files are which split, or what their columns are."""
     card = folder / "README.md"
     if not card.is_file():
         return False
@@ -141,7 +141,11 @@ def _card_names_files(folder: Path) -> bool:
         header = yaml.safe_load(text.split("---", 2)[1])
     except (yaml.YAMLError, IndexError, RecursionError):
         return False
-    configs = header.get("configs") if isinstance(header, dict) else None
+    if not isinstance(header, dict):
+        return False
+    configs, facts = header.get("configs"), header.get("dataset_info")
+    if any("features" in entry for entry in (facts if isinstance(facts, list) else [facts]) if isinstance(entry, dict)):
+        return True
     return isinstance(configs, list) and any(isinstance(entry, dict) and "data_files" in entry for entry in configs)
 
 
@@ -150,7 +154,7 @@ def _by_builder(dataset: str, config: str | None) -> LocalData:
     builder = _open(dataset, config, None)
     files = [(split, Path(file)) for split, file in _data_files(builder)]
     _check_files_apart(builder, dataset)
-    check_label_orders([file for _, file in files if file.suffix.lower() == ".parquet"])
+    check_label_orders([file for _, file in files])
     return LocalData(_prepared(builder, dataset, config), files)
 
 

@@ -79,8 +79,7 @@ def read_table(files: Sequence[TableFile], places: Iterable[Path]) -> TableData:
         DataError: If a table cannot be read, or if its files do not agree about their classes.
     """
     kind = TABLES[files[0].path.suffix.lower()]
-    if kind == "parquet":
-        check_label_orders([file.path for file in files])
+    check_label_orders([file.path for file in files])
     if kind in ("parquet", "arrow"):
         return TableData(_load(kind, [file.path for file in files]))
     tables = [_with_images(_load(kind, [file.path]), [file.path.parent, *places]) for file in files]
@@ -92,7 +91,7 @@ def read_table(files: Sequence[TableFile], places: Iterable[Path]) -> TableData:
 
 
 def check_label_orders(files: Sequence[Path]) -> None:
-    """Raises a `DataError` if parquet files number the classes of one column differently.
+    """Raises a `DataError` if parquet or Arrow files number the classes of one column differently.
 
     `datasets` takes the names of the first file for all of them.
     """
@@ -110,9 +109,9 @@ def check_label_orders(files: Sequence[Path]) -> None:
 
 
 def _class_labels(file: Path) -> dict[str, list[str]]:
-    """The class names in a parquet file's own metadata, by column."""
+    """The class names in the own metadata of a parquet or Arrow file, by column."""
     try:
-        metadata = parquet.read_schema(file).metadata or {}
+        metadata = _schema(file).metadata or {}
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         return {
             column: list(feature["names"])
@@ -121,6 +120,18 @@ def _class_labels(file: Path) -> dict[str, list[str]]:
         }
     except (OSError, ValueError, AttributeError, pa.ArrowException):
         return {}  # the reader says what is wrong with the file
+
+
+def _schema(file: Path) -> pa.Schema:
+    if file.suffix.lower() == ".parquet":
+        return parquet.read_schema(file)
+    if file.suffix.lower() != ".arrow":
+        return pa.schema([])
+    with pa.memory_map(str(file)) as source:
+        try:
+            return pa.ipc.open_stream(source).schema
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(source).schema
 
 
 def _load(kind: str, files: Sequence[Path]) -> Dataset:

@@ -102,8 +102,11 @@ class Task:
             object.__setattr__(self, key, value)
         self._check_names()
         for template in templates:
-            if not isinstance(template, str) or template.count("{}") != 1:
-                raise DataError(f"a template of task {self.name!r} must hold '{{}}' exactly once, got {template!r}")
+            if not isinstance(template, str) or template.count("{}") != 1 or not _formats(template):
+                raise DataError(
+                    f"a template of task {self.name!r} must hold '{{}}' exactly once and no other braces, "
+                    f"got {template!r}"
+                )
         if not templates:
             raise DataError(f"task {self.name!r} has no templates")
         if self.train_split == self.test_split and self.test_size is None:
@@ -377,6 +380,13 @@ _TASK_FIELDS = frozenset(spec.name for spec in dataclasses.fields(Task))
 
 def _repeated(names: Iterable[str]) -> list[str]:
     return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _formats(template: str) -> bool:
+    try:
+        return template.format("name") == template.replace("{}", "name")
+    except (ValueError, LookupError):
+        return False
 
 
 def _several(templates: str | Iterable[str]) -> tuple[str, ...]:
