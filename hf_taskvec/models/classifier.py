@@ -24,6 +24,11 @@ class Normalize(nn.Module):
 
     Args:
         base: The model with its image processor.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> Normalize(load_base())(torch.zeros(1, 3, 2, 2, dtype=torch.uint8)).shape
+        torch.Size([1, 3, 2, 2])
     """
 
     mean: Tensor
@@ -53,6 +58,12 @@ class ImageClassifier(nn.Module):
         base: The model, whose tower is copied.
         task: The task whose classes the head tells apart.
         include_projection: Whether `visual_projection` is trainable besides the tower.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> classifier = ImageClassifier(load_base(), get_task("counts"))
+        >>> classifier(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))["logits"].shape
+        torch.Size([2, 5])
     """
 
     head: Tensor
@@ -102,6 +113,12 @@ class ImageClassifier(nn.Module):
 
 
 def classify(model: Any, head: Tensor, pixels: Tensor) -> Tensor:
-    """Logits (N, C) of normalised images (N, 3, H, W) by a model's tower and projection and a head (C, F)."""
+    """Logits (N, C) of normalised images (N, 3, H, W) by a model's tower and projection and a head (C, F).
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> classify(load_base().model, torch.zeros(5, 256), torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
     features = model.visual_projection(pooled(model.vision_model)(pixels).pooler_output)
     return functional.normalize(features, dim=-1) @ head.T

@@ -71,6 +71,10 @@ def check_context(base: Base, class_names: Sequence[str], templates: Sequence[st
 
     Raises:
         DataError: If a class name is cut; it is named.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> check_context(load_base(), ["circle"], ["a photo of a {}."])
     """
     tokenizer: Any = base.processor.tokenizer
     limit = min(tokenizer.model_max_length, base.model.config.text_config.max_position_embeddings)

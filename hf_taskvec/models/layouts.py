@@ -63,6 +63,9 @@ def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None
 
     Raises:
         CheckpointError: If it is another model; it is named.
+
+    Example:
+        >>> check_is_clip(None, ["vision_model.post_layernorm.weight"], "a checkpoint")
     """
     config = _config(folder)
     kind = config.get("model_type")

@@ -52,6 +52,13 @@ def pooled(tower: Any) -> Any:
 
     Returns:
         A tower with the same `pooler_output`; its `last_hidden_state` is the class token alone.
+
+    Example:
+        >>> import torch
+        >>> from hf_taskvec import load_base
+        >>> tower, images = load_base().model.vision_model, torch.zeros(1, 3, 32, 32)
+        >>> torch.allclose(pooled(tower)(images).pooler_output, tower(images).pooler_output, atol=1e-5)
+        True
     """
     layers = tower.encoder.layers
     if isinstance(layers[-1], ClassTokenLayer):

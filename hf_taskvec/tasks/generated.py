@@ -54,6 +54,10 @@ def generated_split(
 
     Returns:
         A dataset with the columns `image` and `label`.
+
+    Example:
+        >>> generated_split(draw_shape, SHAPES, 12, seed=0).features["label"].names[:2]
+        ['circle', 'square']
     """
     names = list(names)
     random = RandomState([_TASK_STREAM, seed])
@@ -71,6 +75,10 @@ def generated_pairs(count: int, *, seed: int = 0) -> Dataset:
 
     Returns:
         A dataset with the columns `image` and `text`.
+
+    Example:
+        >>> generated_pairs(3, seed=0).column_names
+        ['image', 'text']
     """
     random = RandomState([_PAIR_STREAM, seed])
     pairs = [_PAIRS[random.randint(len(_PAIRS))](random) for _ in range(count)]
@@ -78,24 +86,44 @@ def generated_pairs(count: int, *, seed: int = 0) -> Dataset:
 
 
 def image_dataset(images: list[np.ndarray], column: str, values: list[Any], feature: Any) -> Dataset:
-    """Makes a dataset of uint8 images, kept as PNG, and one more column."""
+    """Makes a dataset of uint8 images, kept as PNG, and one more column.
+
+    Example:
+        >>> image_dataset([np.zeros((2, 2, 3), np.uint8)], "text", ["black"], Value("string"))[0]["text"]
+        'black'
+    """
     features = Features({"image": Image(), column: feature})
     encoded = [{"bytes": _png(image), "path": None} for image in images]
     return Dataset.from_dict({"image": encoded, column: values}, features=features)
 
 
 def draw_shape(random: RandomState, label: int) -> np.ndarray:
-    """Draws `SHAPES[label]` in two colours at a random place, size and tilt."""
+    """Draws `SHAPES[label]` in two colours at a random place, size and tilt.
+
+    Example:
+        >>> draw_shape(RandomState(0), 0).shape
+        (32, 32, 3)
+    """
     return _shape(random, label, *_two_colours(random))
 
 
 def draw_pattern(random: RandomState, label: int) -> np.ndarray:
-    """Draws `PATTERNS[label]` in two colours with a random period, phase and tilt."""
+    """Draws `PATTERNS[label]` in two colours with a random period, phase and tilt.
+
+    Example:
+        >>> draw_pattern(RandomState(0), 0).shape
+        (32, 32, 3)
+    """
     return _pattern(random, label, *_two_colours(random))
 
 
 def draw_count(random: RandomState, label: int) -> np.ndarray:
-    """Draws `label + 1` separate dots of one colour and random sizes."""
+    """Draws `label + 1` separate dots of one colour and random sizes.
+
+    Example:
+        >>> draw_count(RandomState(0), 0).shape
+        (32, 32, 3)
+    """
     return _dots(random, label, *_two_colours(random))
 
 

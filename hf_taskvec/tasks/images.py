@@ -47,6 +47,11 @@ def decode_image(value: Any, where: str) -> tuple[Image.Image, str | None]:
 
     Raises:
         DataError: If there is no image, if it does not decode or if it has more pixels than Pillow takes for safe.
+
+    Example:
+        >>> image, note = decode_image(Image.new("F", (2, 2), 0.5), "row 0")
+        >>> image.mode, image.getpixel((0, 0)), note
+        ('L', 128, 'floats, scaled so that 1.0 is white')
     """
     if value is None or (isinstance(value, Mapping) and value.get("bytes") is None and value.get("path") is None):
         raise DataError(f"{where} has no image (None); give it one, or leave such rows out with skip_broken=True")

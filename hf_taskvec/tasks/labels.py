@@ -34,6 +34,12 @@ def read_class_names(value: Any, where: str) -> tuple[tuple[str, ...], tuple[str
 
     Raises:
         DataError: If the names have no order, are no text or their numbers repeat.
+
+    Example:
+        >>> read_class_names({"dog": 1, "cat": 0}, "pets")
+        (('cat', 'dog'), ())
+        >>> read_class_names({"n01": "a cat", "n02": "a dog"}, "pets")
+        (('a cat', 'a dog'), ('n01', 'n02'))
     """
     if isinstance(value, (str, bytes)):
         raise DataError(f"the class names of {where} must be several, got the text {value!r}")
@@ -81,7 +87,12 @@ def _texts(values: tuple[Any, ...], where: str) -> tuple[str, ...]:
 
 
 def numbered(names: Sequence[str]) -> list[int] | None:
-    """The numbers in names that differ by a number alone (`7`, `class_07`); `None` if some do not."""
+    """The numbers in names that differ by a number alone (`7`, `class_07`); `None` if some do not.
+
+    Example:
+        >>> numbered(["class_10", "class_2"]), numbered(["cat", "dog"])
+        ([10, 2], None)
+    """
     matches = [_NUMBERED.fullmatch(name.strip()) for name in names]
     affixes = {(match[1], match[3]) for match in matches if match is not None}
     if not names or None in matches or len(affixes) != 1:
@@ -90,7 +101,12 @@ def numbered(names: Sequence[str]) -> list[int] | None:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names in the order of their numbers, where they are numbered, else of the alphabet."""
+    """Names in the order of their numbers, where they are numbered, else of the alphabet.
+
+    Example:
+        >>> in_order(["10", "9", "1"])
+        ['1', '9', '10']
+    """
     names = sorted(names)
     numbers = numbered(names)
     if numbers is None:
@@ -99,7 +115,12 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """A name without case, punctuation and `CamelCase`."""
+    """A name without case, punctuation and `CamelCase`.
+
+    Example:
+        >>> plain("AnnualCrop"), plain("T-shirt / top")
+        ('annual crop', 't shirt top')
+    """
     if re.fullmatch(r"\s*[-+]?[\d.,]+\s*", name):
         return name.strip()
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
@@ -126,6 +147,10 @@ def match_classes(own: Sequence[str], class_names: Sequence[str], labels: Sequen
 
     Raises:
         DataError: If a label is no class, or if names contradict the order.
+
+    Example:
+        >>> match_classes(["0", "10", "2"], ["zero", "two", "ten"], ["0", "2", "10"], "a split")
+        [0, 2, 1]
     """
     if labels:
         return _by_name(own, labels, where)
@@ -199,6 +224,10 @@ def aliases(own: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
     """The class number of each own name, if the words of the names pair them off one to one; else `None`.
 
     A single pair that is left over belongs together.
+
+    Example:
+        >>> aliases(["SeaLake", "Forest"], ["forest", "lake or sea"])
+        [1, 0]
     """
     if len(own) != len(class_names):
         return None
@@ -224,6 +253,11 @@ def class_numbers(
 
     Raises:
         DataError: If a label is missing, of another type or none of the classes; the row is named.
+
+    Example:
+        >>> rows = Dataset.from_dict({"label": ["dog", "cat", "dog"]})
+        >>> class_numbers(rows, "label", ["cat", "dog"], [], "a split").tolist()
+        [1, 0, 1]
     """
     values = data.with_format("arrow", columns=[column])[:][column]
     if isinstance(values, pa.ChunkedArray):
@@ -256,7 +290,12 @@ def class_numbers(
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds words."""
+    """Whether an Arrow type holds words.
+
+    Example:
+        >>> is_text(pa.string()), is_text(pa.int64())
+        (True, False)
+    """
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -31,6 +31,10 @@ def splits_of(data: Any) -> DatasetDict | None:
 
     Raises:
         DataError: If it is something else, or a dataset that can only be read as a stream.
+
+    Example:
+        >>> list(splits_of(Dataset.from_dict({"label": [0]}))), splits_of("user/pets")
+        (['train'], None)
     """
     if isinstance(data, (str, Path)):
         return None
@@ -51,7 +55,12 @@ def memory_id(source: Mapping[str, Dataset]) -> str:
 
 
 def default_name(dataset: str, source: Mapping[str, Dataset]) -> str:
-    """The last part of a path or Hub id, with the one before where that says nothing; that of memory by its origin."""
+    """The last part of a path or Hub id, with the one before where that says nothing; that of memory by its origin.
+
+    Example:
+        >>> default_name("user/pets", {}), default_name("pets/data", {})
+        ('pets', 'pets-data')
+    """
     if dataset.startswith(MEMORY_PREFIX):
         info = next(iter(source.values())).info
         return _tidy(info.dataset_name or info.builder_name or "own")
@@ -66,7 +75,12 @@ def _tidy(name: str) -> str:
 
 
 def image_column_of(features: Features, column: str | None, dataset: str) -> str:
-    """The column of images: the named one, else the only one."""
+    """The column of images: the named one, else the only one.
+
+    Example:
+        >>> image_column_of(Features({"picture": Image()}), None, "pets")
+        'picture'
+    """
     if column is not None:
         check_column(features, column, dataset)
         return column
@@ -76,7 +90,12 @@ def image_column_of(features: Features, column: str | None, dataset: str) -> str
 
 
 def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
-    """The column of labels: the named one, else the only `ClassLabel`, else the only column of words that repeat."""
+    """The column of labels: the named one, else the only `ClassLabel`, else the only column of words that repeat.
+
+    Example:
+        >>> label_column_of(Dataset.from_dict({"kind": ["cat", "dog"] * 2}), None, "pets")
+        'kind'
+    """
     features = data.features
     if column is not None:
         check_column(features, column, dataset)
@@ -127,6 +146,10 @@ def classes_of(
 
     Raises:
         DataError: If there are no names, or if they do not fit the labels.
+
+    Example:
+        >>> classes_of(Dataset.from_dict({"kind": ["dog", "cat"] * 2}), "kind", None, None, "pets")
+        (('cat', 'dog'), ())
     """
     own = label_names(data, column)
     if class_names is not None:
@@ -148,7 +171,12 @@ def classes_of(
 
 
 def label_names(data: Dataset, column: str) -> list[str] | None:
-    """The names that a column of labels carries itself."""
+    """The names that a column of labels carries itself.
+
+    Example:
+        >>> label_names(Dataset.from_dict({"kind": ["10", "9"]}), "kind")
+        ['9', '10']
+    """
     feature = data.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)

@@ -44,6 +44,10 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
         NotCachedError: If the Hub is out of reach and the cache has no copy.
         DataError: If there is no such dataset, if it cannot be read or if one file is in two of its splits.
         UnknownNameError: If the dataset has no such configuration.
+
+    Example:
+        >>> sorted(load_source("builtin:counts"))
+        ['test', 'train']
     """
     if dataset.startswith(BUILTIN_PREFIX):
         return builtin_splits(_builtin_name(dataset))
@@ -64,7 +68,12 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
 
 
 def source_revision(dataset: str, config: str | None = None, revision: str | None = None) -> str | None:
-    """What identifies the data itself: the commit on the Hub, or a hash of a local folder's data files."""
+    """What identifies the data itself: the commit on the Hub, or a hash of a local folder's data files.
+
+    Example:
+        >>> source_revision("builtin:counts")
+        '1'
+    """
     if dataset.startswith(BUILTIN_PREFIX):
         return _BUILTIN_REVISION
     if is_local(dataset):
@@ -96,7 +105,12 @@ def _builtin_name(dataset: str) -> str:
 
 
 def is_local(dataset: str) -> bool:
-    """Whether a dataset is a folder or a table here, and not one of the Hub."""
+    """Whether a dataset is a folder or a table here, and not one of the Hub.
+
+    Example:
+        >>> is_local("user/pets"), is_local(".")
+        (False, True)
+    """
     path = Path(dataset)
     return path.is_dir() or (path.suffix.lower() in TABLES and path.is_file())
 

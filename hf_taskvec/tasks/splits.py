@@ -30,6 +30,11 @@ def read_split(source: Mapping[str, Dataset], split: str, dataset: str) -> Datas
     Raises:
         UnknownNameError: If there is no such split.
         DataError: If it cannot be read as a slice, or is empty.
+
+    Example:
+        >>> rows = Dataset.from_dict({"label": list(range(10))})
+        >>> read_split({"train": rows}, "train[80%:]", "numbers")["label"][:]
+        [8, 9]
     """
     parts = [source[name].select(range(*rows)) for name, rows in _pieces(source, split, dataset)]
     if split in source:
@@ -41,7 +46,12 @@ def read_split(source: Mapping[str, Dataset], split: str, dataset: str) -> Datas
 
 
 def check_apart(source: Mapping[str, Dataset], splits: Mapping[str, str], dataset: str) -> None:
-    """Raises a `DataError` if two of the named parts share rows."""
+    """Raises a `DataError` if two of the named parts share rows.
+
+    Example:
+        >>> rows = Dataset.from_dict({"label": list(range(10))})
+        >>> check_apart({"train": rows}, {"train": "train[:80%]", "test": "train[80%:]"}, "numbers")
+    """
     seen: list[tuple[str, str, range]] = []
     for part, split in splits.items():
         if split not in source and not _is_slice(split):
@@ -81,7 +91,13 @@ def _is_slice(split: str) -> bool:
 
 
 def hold_out_validation(count: int, task: str) -> tuple[Rows, Rows]:
-    """Row numbers of the training and the validation part, both ascending."""
+    """Row numbers of the training and the validation part, both ascending.
+
+    Example:
+        >>> train, validation = hold_out_validation(30, "numbers")
+        >>> validation.tolist()
+        [8, 22, 26]
+    """
     if count < 2:
         raise DataError(f"task {task!r} has {count} training image, so none can be held out for validation")
     size = min(max(int(count * VALIDATION_FRACTION), 1), VALIDATION_MAXIMUM)
@@ -100,6 +116,11 @@ def hold_out_test(labels: Rows, test_size: float, *, seed: int, task: str) -> tu
 
     Raises:
         DataError: If nothing is left to train on.
+
+    Example:
+        >>> rest, test = hold_out_test(np.array([0] * 4 + [1] * 4), 0.5, seed=0, task="numbers")
+        >>> len(rest), int((test < 4).sum())
+        (4, 2)
     """
     count = len(labels)
     size = round(test_size * count) if test_size < 1 else int(test_size)

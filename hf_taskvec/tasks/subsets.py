@@ -56,6 +56,11 @@ def subset(
 
     Raises:
         ValueError: If a number is not positive.
+
+    Example:
+        >>> from hf_taskvec.tasks import get_task
+        >>> len(subset(get_task("counts"), max_test=20).load("test"))
+        20
     """
     limits = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
     for name, limit in limits.items():

@@ -60,7 +60,12 @@ class TableData:
 
 
 def is_image(feature: Any) -> bool:
-    """Whether a column's type is that of images, or of their bytes."""
+    """Whether a column's type is that of images, or of their bytes.
+
+    Example:
+        >>> is_image(Image()), is_image(Value("binary")), is_image(Value("string"))
+        (True, True, False)
+    """
     if isinstance(feature, Image):
         return True
     if isinstance(feature, Value):
@@ -162,7 +167,12 @@ class _told:  # noqa: N801 - used as a context manager
 
 
 def innermost(error: BaseException) -> str:
-    """What the first of a chain of errors says."""
+    """What the first of a chain of errors says.
+
+    Example:
+        >>> innermost(ValueError("no such column"))
+        'ValueError: no such column'
+    """
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return shortened(f"{type(error).__name__}: {error}", 250)
