@@ -305,6 +305,19 @@ def test_references_stand_beside_the_accuracies(base: Base, task: Task, vector: 
             assert report.individual == own["colours"]
 
 
+def test_an_edited_base_is_not_shown_under_the_name_of_its_base(base: Base, task: Task, vector: TaskVector) -> None:
+    edited = vector.apply_to(base)
+    assert evaluate(edited, task, zero_shot=base).model == "edited"
+    assert evaluate(edited, task, zero_shot=base, label="mine").model == "mine"
+    assert evaluate(base, task).model == base.name
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", True])
+def test_a_batch_size_that_is_no_size_is_refused_in_a_sentence(base: Base, task: Task, batch_size: Any) -> None:
+    with pytest.raises(ValueError, match="batch_size must be a whole number"):
+        evaluate(base, task, batch_size=batch_size)
+
+
 def test_references_of_other_images_are_refused() -> None:
     report = Report("m", "test", (TaskResult("a", 0.5, 10),))
     with pytest.raises(ValueError, match="of split 'validation', this one of 'test'"):

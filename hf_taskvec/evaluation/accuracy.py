@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_taskvec.errors import NonFiniteError, UnknownNameError, check_positive
+from hf_taskvec.errors import NonFiniteError, UnknownNameError
 from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, compute_metrics
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.report import Report
@@ -46,7 +46,8 @@ def predict(
         >>> logits.shape, labels.shape
         (torch.Size([139, 10]), torch.Size([139]))
     """
-    check_positive("batch_size", batch_size)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r:.80}")
     pixels = load_pixels(task, split, model.processor.image_processor)
     head = zero_shot_head(model, task.class_names, task.templates)
     normalize, logits = Normalize(model), []
@@ -82,7 +83,7 @@ def evaluate(
         batch_size: Images per forward pass.
         metrics: Further metrics, computed from the same forward pass: names such as "f1" and "per_class_accuracy",
             `evaluate.Metric` objects, or functions of predictions and references; see `as_metrics`.
-        label: What to call the model in the report, its name if left out.
+        label: What to call the model in the report; its name if left out, and "edited" if that is the base's too.
         scaling: The scaling the model was made with, for the report.
         zero_shot: To be shown beside the model's accuracies: the base, which is then evaluated too, its report, or
             its accuracies by task.
@@ -114,7 +115,7 @@ def evaluate(
     results = []
     for task in tasks:
         results.append(_measure(model, task, split, batch_size=batch_size, metrics=chosen, progress=progress))
-    report = Report(label or model.name, split, tuple(results), scaling)
+    report = Report(label or _label(model, zero_shot), split, tuple(results), scaling)
     return report.with_references(zero_shot=zero_shot, individual=individual)
 
 
@@ -206,6 +207,11 @@ def _measure(
     further = compute_metrics(metrics, predictions, labels, class_names=task.class_names)
     skipped = len(load_pixels(task, split, model.processor.image_processor).skipped)
     return TaskResult(task.name, scores["accuracy"], scores["num_images"], metrics=further, num_skipped=skipped)
+
+
+def _label(model: Base, zero_shot: object) -> str:
+    """The model's name, unless that is the name of what stands beside it: an edited base keeps its base's."""
+    return "edited" if isinstance(zero_shot, Report) and zero_shot.model == model.name else model.name
 
 
 def _check_logits(logits: Tensor, model: Base, task: Task) -> None:
