@@ -154,7 +154,7 @@ def test_equivalence_holds_on_the_parameters_that_are_trained(tmp_path: Path) ->
 
 
 def test_verify_equivalence_names_what_the_settings_violate(tmp_path: Path) -> None:
-    args = full_batch(tmp_path, optim="adamw_torch", weight_decay=0.01, max_grad_norm=0.5)
+    args = full_batch(tmp_path, optim="adamw_torch", weight_decay=0.01, max_grad_norm=0.5, record_gradients=True)
     found = verify_equivalence(toy_base(), toy_task(), args=args)
     assert not found.holds
     assert {violation.name for violation in found.violations} == {"optim", "weight_decay", "max_grad_norm"}

@@ -105,7 +105,8 @@ def test_the_sampling_strategy_is_followed(tmp_path: Path) -> None:
         {"neftune_noise_alpha": 5.0}, {"use_liger_kernel": True}, {"fsdp": "full_shard"}, {"deepspeed": "ds.json"},
         {"bf16_full_eval": True}, {"fp16_full_eval": True}, {"eval_do_concat_batches": False},
         {"average_tokens_across_devices": False}, {"include_num_input_tokens_seen": "all"}, {"label_names": ["y"]},
-        {"label_smoothing_factor": 1.0}, {"full_batch": True, "auto_find_batch_size": True},
+        {"label_smoothing_factor": 1.0}, {"fp16": True, "use_cpu": True},
+        {"full_batch": True, "auto_find_batch_size": True},
         {
             "activation_checkpointing_kwargs": {"use_reentrant": True}, "activation_checkpointing": True,
             "trainable_parameters": ["*.mlp.*"],
@@ -166,6 +167,15 @@ def test_metrics_of_ones_own_take_the_place_of_accuracy(tmp_path: Path) -> None:
     trainer = TaskVectorTrainer(toy_base(), args, task=toy_task(), compute_metrics=error)
     trainer.train()
     assert [entry["eval_error"] for entry in trainer.state.log_history if "eval_error" in entry]
+
+
+def test_metrics_may_see_the_images(tmp_path: Path) -> None:
+    def dark(prediction: Any) -> dict[str, float]:
+        return {"images": len(prediction.inputs)}
+
+    args = config(tmp_path, include_for_metrics=["inputs"])
+    trainer = TaskVectorTrainer(toy_base(), args, task=toy_task(), compute_metrics=dark)
+    assert trainer.evaluate("test")["eval_images"] == 40
 
 
 def test_any_part_of_the_task_is_evaluated_by_name(tmp_path: Path) -> None:

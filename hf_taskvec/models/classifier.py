@@ -66,6 +66,7 @@ class ImageClassifier(nn.Module):
         torch.Size([2, 5])
     """
 
+    main_input_name = "pixel_values"
     head: Tensor
     normalize: Normalize
 

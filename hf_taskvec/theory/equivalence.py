@@ -242,7 +242,7 @@ def _kept_nowhere(args: TaskVectorConfig, folder: str) -> TaskVectorConfig:
     args = copy.copy(args)
     args.output_dir = folder
     args.record_epochs, args.record_steps, args.record_fractions = False, [], []
-    args.track_gradients = False
+    args.track_gradients = args.record_gradients = False
     for name in ("save_strategy", "eval_strategy"):
         setattr(args, name, "no")
     return args

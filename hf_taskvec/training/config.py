@@ -128,6 +128,8 @@ def _check_inherited(args: TaskVectorConfig) -> None:
         value = getattr(args, name)
         if getattr(value, "value", value) not in allowed:
             raise ValueError(f"{name} must be {' or '.join(map(repr, allowed[:2]))}, got {value!r}: {reason}")
+    if args.fp16 and args.use_cpu:
+        raise ValueError("fp16 must be False on the CPU, where it changes nothing; bf16 has an effect there")
     if not 0 <= args.label_smoothing_factor < 1:
         raise ValueError(f"label_smoothing_factor must be in [0, 1), got {args.label_smoothing_factor}")
     for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
