@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import runpy
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from hf_taskvec import Report, TaskVector, TaskVectorConfig
+from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.evaluation.scalings import SCALINGS
+from hf_taskvec.models.base import EMBEDDED
 from recipes import compare_methods, evaluate_model, finetune, quickstart
 from tests.bases import save_colour_dataset, save_tiny_base
 
@@ -29,11 +33,66 @@ def test_a_recipe_is_short_and_explains_its_arguments(
     assert "--config" in capsys.readouterr().out
 
 
-def test_recipes_run_as_scripts() -> None:
-    for recipe in ("evaluate_model.py", "quickstart.py"):
-        command = [sys.executable, str(ROOT / "recipes" / recipe), "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+def run_script(recipe: str, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A recipe in a process of its own, as a user starts it."""
+    command = [sys.executable, str(ROOT / "recipes" / recipe), *argv]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=settings, check=False)
+
+
+def test_recipes_run_as_scripts_on_a_terminal_that_knows_only_ascii() -> None:  # the table of methods has a "ᵀ"
+    done = run_script("merge.py", "--list_methods", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "| `wudi` |" in done.stdout
+
+
+def test_a_recipe_ends_an_error_of_its_user_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = run_script("merge.py", "--vectors", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out"))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("merge.py: error: ")
+    assert "empty" in last
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "learning_rate"),
+    [
+        ([], 3e-4),
+        (["--learning_rate", "1e-3"], 1e-3),
+        (["--base=openai/clip-vit-base-patch32"], 1e-5),
+        (["--base", "openai/clip-vit-base-patch32"], 1e-5),
+        (["--base", EMBEDDED], 3e-4),
+        (["--config", "other base"], 1e-5),
+        (["--config", "own tasks"], 3e-4),
+    ],
+)
+def test_quickstart_takes_the_tiny_clips_settings_for_the_tiny_clip_alone(
+    argv: list[str], learning_rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other base").write_text("base: openai/clip-vit-base-patch32\n")
+    Path("own tasks").write_text("tasks: [digits]\n")
+    types = (quickstart.QuickstartArguments, TaskVectorConfig)
+    _, config = parse_recipe(*types, argv=argv, defaults=quickstart.tiny_clip_settings)
+    assert config.learning_rate == learning_rate
+    assert config.record_epochs is (learning_rate == 1e-5)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.py")), ids=lambda path: path.name)
+def test_recipes_are_small_and_use_public_names_only(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 50, node.name
+        elif isinstance(node, ast.ImportFrom):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            assert isinstance(node.value, ast.Name), ast.unparse(node)
+            assert node.value.id in ("self", "cls"), ast.unparse(node)
 
 
 def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
