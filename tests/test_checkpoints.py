@@ -383,3 +383,25 @@ def test_a_private_base_is_read_with_the_token(hub: HubServer, tmp_path: Path, c
     assert (tmp_path / "out" / "model.safetensors").is_file()
     with pytest.raises(CheckpointError):
         vector.save_checkpoint(output_dir=tmp_path / "two", token=False, cache_dir=tmp_path / "other")
+
+
+def test_a_base_that_is_only_a_folders_name_is_asked_for(
+    tmp_path: Path, checkpoints: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"base that the vector names cannot be opened; pass base="):
+        vector.save_checkpoint(output_dir=tmp_path / "out")
+    monkeypatch.chdir(checkpoints[0].parent)
+    vector.save_checkpoint(output_dir=tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_link_out_of_the_base_is_not_followed(tmp_path: Path, checkpoints: Folders) -> None:
+    shutil.copytree(checkpoints[0], tmp_path / "base")
+    (tmp_path / "secret").write_text("token")
+    (tmp_path / "base" / "vocab.txt").symlink_to(tmp_path / "secret")
+    vector = TaskVector.from_checkpoints(*checkpoints)
+    with pytest.raises(CheckpointError, match="a link that leaves"):
+        vector.save_checkpoint(tmp_path / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from hf_taskvec.weights.arithmetic import check_finite, check_scaling, dot, fini
 from hf_taskvec.weights.deltas import Deltas, deltas_of
 from hf_taskvec.weights.dtypes import DTYPES, as_dtype
 from hf_taskvec.weights.lowrank import filled
-from hf_taskvec.weights.names import canonical_name, layer_of
+from hf_taskvec.weights.names import PROJECTION, canonical_name, layer_of
 
 By = Literal["parameter", "layer"]
 
@@ -233,7 +233,9 @@ class Algebra:
         if lines:
             raise IncompatibleVectorsError(listed(lines, separator="; "), details=lines)
         hashes = {name: value for name, value in (base_hashes or {}).items() if name in wanted}
-        info = dataclasses.replace(self.info, base_hashes={**hashes, **self.info.base_hashes})
+        projection = self.info.include_projection or PROJECTION in wanted
+        hashes |= self.info.base_hashes
+        info = dataclasses.replace(self.info, base_hashes=hashes, include_projection=projection)
         return type(self)(filled(self.deltas, wanted), info)
 
 

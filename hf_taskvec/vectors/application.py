@@ -21,6 +21,10 @@ def module_of(model: nn.Module | Base) -> nn.Module:
 
     Raises:
         TypeError: If it is neither.
+
+    Example:
+        >>> module_of(nn.Linear(1, 1))
+        Linear(in_features=1, out_features=1, bias=True)
     """
     if isinstance(model, nn.Module):
         return model

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hf_taskvec.errors import CheckpointError, OutputExistsError
+from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
 from hf_taskvec.hub.access import HubAccess
 from hf_taskvec.hub.fetch import PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
 from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
@@ -81,9 +81,16 @@ def open_checkpoint(
         access: How the Hub is reached.
         whole: Whether the files beside the weights are wanted too.
 
+    Returns:
+        The checkpoint, under its own names and canonical ones.
+
     Raises:
         CheckpointError: If there is no such checkpoint, it is another model than CLIP, or has only pickled weights: to
             load a pickle is to run whatever code it names.
+
+    Example:
+        >>> open_checkpoint("hf-taskvec/tiny-clip").tensors["vision_model.post_layernorm.bias"].shape
+        torch.Size([384])
     """
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
@@ -127,7 +134,10 @@ def _checked(name: str, commit: str | None, folder: Path | None, weights: Mappin
 def side_files(folder: Path) -> list[Path]:
     """Configuration, tokenizer and image processor of a checkpoint."""
     found = [path for pattern in SIDE_FILES for path in sorted(folder.glob(pattern))]
-    return [path for path in found if not path.name.endswith(".index.json") and path.name != APPLIED_NAME]
+    kept = [path for path in found if not path.name.endswith(".index.json") and path.name != APPLIED_NAME]
+    for path in kept:
+        check_inside(path, folder)  # a link out of the folder could carry somebody's secret into what is written
+    return kept
 
 
 def check_exists(source: AnyPath) -> None:
@@ -153,7 +163,10 @@ def checkpoint_of(
     if base is None:
         if info.base is None:
             raise CheckpointError(f"the vector {info.label!r} does not tell its base; pass base=")
-        return open_checkpoint(info.base, revision=revision or info.base_revision, access=access, whole=True)
+        try:
+            return open_checkpoint(info.base, revision=revision or info.base_revision, access=access, whole=True)
+        except (CheckpointError, NotCachedError) as error:
+            raise CheckpointError(f"the base that the vector names cannot be opened; pass base=. {error}") from error
     if isinstance(base, (str, os.PathLike)):
         return open_checkpoint(base, revision=revision, access=access, whole=True)
     return Checkpoint.of_base(base)
@@ -179,6 +192,13 @@ def write_checkpoint(
     Raises:
         OutputExistsError: If the folder holds something else.
         CheckpointError: If a floating parameter has a dtype that cannot be written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp()) / "halved"
+        >>> write_checkpoint(open_checkpoint("hf-taskvec/tiny-clip"), folder, lambda name, weight: weight / 2)
+        >>> sorted(path.name for path in folder.iterdir())[:2]
+        ['config.json', 'model.safetensors']
     """
     known = check_checkpoint_folder(output_dir)
     kept = {name: weight for name, weight in checkpoint.weights.items() if weight.is_floating_point()}

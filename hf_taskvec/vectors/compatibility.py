@@ -58,6 +58,11 @@ def check_not_zero(vectors: Sequence[Parts], *, allow_zero: bool = False) -> Non
 
     Raises:
         IncompatibleVectorsError: If one is zero; all such are named.
+
+    Example:
+        >>> import torch
+        >>> from hf_taskvec import TaskVector
+        >>> check_not_zero([TaskVector({"w": torch.ones(2)})])
     """
     if allow_zero:
         return

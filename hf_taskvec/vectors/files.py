@@ -121,6 +121,14 @@ def write_vector(
         NonFiniteError: If a delta holds NaN or Inf, or overflows `dtype`.
         OutputExistsError: If the folder holds something else.
         ValueError: If the provenance could not be read again.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp()) / "vector"
+        >>> _ = write_vector(folder, TensorDeltas({"w": torch.ones(2)}), VectorInfo(task="digits"))
+        >>> deltas, info = read_vector(folder, verify=True)
+        >>> deltas["w"], info.task
+        (tensor([1., 1.]), 'digits')
     """
     dtype = as_dtype(dtype or deltas.dtype)
     check_output_folder(folder, marker=CONFIG_NAME)

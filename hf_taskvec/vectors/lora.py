@@ -35,6 +35,17 @@ class LoraAdapter(AdapterParts):
         Raises:
             IncompatibleVectorsError: If a parameter is no matrix of a linear layer.
             OutputExistsError: If the folder holds something else than an adapter.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> from hf_taskvec.vectors.info import VectorInfo
+            >>> from hf_taskvec.weights.lowrank import Factors
+            >>> factors = Factors(torch.ones(2, 1), torch.ones(1, 3), 0.5, torch.Size([2, 3]))
+            >>> folder = mkdtemp()
+            >>> LoraAdapter({"vision_model.fc.weight": factors}, VectorInfo(kind="lora")).save_pretrained(folder)
+            >>> read_adapter(folder).to_vector()["vision_model.fc.weight"]
+            tensor([[0.5000, 0.5000, 0.5000],
+                    [0.5000, 0.5000, 0.5000]])
         """
         tensors: dict[str, Tensor] = {}
         for name, item in self.factors.items():

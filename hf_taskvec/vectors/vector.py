@@ -42,6 +42,11 @@ class TaskVector(Algebra, Publishable):
 
     Raises:
         IncompatibleVectorsError: If a delta is not of a floating dtype.
+
+    Example:
+        >>> one, two = TaskVector({"w": torch.tensor([3.0, 4.0])}), TaskVector({"w": torch.tensor([0.0, 1.0])})
+        >>> (one - 2 * two)["w"], one.norm()
+        (tensor([3., 2.]), 5.0)
     """
 
     # -- making -------------------------------------------------------------------------------------------------------
@@ -202,6 +207,13 @@ class TaskVector(Algebra, Publishable):
             NonFiniteError: If a delta holds NaN or Inf, or overflows `dtype`.
             OutputExistsError: If the folder holds something else.
             ValueError: If the provenance could not be read again.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> vector, folder = TaskVector({"w": torch.ones(2)}), mkdtemp()
+            >>> vector.save_pretrained(folder)
+            >>> TaskVector.from_pretrained(folder) == vector
+            True
         """
         write_vector(save_directory, self.deltas, self.info, dtype=dtype, max_shard_size=max_shard_size)
 
@@ -228,6 +240,13 @@ class TaskVector(Algebra, Publishable):
         Raises:
             CheckpointError: If the files are missing, damaged or hostile.
             NotCachedError: If the Hub is out of reach and the cache has no copy.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> folder = mkdtemp()
+            >>> TaskVector({"w": torch.ones(2)}).save_pretrained(folder)
+            >>> TaskVector.from_pretrained(folder, verify=True)["w"]
+            tensor([1., 1.])
         """
         access = HubAccess.of(hub)
         return cls(*read_vector(source, revision=revision, subfolder=subfolder, access=access, verify=verify))
@@ -247,6 +266,12 @@ class TaskVector(Algebra, Publishable):
             BaseMismatchError: If the weights are not those of the vector's base.
             IncompatibleVectorsError: If the model lacks a parameter or has another shape.
             NonFiniteError: If the vector, `scaling` or the result is not finite.
+
+        Example:
+            >>> before, after = nn.Linear(3, 2), nn.Linear(3, 2)
+            >>> applied = TaskVector.from_models(before, after).apply_to(before)
+            >>> torch.allclose(applied.weight, after.weight, atol=1e-6)
+            True
         """
         scaling = check_scaling(scaling)
         module = module_of(model)
@@ -291,6 +316,14 @@ class TaskVector(Algebra, Publishable):
             BaseMismatchError, IncompatibleVectorsError, NonFiniteError: As `apply_to`.
             CheckpointError: If there is no such base.
             OutputExistsError: If the folder holds something else.
+
+        Example:
+            >>> import os, tempfile
+            >>> vector = TaskVector.from_checkpoints("hf-taskvec/tiny-clip", "hf-taskvec/tiny-clip")
+            >>> folder = os.path.join(tempfile.mkdtemp(), "model")
+            >>> vector.save_checkpoint(output_dir=folder, scaling=0.5)
+            >>> "model.safetensors" in os.listdir(folder)
+            True
         """
         if output_dir is None:
             raise ValueError("save_checkpoint needs a folder to write: save_checkpoint(output_dir=...)")

@@ -34,6 +34,11 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str, own: Own = nothi
 
     Raises:
         OutputExistsError: If `path` holds something else.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> with atomic_folder(Path(mkdtemp()) / "thing", marker="thing.json") as folder:
+        ...     write_json(folder / "thing.json", {"a": 1})
     """
     target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     check_output_folder(target, marker=marker)
