@@ -18,7 +18,13 @@ _ANGLE = 1e-6  # below this angle, in radians, the arc is its chord to the last 
 
 @merge_method("average", paper="2203.05482")
 def average(vectors: Sequence[TaskVector]) -> TaskVector:
-    """The mean of the vectors: with scaling 1, the average of the fine-tuned models' weights (model soup)."""
+    """The mean of the vectors: with scaling 1, the average of the fine-tuned models' weights (model soup).
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> average(pair).deltas["w"]
+        tensor([1., 1.])
+    """
     return map_sum(lambda name: [1 / len(vectors)] * len(vectors), vectors)
 
 
@@ -32,6 +38,11 @@ def task_arithmetic(vectors: Sequence[TaskVector], *, weights: Sequence[float] |
 
     Raises:
         ValueError: If `weights` has another length than `vectors`, or is not finite.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> task_arithmetic(pair, weights=[1.0, 0.5]).deltas["w"]
+        tensor([2.5000, 1.5000])
     """
     factors = [1.0] * len(vectors) if weights is None else check_weights(weights, vectors)
     return map_sum(lambda name: factors, vectors)
@@ -43,6 +54,11 @@ def metagpt(vectors: Sequence[TaskVector]) -> TaskVector:
 
     The closed form minimises the paper's bound on the loss, which takes the vectors as orthogonal and the loss's
     curvature as the same for all. Equal vectors of norm zero count alike.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> metagpt(pair).deltas["w"].round(decimals=3)
+        tensor([2.3330, 1.0000])
     """
     products = inner_products(vectors)
     squares = torch.stack([product.diagonal() for product in products.values()]).sum(dim=0)
@@ -58,6 +74,11 @@ def model_stock(vectors: Sequence[TaskVector]) -> TaskVector:
 
     With the mean cosine c of the T deltas of a parameter, the factor is T c / (1 + (T - 1) c). A negative c counts as
     0, where the formula would leave [0, 1]; one vector is returned as it is.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([1.0, 1.0])})] * 2
+        >>> model_stock(pair).deltas["w"].round(decimals=3)
+        tensor([1., 1.])
     """
 
     def factor(products: Tensor) -> Tensor:
@@ -83,6 +104,11 @@ def slerp(vectors: Sequence[TaskVector], *, position: float = 0.5, scope: Scope 
 
     Raises:
         ValueError: If `position` is outside [0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([1.0, 0.0])}), TaskVector({"w": torch.tensor([0.0, 1.0])})]
+        >>> slerp(pair).deltas["w"].round(decimals=3)
+        tensor([0.7070, 0.7070])
     """
     if not 0 <= position <= 1:
         raise ValueError(f"position must be in [0, 1], got {position}")
@@ -108,6 +134,11 @@ def karcher(vectors: Sequence[TaskVector], *, scope: Scope = "parameter") -> Tas
     Args:
         vectors: Vectors of one base.
         scope: Whether the direction is that of the whole vectors or of each parameter.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([1.0, 0.0])}), TaskVector({"w": torch.tensor([0.0, 1.0])})]
+        >>> karcher(pair).deltas["w"].round(decimals=3)
+        tensor([0.7070, 0.7070])
     """
     return _combine_by(_karcher_weights, vectors, scope)
 

@@ -35,6 +35,11 @@ def pcb(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = "
 
     Raises:
         ValueError: If `density` is outside (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([2.0, -1.0])}), TaskVector({"w": torch.tensor([1.0, 3.0])})]
+        >>> pcb(pair, density=0.5).deltas["w"].round(decimals=3)
+        tensor([2., 3.])
     """
     check_fraction("density", density)
 
@@ -97,6 +102,11 @@ def sce(
     Raises:
         UnknownNameError: If `rule` is unknown.
         ValueError: If `density` is outside (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([1.0, 1.0])})]
+        >>> sce(pair, density=0.5).deltas["w"].round(decimals=3)
+        tensor([2.8000, 0.0000])
     """
     check_fraction("density", density)
     if rule not in ("paper", "fusechat"):

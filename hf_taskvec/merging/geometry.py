@@ -21,6 +21,11 @@ def inner_products(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
 
     Raises:
         NonFiniteError: If a delta holds NaN or Inf.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> inner_products(pair)["w"].tolist()
+        [[10.0, -2.0], [-2.0, 2.0]]
     """
 
     def products(name: str) -> Tensor:
@@ -40,6 +45,11 @@ def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
 
     Returns:
         For each parameter, (T, T) counts, int64 on the CPU.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> sign_conflicts(pair)["w"].tolist()
+        [[0, 1], [1, 0]]
     """
 
     def conflicts(name: str) -> Tensor:
@@ -57,7 +67,12 @@ def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
 
 
 def cosines(products: Tensor) -> Tensor:
-    """Cosines from inner products, in [-1, 1]; 0 where a vector is zero."""
+    """Cosines from inner products, in [-1, 1]; 0 where a vector is zero.
+
+    Example:
+        >>> cosines(torch.tensor([[4.0, 2.0], [2.0, 4.0]])).tolist()
+        [[1.0, 0.5], [0.5, 1.0]]
+    """
     norms = products.diagonal().clamp(min=0).sqrt()
     scale = torch.outer(norms, norms)
     return torch.where(scale > 0, products / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0).clamp(-1, 1)

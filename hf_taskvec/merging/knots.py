@@ -49,6 +49,11 @@ def knots(vectors: Sequence[TaskVector], *, density: float = 1.0) -> TaskVector:
 
     Raises:
         ValueError: If `density` is outside (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.eye(2)}), TaskVector({"w": 3 * torch.eye(2)})]
+        >>> knots(pair).deltas["w"].norm().round(decimals=3)
+        tensor(2.8280)
     """
     check_fraction("density", density)
     wide, shapes = wide_dtype(vectors), vectors[0].deltas.shapes
@@ -129,6 +134,13 @@ def merge_adapters(
     Raises:
         ValueError: If there is no adapter, or `weights` or `rank` is out of range.
         IncompatibleVectorsError: If shapes differ.
+
+    Example:
+        >>> factors = Factors(torch.ones(3, 1), torch.ones(1, 2), 1.0, torch.Size((3, 2)))
+        >>> adapter = LoraAdapter({"q.weight": factors}, VectorInfo(kind="lora"))
+        >>> merged = merge_adapters([adapter, adapter], weights=[1.0, 0.5])
+        >>> merged.to_vector().deltas["q.weight"].round(decimals=3)[0]
+        tensor([1.5000, 1.5000])
     """
     if not adapters or (rank is not None and rank < 1):
         raise ValueError(f"merge_adapters needs at least one adapter and a positive rank, got {len(adapters)}, {rank}")

@@ -45,6 +45,10 @@ def leading(matrix: Tensor, rank: int | None = None, *, rounding: float | None =
         rank: How many are wanted.
         rounding: Relative rounding of the matrix's entries, that of its dtype if left out. Singular values up to its
             `noise` are set to 0, whatever the route and the size of the matrix.
+
+    Example:
+        >>> leading(torch.diag(torch.tensor([3.0, 1.0])), 1).values
+        tensor([3.], dtype=torch.float64)
     """
     rows, columns = matrix.shape
     if rows < columns:
@@ -81,6 +85,11 @@ def polar(matrix: Tensor, *, rounding: float | None = None) -> tuple[Tensor, flo
     """The factor `U Vᵀ` of a matrix `U S Vᵀ`, (m, n) in float64, and the mean of all its singular values.
 
     Directions whose singular value is below the rounding of the input are left out; see `leading`.
+
+    Example:
+        >>> factor, mean = polar(torch.diag(torch.tensor([3.0, 1.0])))
+        >>> factor.round(decimals=3).abs().tolist(), round(mean, 3)
+        ([[1.0, 0.0], [0.0, 1.0]], 2.0)
     """
     if matrix.shape[0] < matrix.shape[1]:
         factor, mean = polar(matrix.T, rounding=rounding)

@@ -48,6 +48,11 @@ def lines(
 
     Raises:
         ValueError: If a number is not finite, or a vector covers a layer beyond `depth`.
+
+    Example:
+        >>> ones = TaskVector({f"m.layers.{layer}.w": torch.ones(1) for layer in range(2)})
+        >>> [float(delta) for delta in lines([ones], depth=2).deltas.values()]
+        [1.0, 1.5]
     """
     check_finite_number("growth", growth)
     if shallow is not None:
@@ -96,6 +101,10 @@ def tower_depth(names: Iterable[str], depth: int | None = None) -> int:
 
     Raises:
         ValueError: If `depth` is given and a later layer is covered.
+
+    Example:
+        >>> tower_depth(["m.layers.1.w"], depth=12)
+        12
     """
     names = list(names)
     covered = max((layer for name in names if (layer := _layer(name)) is not None), default=-1) + 1
@@ -144,6 +153,11 @@ def svc(
 
     Raises:
         ValueError: If `floor` is not positive, or `inner_scaling` not finite.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.eye(2)}), TaskVector({"w": 3 * torch.eye(2)})]
+        >>> svc(pair).deltas["w"].norm().round(decimals=3)
+        tensor(1.9970)
     """
     floor = PUBLISHED_FLOORS.get(of, 1 / len(vectors)) if floor is None else floor
     factor = PUBLISHED_SCALINGS.get(of, 1.0) if inner_scaling is None else inner_scaling

@@ -123,6 +123,10 @@ def as_scaling(value: Any) -> float:
     Raises:
         ValueError: If it is none.
         NonFiniteError: If it is not finite.
+
+    Example:
+        >>> as_scaling(np.float32(0.5))
+        0.5
     """
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()

@@ -25,7 +25,12 @@ _MARGIN = 8.0  # standard deviations of a sample's rank between a bracket and it
 
 
 def kept(density: float, size: int) -> int:
-    """How many of `size` entries a density keeps: at least one."""
+    """How many of `size` entries a density keeps: at least one.
+
+    Example:
+        >>> kept(0.2, 10), kept(0.01, 3)
+        (2, 1)
+    """
     return max(1, round(density * size))
 
 

@@ -32,6 +32,10 @@ def as_sources(vectors: object) -> list[Source]:
 
     Raises:
         ValueError: If there is none, or one is something else.
+
+    Example:
+        >>> as_sources(["out/mnist", "user/gtsrb"])
+        ['out/mnist', 'user/gtsrb']
     """
     if isinstance(vectors, (str, os.PathLike, TaskVector)):
         raise ValueError(f"merge takes a list of vectors, got one {type(vectors).__name__}: put it in brackets")
@@ -65,6 +69,11 @@ def covering_alike(vectors: Sequence[TaskVector]) -> list[TaskVector]:
 
     Raises:
         IncompatibleVectorsError: If a parameter has several shapes.
+
+    Example:
+        >>> parts = [TaskVector({"a": torch.ones(2)}), TaskVector({"b": torch.ones(1)})]
+        >>> [list(vector) for vector in covering_alike(parts)]
+        [['a', 'b'], ['a', 'b']]
     """
     shapes: dict[str, torch.Size] = {}
     lines = []

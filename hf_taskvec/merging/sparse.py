@@ -30,6 +30,11 @@ def ties(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = 
 
     Raises:
         ValueError: If `density` is outside (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> ties(pair, density=1.0).deltas["w"]
+        tensor([3., 1.])
     """
     check_fraction("density", density)
     smallest = magnitude_thresholds(vectors, density, scope)
@@ -62,6 +67,11 @@ def breadcrumbs(
 
     Raises:
         ValueError: If a fraction is out of range or both exceed 1 together.
+
+    Example:
+        >>> one = TaskVector({"w": torch.arange(1.0, 11.0)})
+        >>> breadcrumbs([one], density=0.2, outliers=0.1).deltas["w"]
+        tensor([0., 0., 0., 0., 0., 0., 0., 8., 9., 0.])
     """
     check_fraction("density", density)
     if not 0 <= outliers < 1 or density + outliers > 1 + 1e-9:
@@ -87,6 +97,11 @@ def magmax(vectors: Sequence[TaskVector]) -> TaskVector:
     """Takes each entry from the vector in which its magnitude is largest; of two opposite ones, the positive.
 
     The paper applies a scaling of 0.5.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> magmax(pair).deltas["w"]
+        tensor([3., 1.])
     """
     wide = wide_dtype(vectors)
 
@@ -115,6 +130,11 @@ def consensus_ta(vectors: Sequence[TaskVector], *, agreement: int = 2, strength:
 
     Raises:
         ValueError: If `agreement` or `strength` is not positive.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.5])}), TaskVector({"w": torch.tensor([1.0, 1.5])})]
+        >>> consensus_ta(pair).deltas["w"]
+        tensor([0., 3.])
     """
     check_consensus(agreement, strength)
 
@@ -151,6 +171,11 @@ def consensus_ties(
 
     Raises:
         ValueError: If `density` is outside (0, 1], or `agreement` or `strength` is not positive.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.5])}), TaskVector({"w": torch.tensor([1.0, 1.5])})]
+        >>> consensus_ties(pair, density=1.0).deltas["w"]
+        tensor([0., 3.])
     """
     check_fraction("density", density)
     check_consensus(agreement, strength)

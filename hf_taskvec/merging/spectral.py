@@ -34,6 +34,11 @@ def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
     The paper's scaling is 1. Of more vectors than a matrix has rows or columns each keeps one direction, where the
     authors' code keeps none and returns 0. That code decomposes the stacked queries, keys and values as one matrix;
     here, as in Transformers, they are three. It works in float32, this in float64.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.eye(2)}), TaskVector({"w": 3 * torch.eye(2)})]
+        >>> tsv_m(pair).deltas["w"].norm().round(decimals=3)
+        tensor(2.)
     """
     rounding = rounding_of(vectors)
 
@@ -55,6 +60,11 @@ def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
     stay empty, where the authors' code fills them arbitrarily: r / min(m, n) of the sum of singular values is left, a
     factor that the scaling has to make good. That code flattens the stacked queries, keys and values as one matrix;
     here, as in Transformers, they are three.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.diag(torch.tensor([3.0, 1.0]))})]
+        >>> iso_c(pair).deltas["w"].norm().round(decimals=3)
+        tensor(2.8280)
     """
     rounding, wide, shapes = rounding_of(vectors), wide_dtype(vectors), vectors[0].deltas.shapes
 
@@ -80,6 +90,11 @@ def iso_cts(vectors: Sequence[TaskVector], *, common: float = 0.8) -> TaskVector
 
     Raises:
         ValueError: If `common` is outside (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.eye(2)}), TaskVector({"w": 3 * torch.eye(2)})]
+        >>> iso_cts(pair).deltas["w"].norm().round(decimals=3)
+        tensor(5.6570)
     """
     check_fraction("common", common)
     rounding = rounding_of(vectors)
@@ -131,6 +146,11 @@ def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float =
 
     Raises:
         ValueError: If `rank` is outside (0, 1], or `strength` is not finite.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.eye(2)}), TaskVector({"w": 3 * torch.eye(2)})]
+        >>> cart(pair, rank=1.0).deltas["w"].norm().round(decimals=3)
+        tensor(2.8280)
     """
     check_fraction("rank", rank)
     check_finite_number("strength", strength)
@@ -148,7 +168,12 @@ def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float =
 
 
 def is_block(name: str) -> bool:
-    """Whether a matrix belongs to attention or MLP, as all do whose name says nothing else."""
+    """Whether a matrix belongs to attention or MLP, as all do whose name says nothing else.
+
+    Example:
+        >>> is_block("layers.0.mlp.fc1.weight"), is_block("visual_projection.weight")
+        (True, False)
+    """
     return bool(_BLOCK.search(name) or not _OUTSIDE.search(name))
 
 

@@ -30,6 +30,11 @@ def dare(vectors: Sequence[TaskVector], *, density: float = 0.1, seed: int = 0) 
 
     Raises:
         ValueError: If `density` is outside (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> dare(pair, density=1.0).deltas["w"]
+        tensor([2., 2.])
     """
     check_fraction("density", density)
     chance = Chance(vectors, seed)
@@ -49,6 +54,11 @@ def dare_ties(vectors: Sequence[TaskVector], *, density: float = 0.1, seed: int 
 
     Raises:
         ValueError: If `density` is outside (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> dare_ties(pair, density=1.0).deltas["w"]
+        tensor([3., 1.])
     """
     check_fraction("density", density)
     return _map_dropped(agreeing_mean, vectors, density, Chance(vectors, seed))
@@ -72,6 +82,11 @@ def della(vectors: Sequence[TaskVector], *, density: float = 0.7, epsilon: float
 
     Raises:
         ValueError: If a chance would leave (0, 1].
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.tensor([3.0, 1.0])}), TaskVector({"w": torch.tensor([-1.0, 1.0])})]
+        >>> della(pair, density=1.0, epsilon=0.0).deltas["w"]
+        tensor([3., 1.])
     """
     check_fraction("density", density)
     if not (epsilon >= 0 and density - epsilon / 2 > 0 and density + epsilon / 2 <= 1):

@@ -46,6 +46,11 @@ def wudi(
     Raises:
         UnknownNameError: If `solver` is unknown.
         ValueError: If a number is not positive.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.eye(2)}), TaskVector({"w": 3 * torch.eye(2)})]
+        >>> wudi(pair, solver="exact").deltas["w"].norm().round(decimals=3)
+        tensor(2.8280)
     """
     if solver not in ("adam", "exact"):
         raise UnknownNameError("solver", solver, ("adam", "exact"))
