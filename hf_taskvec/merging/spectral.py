@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_taskvec.errors import check_finite_number, check_fraction
 from hf_taskvec.merging import lapack
-from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, rounding_of, stacked, wide_dtype
+from hf_taskvec.merging.engine import check_finite_deltas, chunk_size, map_parameters, rounding_of, stacked, wide_dtype
 from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, noise, polar, spectral_norm
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
@@ -71,7 +71,12 @@ def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
     def compute(name: str) -> Tensor:
         if len(shapes[name]) != 2 or 0 in shapes[name]:
             return stacked(vectors, name, wide).mean(dim=0)
-        factor, mean = polar(_sum(vectors, name), rounding=rounding)
+        deltas = [vector.deltas[name] for vector in vectors]
+        total = _sum(deltas)
+        if not torch.isfinite(total.sum()):
+            for index, delta in enumerate(deltas):
+                check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
+        factor, mean = polar(total, rounding=rounding)
         return (factor * mean).to(wide)
 
     lapack.load()  # before a pool limits the threads of what is loaded
@@ -102,7 +107,7 @@ def iso_cts(vectors: Sequence[TaskVector], *, common: float = 0.8) -> TaskVector
     def merge_matrices(deltas: Tensor) -> Tensor:
         rank, count = min(deltas.shape[1:]), len(deltas)
         each = min(round((rank - int(rank * common)) / count), (rank - 1) // count)
-        total = deltas.sum(dim=0, dtype=torch.float64)  # float32 would round the weakest directions away
+        total = _sum(list(deltas))
         if not each:
             factor, mean = polar(total, rounding=rounding)
             return factor * mean
@@ -177,15 +182,17 @@ def is_block(name: str) -> bool:
     return bool(_BLOCK.search(name) or not _OUTSIDE.search(name))
 
 
-def _sum(vectors: Sequence[TaskVector], name: str) -> Tensor:
-    """The sum of one parameter's deltas in float64, which keeps directions that float32 would round away."""
-    total = vectors[0].deltas[name].to(torch.float64, copy=True)
-    for vector in vectors[1:]:
-        total += vector.deltas[name]
-    if not torch.isfinite(total.sum()):
-        for index, vector in enumerate(vectors):
-            check_finite_deltas(vector.deltas[name].unsqueeze(0), name, vectors, [index])
-    return total
+def _sum(deltas: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors in float64, which keeps directions that float32 would round away; chunk by chunk."""
+    flat = [delta.reshape(-1) for delta in deltas]
+    total = torch.empty(flat[0].numel(), dtype=torch.float64, device=flat[0].device)
+    size = chunk_size(total.device)
+    for start in range(0, len(total), size):  # what is summed stays in the cache, each delta is read once
+        chunk = flat[0][start : start + size].to(torch.float64, copy=True)
+        for delta in flat[1:]:
+            chunk += delta[start : start + size]
+        total[start : start + size] = chunk
+    return total.view(deltas[0].shape)
 
 
 def map_matrices(
