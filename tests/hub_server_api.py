@@ -386,7 +386,7 @@ def commit(api: Api, request: Request, kind: str, id: str, revision: str) -> Res
                 files[value["path"]] = None
             case "deletedFolder":
                 files[value["path"].rstrip("/") + "/"] = None
-    parent, ref = repo.resolve(revision).id, f"refs/heads/{revision}"
+    parent, ref = repo.resolve(revision).id, revision if revision in repo.refs else f"refs/heads/{revision}"
     pull = {}
     if request.flag("create_pr"):
         number = len(repo.named("pr")) + 1

@@ -275,6 +275,21 @@ def test_no_part_of_an_exchange_waits_for_an_hour(
     assert sum(waits) <= 60
 
 
+def test_waits_of_several_downloads_at_once_are_not_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    watch = guard.Guard()
+    request = httpx2.Request("GET", "http://hub/x/y/resolve/main/z")
+    limited = httpx2.Response(429, headers={"Retry-After": "25"}, request=request, content=b"")
+    for _ in range(8):
+        watch.on_response(limited)
+    clock[0] += 30
+    watch.on_response(limited)
+    clock[0] += 30
+    with pytest.raises(client.HfHubHTTPError):
+        watch.on_response(limited)
+
+
 def test_a_server_that_says_nothing_is_given_up(
     published: HubServer, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,16 @@ def test_a_vector_pushed_over_a_series_leaves_no_epoch_of_it(hub: HubServer, vec
     assert files(hub) == {CARD_NAME, "task_vector.safetensors", "task_vector_config.json"}
 
 
+def test_a_pull_request_can_be_pushed_to_again(hub: HubServer, tmp_path: Path, vector: TaskVector) -> None:
+    push(vector)
+    main = hub.store.get("model", REPO).head.id
+    push(vector * 2.0, create_pr=True)
+    push(vector * 3.0, revision="refs/pr/1")
+    assert hub.store.get("model", REPO).head.id == main
+    pulled = TaskVector.from_pretrained(REPO, revision="refs/pr/1", cache_dir=tmp_path)
+    assert equal_vectors(pulled, vector * 3.0)
+
+
 def test_files_of_others_in_the_repository_stay(hub: HubServer, tmp_path: Path, vector: TaskVector) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")

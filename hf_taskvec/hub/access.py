@@ -86,7 +86,7 @@ class PushOptions:
 
     Attributes:
         private: Whether a new repository is private.
-        revision: The branch to commit on; it is created if need be.
+        revision: The branch to commit on, which is created if need be, or the pull request, as in "refs/pr/1".
         create_pr: Whether to open a pull request instead of committing on the branch.
         token: An access token with the right to write; by default that of `hf auth login`.
         commit_message: The commit's title.

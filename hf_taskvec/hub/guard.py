@@ -34,7 +34,8 @@ class Guard:
     """What one exchange has used up so far; its methods are hooks of the HTTP client."""
 
     def __init__(self) -> None:
-        self.waited, self.answers = 0.0, 0
+        self.answers = 0
+        self.first_wait: float | None = None
         self.home = origin(constants.ENDPOINT)
 
     def on_request(self, request: httpx2.Request) -> None:
@@ -43,20 +44,19 @@ class Guard:
             del request.headers["Authorization"]
         limits = request.extensions.get("timeout") or {}
         if not any(limits.values()):
-            request.extensions["timeout"] = {
-                **dict.fromkeys(("read", "write", "pool"), ANSWER_TIMEOUT),
-                "connect": 10.0,
-            }
+            patience = ANSWER_TIMEOUT if request.method in ("GET", "HEAD") else 5 * ANSWER_TIMEOUT  # commits take long
+            request.extensions["timeout"] = {"connect": 10.0, "read": patience, "write": patience, "pool": patience}
 
     def on_response(self, response: httpx2.Response) -> None:
         """Refuses answers that are too many or too large, and waits that are too long; makes links whole."""
         if response.status_code in (408, 429, 503):
-            self.waited += retry_after(response.headers) or 0.0
-            if self.waited > LONGEST_WAIT:
+            now = time.monotonic()
+            self.first_wait = now if self.first_wait is None else self.first_wait
+            if now + (retry_after(response.headers) or 0.0) - self.first_wait > LONGEST_WAIT:
                 response.read()
                 hf_raise_for_status(response)
         path = response.url.path
-        if not (path.startswith("/api/") or "/info/lfs/" in path):
+        if not (path.startswith("/api/") or "/info/lfs/" in path) or "/resolve-cache/" in path:  # the last are files
             return
         self.answers += response.request.method == "GET"
         if self.answers > MAX_ANSWERS:

@@ -129,7 +129,7 @@ class _Push:
         """Makes the repository and the branch where they lack, and the commit."""
         options = self.options
         info = self.repository()
-        if options.revision is not None and not options.create_pr:
+        if options.revision is not None and not options.create_pr and not options.revision.startswith("refs/"):
             self.api.create_branch(self.repo_id, branch=options.revision, exist_ok=True)
         if options.revision is not None:
             info = self.api.model_info(self.repo_id, revision=options.revision)
