@@ -21,9 +21,13 @@ from hf_taskvec.vectors.info import VectorInfo
 
 
 def render_vector_card(
-    info: VectorInfo, report: Report | None = None, *, repo_id: str, epochs: Sequence[float] = (),
+    info: VectorInfo,
+    report: Report | None = None,
+    *,
+    repo_id: str,
+    epochs: Sequence[float] = (),
     picture: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """The card of a task vector.
 
     Args:
@@ -39,10 +43,19 @@ def render_vector_card(
         True
     """
     return _render(
-        "vector.md.j2", metadata=vector_metadata(info, report, repo_id=repo_id), info=info, report=report,
-        repo_id=repo_id, epochs=[f"{epoch:g}" for epoch in epochs], facts=facts_of(info), tasks=task_names(info),
-        picture=picture, can_evaluate=_is_registered(info), measured=_data_of(info), own_tasks=_own_tasks(info),
-    )  # fmt: skip
+        "vector.md.j2",
+        metadata=vector_metadata(info, report, repo_id=repo_id),
+        info=info,
+        report=report,
+        repo_id=repo_id,
+        epochs=[f"{epoch:g}" for epoch in epochs],
+        facts=facts_of(info),
+        tasks=task_names(info),
+        picture=picture,
+        can_evaluate=_is_registered(info),
+        measured=_data_of(info),
+        own_tasks=_own_tasks(info),
+    )
 
 
 def _is_registered(info: VectorInfo) -> bool:
@@ -100,10 +113,18 @@ def render_model_card(info: VectorInfo, report: Report | None = None, *, repo_id
         True
     """
     return _render(
-        "model.md.j2", metadata=model_metadata(info, report, repo_id=repo_id), info=info, report=report,
-        repo_id=repo_id, scaling=scaling, facts=facts_of(info), tasks=task_names(info), own_tasks=_own_tasks(info),
-        labels=_labels(info), prompt=_prompt(info),
-    )  # fmt: skip
+        "model.md.j2",
+        metadata=model_metadata(info, report, repo_id=repo_id),
+        info=info,
+        report=report,
+        repo_id=repo_id,
+        scaling=scaling,
+        facts=facts_of(info),
+        tasks=task_names(info),
+        own_tasks=_own_tasks(info),
+        labels=_labels(info),
+        prompt=_prompt(info),
+    )
 
 
 def render_base_card(config: Mapping[str, Any], report: Report | None = None, *, repo_id: str) -> str:
@@ -196,12 +217,24 @@ def _render(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     """The templates, compiled once."""
     environment = Environment(
-        loader=PackageLoader("hf_taskvec.cards"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
+        loader=PackageLoader("hf_taskvec.cards"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
     environment.filters |= {
-        "md": text.markdown, "code": text.code, "py": text.literal, "fence": text.fence, "bars": text.bars,
-        "percent": percent, "fact": fact, "source": source, "codes": codes, "capitalised": text.capitalised,
-    }  # fmt: skip
+        "md": text.markdown,
+        "code": text.code,
+        "py": text.literal,
+        "fence": text.fence,
+        "bars": text.bars,
+        "percent": percent,
+        "fact": fact,
+        "source": source,
+        "codes": codes,
+        "capitalised": text.capitalised,
+    }
     environment.globals |= {"methods": METHODS, "embedded": EMBEDDED}
     return environment
