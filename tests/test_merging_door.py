@@ -115,6 +115,7 @@ def test_what_is_no_list_of_vectors_is_refused_in_a_sentence(vectors: object, me
         ("task_arithmetic", {"dtype": "flot16"}, "Did you mean 'float16'"),
         ("task_arithmetic", {"dtype": torch.int64}, "dtype must be one of"),
         ("task_arithmetic", {"device": "bfloat16"}, "the device 'bfloat16' cannot be used"),
+        ("task_arithmetic", {"device": 3.5}, "the device '3.5' cannot be used"),
         ("task_arithmetic", {"missing": "none"}, "no treatment of missing parameters 'none'"),
     ],
 )
@@ -124,6 +125,22 @@ def test_arguments_of_a_wrong_kind_are_refused_before_anything_is_opened(
     with pytest.raises(ValueError, match=message):
         merge([tmp_path / "not there", tmp_path / "nor there"], method, output_dir=tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", ["ab", [None, 1], [[1, 2], [3, 4]], 0.3, {"a": 1}, [1]])
+def test_weights_that_are_no_list_of_numbers_are_refused_in_a_sentence(weights: object) -> None:
+    with pytest.raises(ValueError, match="weights must"):
+        merge(pair(), weights=weights)
+
+
+def test_settings_of_an_inner_method_are_checked_as_its_own() -> None:
+    for method in ("svc", "lines"):
+        with pytest.raises(ValueError, match="of_settings must be a mapping"):
+            merge(pair(), method, of_settings=[0.2])
+        with pytest.raises(ValueError, match="density must be a number"):
+            merge(pair(), method, of="ties", of_settings={"density": "0.2"})
+        with pytest.raises(UnknownNameError, match="no merge method 'tie'"):
+            merge(pair(), method, of="tie")
 
 
 def test_method_settings_and_number_are_checked_before_a_vector_is_opened(tmp_path: Path) -> None:

@@ -145,7 +145,11 @@ def karcher(vectors: Sequence[TaskVector], *, scope: Scope = "parameter") -> Tas
 
 def check_weights(weights: Sequence[float], vectors: Sequence[object]) -> list[float]:
     """Raises a `ValueError` unless there is one finite weight per vector."""
-    weights = [float(weight) for weight in weights]
+    try:
+        weights = [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        kind = f"{type(weights).__name__} {str(weights)[:80]!r}"
+        raise ValueError(f"weights must be a list of one number per vector ({len(vectors)}), got {kind}") from None
     if len(weights) != len(vectors):
         raise ValueError(f"weights must have one factor per vector ({len(vectors)}), got {len(weights)}")
     if not all(math.isfinite(weight) for weight in weights):

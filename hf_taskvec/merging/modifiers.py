@@ -184,8 +184,9 @@ def svc(
 
 def _inner(of: str, settings: Mapping[str, Any] | None, vectors: Sequence[TaskVector]) -> TaskVector:
     method = get_method(of)
-    method.check(vectors, settings or {})
-    return method.merge(vectors, **(settings or {}))
+    if not isinstance(settings, Mapping | None):
+        raise ValueError(f"of_settings must be a mapping of settings of {of}, got {type(settings).__name__}")
+    return method.merge(vectors, **method.settled(vectors, settings or {}))
 
 
 def _l1(vector: TaskVector) -> float:
