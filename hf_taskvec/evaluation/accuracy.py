@@ -163,6 +163,13 @@ def vectors_by_task(
     Raises:
         UnknownNameError: If a task has no vector.
         ValueError: If two vectors are of one task.
+
+    Example:
+        >>> import torch
+        >>> from hf_taskvec import VectorInfo, get_task
+        >>> vector = TaskVector({"w": torch.ones(2)}, VectorInfo(task="digits"))
+        >>> list(vectors_by_task([vector], [get_task("digits")]))
+        ['digits']
     """
     if isinstance(vectors, Mapping):
         by_task = dict(vectors)

@@ -44,6 +44,10 @@ def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, see
 
     Raises:
         ValueError: If there is no value, or `confidence` is out of range.
+
+    Example:
+        >>> bootstrap_interval([0.5, 0.5, 0.5])
+        Interval(mean=0.5, low=0.5, high=0.5, count=3)
     """
     if not len(values):
         raise ValueError("an interval needs at least one value, got none")
@@ -60,6 +64,10 @@ def paired_difference(left: Sequence[float], right: Sequence[float], *, confiden
 
     Raises:
         ValueError: If the lengths differ.
+
+    Example:
+        >>> str(paired_difference([0.75, 0.5], [0.5, 0.25]))
+        '0.250 [0.250, 0.250]'
     """
     if len(left) != len(right):
         raise ValueError(f"pairs need two sequences of one length, got {len(left)} and {len(right)}")

@@ -18,7 +18,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, atomically."""
+    """Writes a figure as PNG, atomically.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> save_figure(Figure(), path := f"{mkdtemp()}/figure.png")
+        >>> open(path, "rb").read(4)
+        b'\\x89PNG'
+    """
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     write_bytes(path, buffer.getvalue())
@@ -31,6 +38,12 @@ def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, 
         report: The merged model's report with references.
         curves: For each method, validation reports by scaling.
         zero_shot: Mean validation accuracy of the base.
+
+    Example:
+        >>> from hf_taskvec import TaskResult
+        >>> report = Report("merged", "test", (TaskResult("digits", 0.5, 100, zero_shot=0.2, individual=0.8),))
+        >>> len(plot_merge(report, {"ties": {0.3: report, 1.0: report}}, zero_shot=0.2).axes)
+        2
     """
     count = len(report.results)
     figure = Figure(figsize=(6 + 0.5 * count, 4), layout="constrained", dpi=120)
@@ -47,7 +60,14 @@ def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, 
 
 
 def plot_gains(curve: Mapping[float, Report], zero_shot: Report) -> Figure:
-    """What the vector adds to the base's validation accuracy against its scaling, by task and on average."""
+    """What the vector adds to the base's validation accuracy against its scaling, by task and on average.
+
+    Example:
+        >>> from hf_taskvec import TaskResult
+        >>> report = Report("merged", "test", (TaskResult("digits", 0.5, 100, zero_shot=0.2, individual=0.8),))
+        >>> plot_gains({0.3: report, 1.0: report}, report).axes[0].get_xlabel()
+        'scaling'
+    """
     figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=100)
     axes = figure.subplots()
     for index, base in enumerate(zero_shot.results):

@@ -176,6 +176,12 @@ class Report:
 
         Raises:
             CheckpointError: If the file is too large, or holds no report.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> Report("merged", "test", (TaskResult("digits", 0.5, 100),)).save(path := f"{mkdtemp()}/report.json")
+            >>> Report.load(path).accuracy
+            0.5
         """
         return cls.from_dict(read_json(Path(path)))
 

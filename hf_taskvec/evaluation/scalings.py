@@ -189,12 +189,27 @@ def edit(model: Base, originals: Mapping[str, Tensor], vector: TaskVector, *, sc
         originals: The base's parameters that the vector changes, under canonical names; see `touched`.
         vector: The vector.
         scaling: Its factor.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> base = load_base()
+        >>> vector = TaskVector({"logit_scale": torch.ones(())})
+        >>> edited = vector.apply_to(base, scaling=0)
+        >>> edit(edited, touched(base, vector), vector, scaling=0.5)
+        >>> round(float(edited.model.logit_scale - base.model.logit_scale), 3)
+        0.5
     """
     for name, parameter in touched(model, vector).items():
         parameter.copy_(added(name, originals[name], vector.deltas[name], scaling))
 
 
 def touched(model: Base, vector: TaskVector) -> dict[str, Tensor]:
-    """The parameters of a model that a vector changes, under canonical names."""
+    """The parameters of a model that a vector changes, under canonical names.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> list(touched(load_base(), TaskVector({"logit_scale": torch.ones(())})))
+        ['logit_scale']
+    """
     named = model.model.named_parameters()
     return {canonical_name(name): parameter for name, parameter in named if canonical_name(name) in vector.deltas}

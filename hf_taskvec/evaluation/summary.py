@@ -24,7 +24,12 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
-        """The mean of some values."""
+        """The mean of some values.
+
+        Example:
+            >>> str(Mean.of([0.5, 0.5]))
+            '50.0 ± 0.0'
+        """
         array = np.asarray(values, dtype=float)
         if len(array) < 2:
             return cls(float(array.mean()), math.nan, len(array))
@@ -41,6 +46,15 @@ def summary_table(reports: Mapping[str, Sequence[Report]]) -> str:
 
     Args:
         reports: For each model, one report per seed, all on the same tasks and with references.
+
+    Example:
+        >>> from hf_taskvec import TaskResult
+        >>> report = Report("merged", "test", (TaskResult("digits", 0.5, 100, zero_shot=0.2, individual=0.8),))
+        >>> print(summary_table({"ties": [report, report]}))
+        | task | zero-shot | individual | ties | normalised |
+        | --- | ---: | ---: | ---: | ---: |
+        | digits | 20.0 | 80.0 ± 0.0 | 50.0 ± 0.0 | 62.5 ± 0.0 |
+        | **mean** | 20.0 | 80.0 ± 0.0 | 50.0 ± 0.0 | 62.5 ± 0.0 |
     """
     first = next(iter(reports.values()))
     headers = ["task", "zero-shot", "individual", *(title for name in reports for title in (name, "normalised"))]
