@@ -92,10 +92,13 @@ def run_in_a_shell(lines: str, example: str, folder: Path) -> str:
     (folder / "example.py").write_text(example)
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_ENDPOINT", "HF_TOKEN")}
     done = subprocess.run(
-        ["bash", "-c", f"{lines}\nexec {shlex.quote(sys.executable)} example.py"], cwd=folder,
+        ["bash", "-c", f"{lines}\nexec {shlex.quote(sys.executable)} example.py"],
+        cwd=folder,
         env={**environment, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "home")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -155,9 +158,10 @@ NOT_RUN = {  # every other command is
     'pip install ".[test]"': "the project is installed already",
     "python -m pytest": "this is it",
     "python -m tests.hub_server": "started by the tests of the Hub's lines",
-    "python recipes/reproduce_paper.py --config recipes/configs/paper7_tiny.yaml --data_dir out/datasets":
-        "91 minutes; paper7_smoke.yaml, which is run, has the same shape",
-}  # fmt: skip
+    "python recipes/reproduce_paper.py --config recipes/configs/paper7_tiny.yaml --data_dir out/datasets": (
+        "91 minutes; paper7_smoke.yaml, which is run, has the same shape"
+    ),
+}
 
 
 def shell_commands() -> list[str]:

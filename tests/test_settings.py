@@ -101,19 +101,29 @@ def test_the_sampling_strategy_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"train_sampling_strategy": "group_by_length"}, {"train_sampling_strategy": "batch_rebalance"},
-        {"neftune_noise_alpha": 5.0}, {"use_liger_kernel": True}, {"fsdp": "full_shard"}, {"deepspeed": "ds.json"},
-        {"bf16_full_eval": True}, {"fp16_full_eval": True}, {"eval_do_concat_batches": False},
-        {"average_tokens_across_devices": False}, {"include_num_input_tokens_seen": "all"}, {"label_names": ["y"]},
-        {"label_smoothing_factor": 1.0}, {"fp16": True, "use_cpu": True},
+        {"train_sampling_strategy": "group_by_length"},
+        {"train_sampling_strategy": "batch_rebalance"},
+        {"neftune_noise_alpha": 5.0},
+        {"use_liger_kernel": True},
+        {"fsdp": "full_shard"},
+        {"deepspeed": "ds.json"},
+        {"bf16_full_eval": True},
+        {"fp16_full_eval": True},
+        {"eval_do_concat_batches": False},
+        {"average_tokens_across_devices": False},
+        {"include_num_input_tokens_seen": "all"},
+        {"label_names": ["y"]},
+        {"label_smoothing_factor": 1.0},
+        {"fp16": True, "use_cpu": True},
         {"full_batch": True, "auto_find_batch_size": True},
         {
-            "activation_checkpointing_kwargs": {"use_reentrant": True}, "activation_checkpointing": True,
+            "activation_checkpointing_kwargs": {"use_reentrant": True},
+            "activation_checkpointing": True,
             "trainable_parameters": ["*.mlp.*"],
         },
     ],
     ids=lambda settings: next(iter(settings)),
-)  # fmt: skip
+)
 def test_what_would_do_nothing_or_something_else_is_refused_by_name(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))) as caught:
         config(tmp_path, **settings)
@@ -244,11 +254,13 @@ def test_a_low_rank_run_is_resumed_bit_for_bit_by_its_own_settings_only(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora": {"bias": "all"}}, "bias must be 'none'"), ({"lora": {"use_dora": True}}, "use_dora must be False"),
+        ({"lora": {"bias": "all"}}, "bias must be 'none'"),
+        ({"lora": {"use_dora": True}}, "use_dora must be False"),
         ({"include_projection": True}, "include_projection cannot be set beside peft_config"),
-        ({"track_gradients": True}, "track_gradients cannot"), ({"trainable_parameters": ["*.mlp.*"]}, "trainable_par"),
+        ({"track_gradients": True}, "track_gradients cannot"),
+        ({"trainable_parameters": ["*.mlp.*"]}, "trainable_par"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_low_rank_training_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         low_rank(tmp_path, **settings)
@@ -278,9 +290,13 @@ def test_the_vector_of_an_earlier_epoch_says_so(tmp_path: Path) -> None:
 
     scores: list[float] = []
     args = config(
-        tmp_path, num_train_epochs=6, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
+        tmp_path,
+        num_train_epochs=6,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
         metric_for_best_model="accuracy",
-    )  # fmt: skip
+    )
     trainer = TaskVectorTrainer(
         toy_base(), args, task=toy_task(), compute_metrics=worse_and_worse, callbacks=[EarlyStoppingCallback(2)]
     )

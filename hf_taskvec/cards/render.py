@@ -182,8 +182,16 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
 
 
 _NAMES = {
-    "base", "base revision", "made from", "base fingerprint", "task", "method", "dataset", "dataset revision", "optimiser",
-}  # fmt: skip
+    "base",
+    "base revision",
+    "made from",
+    "base fingerprint",
+    "task",
+    "method",
+    "dataset",
+    "dataset revision",
+    "optimiser",
+}
 
 
 def fact(value: object, name: str) -> str:

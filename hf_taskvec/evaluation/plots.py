@@ -18,13 +18,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, atomically.
+    r"""Writes a figure as PNG, atomically.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import mkdtemp
         >>> save_figure(Figure(), path := f"{mkdtemp()}/figure.png")
-        >>> open(path, "rb").read(4)
-        b'\\x89PNG'
+        >>> Path(path).read_bytes()[:4]
+        b'\x89PNG'
     """
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)

@@ -196,7 +196,7 @@ def edit(model: Base, originals: Mapping[str, Tensor], vector: TaskVector, *, sc
         >>> vector = TaskVector({"logit_scale": torch.ones(())})
         >>> edited = vector.apply_to(base, scaling=0)
         >>> edit(edited, touched(base, vector), vector, scaling=0.5)
-        >>> round(float(edited.model.logit_scale - base.model.logit_scale), 3)
+        >>> round((edited.model.logit_scale - base.model.logit_scale).item(), 3)
         0.5
     """
     for name, parameter in touched(model, vector).items():

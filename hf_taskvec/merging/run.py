@@ -99,8 +99,15 @@ def merge(
     names, opened = _opened(sources, missing=missing)
     if recipe is None and all(names):
         dtype_name = None if narrow is None else str(narrow).removeprefix("torch.")
-        recipe = {"vectors": names, "method": method, "settings": settled, "scaling": factor, "dtype": dtype_name,
-                  "missing": missing, "allow_zero": allow_zero}  # fmt: skip
+        recipe = {
+            "vectors": names,
+            "method": method,
+            "settings": settled,
+            "scaling": factor,
+            "dtype": dtype_name,
+            "missing": missing,
+            "allow_zero": allow_zero,
+        }
     placed = opened if place is None else [_on_device(vector, place) for vector in opened]
     _check_alike("devices", placed, [v.device for v in placed], "Pass device= to move them where they are needed")
     if not allow_zero:
