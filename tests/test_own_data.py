@@ -436,6 +436,34 @@ def test_a_dataset_in_memory_is_a_task() -> None:
         Task.from_dataset(splits["train"].to_iterable_dataset())
 
 
+def test_a_dataset_saved_to_disk_and_a_link_to_a_folder_are_read(tmp_path: Path) -> None:
+    feature = ClassLabel(names=["cat", "dog"])
+    splits = DatasetDict(train=rows([0, 1] * 4, feature), test=rows([1, 0], feature, first=50))
+    splits.save_to_disk(tmp_path / "saved")
+    assert named(Task.from_dataset(tmp_path / "saved")) == {50: "dog", 51: "cat"}
+    splits["train"].save_to_disk(tmp_path / "single")
+    assert len(Task.from_dataset(tmp_path / "single", test_size=0.5).load("test")) == 4
+    (tmp_path / "link").symlink_to(class_folders(tmp_path / "own", ["cat", "dog"]))
+    assert named(Task.from_dataset(tmp_path / "link"))[110] == "dog"
+
+
+def test_images_that_nobody_reads_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = class_folders(tmp_path / "own", ["cat", "dog"])
+    (root / "train" / "cat" / "9.heic").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        Task.from_dataset(root)
+    assert "1 files of" in caplog.text
+    assert "train/cat/9.heic" in caplog.text
+
+
+def test_a_home_folder_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    class_folders(tmp_path / "pets", ["cat", "dog"])
+    assert Task.from_dataset("~/pets").dataset == str(tmp_path / "pets")
+    with pytest.raises(DataError, match="there is no such folder here"):
+        Task.from_dataset(tmp_path / "nothing")
+
+
 def test_archives_are_named(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "own", ["cat", "dog"])
     for split in ("train", "test"):

@@ -49,6 +49,7 @@ IMAGES = frozenset(
         ".xpm",
     }
 )
+UNREAD = frozenset({".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".raw", ".psd", ".svg", ".jxl", ".dcm", ".npy"})
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
 _SPLITS = {
     "train": "train",
@@ -92,6 +93,12 @@ def read_folder(root: Path) -> LocalData | None:
     files = list_files(root)
     images = [parts for parts in files if Path(parts[-1]).suffix.lower() in IMAGES]
     tables = [parts for parts in files if Path(parts[-1]).suffix.lower() in TABLES and parts[-1] not in _NOT_TABLES]
+    unread = [parts for parts in files if Path(parts[-1]).suffix.lower() in UNREAD]
+    if unread:
+        logger.warning(
+            "%d files of %s are not read: their format is not known here (first %s)", len(unread), root,
+            "/".join(unread[0]),
+        )  # fmt: skip
     described = read_tables(root, tables, images)
     if described is not None or images:
         return described or _class_folders(root, images)

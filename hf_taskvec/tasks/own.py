@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def splits_of(data: Any) -> DatasetDict | None:
         >>> list(splits_of(Dataset.from_dict({"label": [0]}))), splits_of("user/pets")
         (['train'], None)
     """
-    if isinstance(data, (str, Path)):
+    if isinstance(data, (str, os.PathLike)):
         return None
     if isinstance(data, Dataset):
         return DatasetDict(train=data)
@@ -46,6 +47,17 @@ def splits_of(data: Any) -> DatasetDict | None:
         "a dataset must be a Hub id, a folder, a table, a datasets.Dataset or a DatasetDict of them, got "
         f"{type(data).__name__}" + (" (load it without streaming=True)" if "Iterable" in type(data).__name__ else "")
     )
+
+
+def located(data: Any) -> tuple[str, DatasetDict | None]:
+    """The Hub id, path or name in memory of a dataset, and its splits if they are in memory.
+
+    Example:
+        >>> located("user/pets"), located("~/pets")[0] == os.path.expanduser("~/pets")
+        (('user/pets', None), True)
+    """
+    in_memory = splits_of(data)
+    return (os.path.expanduser(os.fspath(data)), None) if in_memory is None else (memory_id(in_memory), in_memory)
 
 
 def memory_id(source: Mapping[str, Dataset]) -> str:

@@ -198,16 +198,17 @@ def _clear_errors(dataset: str, config: str | None) -> Iterator[None]:
     except ConnectionError as error:
         config_argument = f", {config!r}" if config else ""
         raise NotCachedError(
-            f"the dataset {dataset!r} is not in the cache and the Hub is out of reach. With a connection, fetch it by "
-            f"`load_dataset({dataset!r}{config_argument})`, or into a folder by `hf download --repo-type dataset "
-            f"{dataset} --local-dir DATA_DIR/NAME` and set HF_TASKVEC_DATA_DIR=DATA_DIR"
+            f"the dataset {dataset!r} is no folder here, it is not in the cache, and the Hub is out of reach. With a "
+            f"connection, fetch it by `load_dataset({dataset!r}{config_argument})`, or into a folder by `hf download "
+            f"--repo-type dataset {dataset} --local-dir DATA_DIR/NAME` and set HF_TASKVEC_DATA_DIR=DATA_DIR"
         ) from error
     except ValueError as error:
         if config is not None and "BuilderConfig" in str(error):
             raise UnknownNameError(f"configuration of {dataset}", config, get_dataset_config_names(dataset)) from error
         raise DataError(f"the dataset {dataset!r} cannot be loaded: {_told(error)}") from error
     except (OSError, DatasetsError) as error:
-        raise DataError(f"the dataset {dataset!r} cannot be loaded: {_told(error)}") from error
+        nowhere = "" if is_local(dataset) else "there is no such folder here; as a dataset of the Hub: "
+        raise DataError(f"the dataset {dataset!r} cannot be loaded: {nowhere}{_told(error)}") from error
 
 
 def _told(error: Exception) -> str:

@@ -22,8 +22,7 @@ from hf_taskvec.tasks.own import (
     default_name,
     image_column_of,
     label_column_of,
-    memory_id,
-    splits_of,
+    located,
 )
 from hf_taskvec.tasks.recorded import RECORDED, DataInfo, is_elsewhere, read_settings
 from hf_taskvec.tasks.source import BUILTIN_PREFIX, is_local, load_source, source_revision
@@ -185,8 +184,7 @@ class Task:
             >>> len(task.load("train")), len(task.load("validation")), len(task.load("test"))
             (810, 90, 300)
         """
-        in_memory = splits_of(id_or_folder)
-        dataset = memory_id(in_memory) if in_memory is not None else str(id_or_folder)
+        dataset, in_memory = located(id_or_folder)
         source = in_memory if in_memory is not None else load_source(dataset, config, revision)
         train = read_split(source, train_split, dataset)
         label_column = label_column_of(train, label_column or names_column, dataset)
@@ -238,12 +236,11 @@ class Task:
                 f"the data of task {info.task!r} were {info.dataset!r} on another machine; pass dataset= to say where "
                 "they are here"
             )
-        in_memory = splits_of(dataset) if dataset is not None else None
-        place = info.dataset if dataset is None else memory_id(in_memory) if in_memory is not None else str(dataset)
-        on_hub = dataset is None and not str(place).startswith(BUILTIN_PREFIX)
+        place, in_memory = located(info.dataset if dataset is None else dataset)
+        on_hub = dataset is None and not place.startswith(BUILTIN_PREFIX)
         return cls(
             name=info.task,
-            dataset=str(place),
+            dataset=place,
             config=info.dataset_config if dataset is None else None,
             source=in_memory,
             revision=info.dataset_revision if on_hub else None,
