@@ -408,6 +408,7 @@ def test_a_reader_sees_one_version(tmp_path: Path) -> None:
     def keep_writing(seed: int) -> None:
         while not stop.is_set():
             versions[seed].save_pretrained(tmp_path / "v")
+            time.sleep(0.002)
 
     writers = [threading.Thread(target=keep_writing, args=(seed,)) for seed in versions]
     for writer in writers:

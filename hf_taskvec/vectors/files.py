@@ -38,7 +38,7 @@ FILES = Wanted(
 )
 SCHEMA_VERSION = 1
 _WEIGHTS = re.compile(rf"{STEM}(-\d+-of-\d+)?\.safetensors")
-_ATTEMPTS = 20  # to read a folder that is being replaced
+_PATIENCE = 10.0  # seconds in which a folder that is being replaced is read again
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -202,18 +202,19 @@ def read_vector(
 
 def _read_one_version(folder: Path) -> tuple[Deltas, VectorInfo, str | None]:
     """Weights and configuration of one vector, though another may be taking its place meanwhile."""
-    for attempt in range(_ATTEMPTS):
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
         before = _stamp(folder)
         try:
             info, announced = read_config(folder)
             deltas = _open_deltas(folder, info)
         except (CheckpointError, FileNotFoundError):
-            if _stamp(folder) == before or attempt == _ATTEMPTS - 1:
+            if _stamp(folder) == before:
                 raise
         else:
             if _stamp(folder) == before:
                 return deltas, info, announced
-        time.sleep(0.01)
+        time.sleep(0.002)
     raise CheckpointError(f"{folder} is being written to all the time; read it when its writer is done")
 
 
