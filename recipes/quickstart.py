@@ -16,6 +16,7 @@ from typing import Any
 from hf_taskvec import Report, TaskVectorConfig, choose_weights, evaluate, get_tasks, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually
+from hf_taskvec.evaluation.criteria import Criterion
 from hf_taskvec.evaluation.plots import plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import summary_table
@@ -32,6 +33,7 @@ class QuickstartArguments:
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     methods: list[str] = arg("Merge methods.", default=["task_arithmetic"])
     choose_weights: bool = arg("Also merge with one weight per vector, chosen on validation data.", default=False)
+    criterion: Criterion = arg("What the scalings and weights maximise on validation data.", default="accuracy")
     seeds: list[int] = arg("Seeds of the fine-tuning runs.", default=[0])
 
 
@@ -53,15 +55,18 @@ def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[
             print(f"seed {seed}: fine-tuning on {task.name}")
             vectors[task.name] = train_vector(base, task, config, output_dir=folder / task.name, seed=seed)
         individual = evaluate_individually(base, vectors, tasks)
+        own = None
+        if args.criterion == "normalised":
+            own = evaluate_individually(base, vectors, tasks, split="validation")
         merges: dict[str, tuple[str, dict[str, Any]]] = {method: (method, {}) for method in args.methods}
         if args.choose_weights:
-            weights = choose_weights(base, list(vectors.values()), tasks, progress=True)
+            weights = choose_weights(base, list(vectors.values()), tasks, criterion=args.criterion)
             merges["task_arithmetic, weights"] = ("task_arithmetic", {"weights": weights})
         for label, (method, settings) in merges.items():
             name = label.replace(", ", "-")
             merged = merge(list(vectors.values()), method, output_dir=folder / f"merged-{name}", **settings)
-            curves[label] = scaling_curve(base, merged, tasks, progress=True)
-            scaling = best_scaling(curves[label])
+            curves[label] = scaling_curve(base, merged, tasks, individual=own)
+            scaling = best_scaling(curves[label], criterion=args.criterion)
             model = merged.apply_to(base, scaling=scaling)
             report = evaluate(model, tasks, label=f"{label} ({scaling:g})", scaling=scaling, progress=True)
             report = report.with_references(zero_shot=zero_shot, individual=individual)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_taskvec import Report, TaskVector, TaskVectorConfig
+from hf_taskvec import Report, TaskVector, TaskVectorConfig, choose_scaling, get_task, load_base
 from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.evaluation.scalings import SCALINGS
@@ -143,6 +143,27 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     mean = sum(run.accuracy for run in reports["average"]) / 2
     assert f"| `average` | {100 * mean:.1f} " in table
     assert table.count("| `") == 2
+
+
+def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:
+    base = save_tiny_base(tmp_path / "base")
+    save_colour_dataset(tmp_path / "data" / "colours")
+    config = TaskVectorConfig(
+        output_dir=str(tmp_path / "out"),
+        learning_rate=3e-3,
+        per_device_train_batch_size=16,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    arguments = quickstart.QuickstartArguments(
+        base=str(base), tasks=["colours"], data_dir=str(tmp_path / "data"), criterion="normalised"
+    )
+    (report,) = quickstart.main(arguments, config)["task_arithmetic"]
+    loaded, task = load_base(base), get_task("colours", data_dir=tmp_path / "data")
+    vector = TaskVector.from_pretrained(tmp_path / "out" / "seed-0" / "merged-task_arithmetic")
+    assert report.scaling == choose_scaling(
+        loaded, vector, task, criterion="normalised", individual={"colours": vector}
+    )
 
 
 def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hf_taskvec.errors import UnknownNameError
 from hf_taskvec.evaluation.accuracy import Tasks, evaluate_individually
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.models.base import Base
+from hf_taskvec.tasks import Split
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -71,14 +72,21 @@ def check_criterion(criterion: Criterion, individual: Individual | None) -> None
 
 
 def individual_accuracies(
-    base: Base, individual: Individual | None, tasks: Tasks, *, batch_size: int = 256, progress: bool = True
+    base: Base,
+    individual: Individual | None,
+    tasks: Tasks,
+    *,
+    split: Split = "validation",
+    batch_size: int = 256,
+    progress: bool = True,
 ) -> Accuracies | None:
-    """The accuracies of the tasks' own models on validation data: measured if vectors are given, else as given.
+    """The accuracies of the tasks' own models: measured on the split if vectors are given, else as given.
 
     Args:
         base: The model the vectors are added to.
         individual: Accuracies, reports, or the tasks' own vectors.
         tasks: The tasks.
+        split: Which part of them.
         batch_size: Images per forward pass.
         progress: Whether bars show up after two seconds.
 
@@ -93,7 +101,7 @@ def individual_accuracies(
         given = list(individual)  # type: ignore[assignment]  # read more than once; a list of either kind
     if not _are_vectors(given):
         return given  # type: ignore[return-value]  # whatever else it is, a report checks
-    return evaluate_individually(base, given, tasks, split="validation", batch_size=batch_size, progress=progress)
+    return evaluate_individually(base, given, tasks, split=split, batch_size=batch_size, progress=progress)
 
 
 def warn_of_few_images(report: Report) -> None:

@@ -41,6 +41,7 @@ def scaling_curve(
     *,
     scalings: Iterable[float] = SCALINGS,
     split: Split = "validation",
+    individual: Individual | None = None,
     batch_size: int = 256,
     progress: bool = True,
 ) -> dict[float, Report]:
@@ -52,6 +53,7 @@ def scaling_curve(
         tasks: One task or several, or their names.
         scalings: The scalings, in any iterable or array of numbers.
         split: Which part of the tasks.
+        individual: As in `choose_scaling`, for the reports' normalised accuracies.
         batch_size: Images per forward pass.
         progress: Whether bars show up after two seconds.
 
@@ -67,13 +69,20 @@ def scaling_curve(
     """
     tasks, factors = as_tasks(tasks), check_scalings(scalings)
     check_base(base)
+    own = individual_accuracies(base, individual, tasks, split=split, batch_size=batch_size, progress=progress)
     edited = vector.apply_to(base, scaling=factors[0])
     originals = touched(base, vector)
-    options: dict[str, Any] = {"split": split, "batch_size": batch_size, "label": vector.info.label}
+    options: dict[str, Any] = {
+        "split": split,
+        "batch_size": batch_size,
+        "label": vector.info.label,
+        "individual": own,
+        "progress": progress,
+    }
     reports = {}
     for scaling in progress_bar(factors, "trying scalings", total=len(factors), shown=progress):
         edit(edited, originals, vector, scaling=scaling)
-        reports[scaling] = evaluate(edited, tasks, scaling=scaling, progress=progress, **options)
+        reports[scaling] = evaluate(edited, tasks, scaling=scaling, **options)
     return reports
 
 
@@ -119,10 +128,8 @@ def choose_scaling(
     tasks, scalings = as_tasks(tasks), check_scalings(scalings)
     check_base(base)
     check_criterion(criterion, individual)
-    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    references = individual_accuracies(base, individual, tasks, **options)
+    options: dict[str, Any] = {"individual": individual, "batch_size": batch_size, "progress": progress}
     curve = scaling_curve(base, vector, tasks, scalings=scalings, **options)
-    curve = {scaling: report.with_references(individual=references) for scaling, report in curve.items()}
     return best_scaling(curve, criterion=criterion)
 
 
