@@ -17,6 +17,7 @@ from pyarrow import parquet as pq
 from hf_taskvec import TaskVector, evaluate, gradient_vector, load_base
 from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.tasks import TASKS, Task, get_task
+from hf_taskvec.tasks.labels import match_classes
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.training.objective import SingleTask
@@ -170,6 +171,16 @@ def test_names_taken_by_position_are_told(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         Task.from_dataset(root, class_names=["a beagle", "a tabby cat"])
     assert "taken by position: its label 'n01' is 'a beagle'" in caplog.text
+
+
+def test_only_the_hubs_order_is_trusted_where_no_name_proves_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert match_classes(["xyz", "dog"], ["a dog", "a cat"], (), "a split", trusted=True) == [0, 1]
+    assert not caplog.text
+    with pytest.raises(DataError, match="another order"):
+        match_classes(["xyz", "dog"], ["a dog", "a cat"], (), "a split")
+    with pytest.raises(DataError, match="another order"):
+        match_classes(["cat", "dog"], ["dog", "cat"], (), "a split", trusted=True)
 
 
 def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ def _comparable(names: Sequence[str]) -> list[str]:
     return result if all(result) and len(set(result)) == len(result) else [name.strip() for name in names]
 
 
-def match_classes(own: Sequence[str], class_names: Sequence[str], labels: Sequence[str], where: str) -> list[int]:
+def match_classes(
+    own: Sequence[str], class_names: Sequence[str], labels: Sequence[str], where: str, *, trusted: bool = False
+) -> list[int]:
     """The class number of each of a dataset's own labels.
 
     The names decide: `labels` if given, else equal names, else numbers by their value. What no name proves is taken by
@@ -144,6 +146,7 @@ def match_classes(own: Sequence[str], class_names: Sequence[str], labels: Sequen
         class_names: The task's class names.
         labels: What the dataset calls those classes, if that is known.
         where: The split, for errors.
+        trusted: Whether the order is known to be right where no name proves it, as for a registered task on the Hub.
 
     Raises:
         DataError: If a label is no class, or if names contradict the order.
@@ -168,7 +171,7 @@ def match_classes(own: Sequence[str], class_names: Sequence[str], labels: Sequen
     numbers = numbered(own)
     if numbers is not None:
         return _by_value(own, numbers, class_names, where)
-    return _by_position(own, class_names, where)
+    return _by_position(own, class_names, where, trusted=trusted)
 
 
 def _by_name(own: Sequence[str], labels: Sequence[str], where: str) -> list[int]:
@@ -195,28 +198,31 @@ def _by_value(own: Sequence[str], numbers: list[int], class_names: Sequence[str]
     return [ranks[number] for number in numbers]
 
 
-def _by_position(own: Sequence[str], class_names: Sequence[str], where: str) -> list[int]:
-    proven = [_alike(theirs, ours) for theirs, ours in zip(own, class_names, strict=True)]
-    for row, name in enumerate(own):
-        elsewhere = [number for number, ours in enumerate(class_names) if number != row and _alike(name, ours)]
-        if not proven[row] and elsewhere:
+def _by_position(own: Sequence[str], class_names: Sequence[str], where: str, *, trusted: bool) -> list[int]:
+    theirs, ours = [_words(name) for name in own], [_words(name) for name in class_names]
+    unproven = [row for row, words in enumerate(theirs) if not _alike(words, ours[row])]
+    for row in unproven if not trusted else ():
+        elsewhere = [number for number, words in enumerate(ours) if number != row and _alike(theirs[row], words)]
+        if elsewhere:
             raise DataError(
-                f"the class names of {where} are in another order than its labels: label {row} is {name!r}, not "
+                f"the class names of {where} are in another order than its labels: label {row} is {own[row]!r}, not "
                 f"{class_names[row]!r}, and {class_names[elsewhere[0]]!r} is class {elsewhere[0]}; "
                 "pass class_names={label: name}"
             )
-    if not all(proven):
-        row = proven.index(False)
+    if unproven and not trusted:
         _tell_once(
-            f"the class names of {where} are taken by position: its label {own[row]!r} is {class_names[row]!r}; "
-            "pass class_names={label: name} to be sure"
+            f"the class names of {where} are taken by position: its label {own[unproven[0]]!r} is "
+            f"{class_names[unproven[0]]!r}; pass class_names={{label: name}} to be sure"
         )
     return list(range(len(own)))
 
 
-def _alike(own: str, name: str) -> bool:
+def _words(name: str) -> frozenset[str]:
+    return frozenset(plain(name).split())
+
+
+def _alike(left: frozenset[str], right: frozenset[str]) -> bool:
     """Whether the words of one name are all in the other."""
-    left, right = set(plain(own).split()), set(plain(name).split())
     return bool(left and right) and (left <= right or right <= left)
 
 
@@ -233,9 +239,10 @@ def aliases(own: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
         return None
     ours, theirs = _comparable(class_names), _comparable(own)
     pairs: dict[int, int] = {row: ours.index(name) for row, name in enumerate(theirs) if name in ours}
+    words = [_words(name) for name in class_names]
     for row, name in enumerate(own):
         free = [number for number in range(len(ours)) if number not in pairs.values()]
-        fitting = [number for number in free if _alike(name, class_names[number])]
+        fitting = [number for number in free if _alike(_words(name), words[number])]
         if row not in pairs and len(fitting) == 1:
             pairs[row] = fitting[0]
     left = set(range(len(own))) - pairs.keys()
@@ -247,7 +254,7 @@ def aliases(own: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
 
 
 def class_numbers(
-    data: Dataset, column: str, class_names: Sequence[str], labels: Sequence[str], where: str
+    data: Dataset, column: str, class_names: Sequence[str], labels: Sequence[str], where: str, *, trusted: bool = False
 ) -> NDArray[np.int64]:
     """The class number of each row, (N,): from numbers, `ClassLabel` or words.
 
@@ -274,7 +281,7 @@ def class_numbers(
     numbers = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
     feature = data.features[column]
     if isinstance(feature, ClassLabel) and feature.names:
-        mapping = match_classes(feature.names, class_names, labels, where)
+        mapping = match_classes(feature.names, class_names, labels, where, trusted=trusted)
     elif labels:
         return _from_numbers(numbers, labels, where)
     else:

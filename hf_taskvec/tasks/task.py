@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image
+from numpy.typing import NDArray
 
 from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.tasks.labels import class_numbers, read_class_names
@@ -350,7 +351,11 @@ class Task:
         for name in self._parts().values():
             data = read_split(source, name, self.dataset)
             check_column(data.features, self.label_column, self.dataset)
-            class_numbers(data, self.label_column, self.class_names, self.labels, self._where(name))
+            self._numbers(data, self._where(name))
+
+    def _numbers(self, data: Dataset, where: str) -> NDArray[np.int64]:
+        on_hub = not (self.is_builtin or self.source is not None or is_local(self.dataset))
+        return class_numbers(data, self.label_column, self.class_names, self.labels, where, trusted=on_hub)
 
     def _where(self, split: str) -> str:
         return f"split {split!r} of task {self.name!r}"
@@ -363,7 +368,7 @@ class Task:
         feature = data.features[self.image_column]
         if not is_image(feature):
             raise DataError(f"column {self.image_column!r} in {where} holds no images: {listed(data.features.items())}")
-        labels = class_numbers(data, self.label_column, self.class_names, self.labels, where)
+        labels = self._numbers(data, where)
         images = data.with_format(None).select_columns(self.image_column)
         if not isinstance(feature, Image):
             images = images.cast_column(self.image_column, Image())
