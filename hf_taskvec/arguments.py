@@ -72,6 +72,7 @@ def run_recipe(
         values = parse_recipe(*types, defaults=defaults, description=sys.modules[main.__module__].__doc__)
         code = 1
         main(*values)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _end(130, f"stopped. {stopped}")
     except BrokenPipeError:  # the reader, as in `| head`, has what it wanted

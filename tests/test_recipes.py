@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,15 @@ def test_recipes_run_as_scripts_on_a_terminal_that_knows_only_ascii() -> None:  
     done = run_script("merge.py", "--list_methods", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "| `wudi` |" in done.stdout
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} recipes/merge.py --list_methods | true"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
 
 
 def test_a_recipe_ends_an_error_of_its_user_in_one_sentence(tmp_path: Path) -> None:
