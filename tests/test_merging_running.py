@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -234,29 +232,20 @@ def test_two_merges_at_once_into_one_folder_leave_the_result_of_one(tmp_path: Pa
     assert not list(tmp_path.glob(".out*"))
 
 
-def forked(work: Callable[[], object]) -> int:
-    """A child process that does some work and ends with 0, or 1 after an exception."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the child uses none of them
-        child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def merge_until_killed(inputs: Sequence[TaskVector], method: str, out: Path, *, when: str) -> bool:
-    """Merges in a process of its own, killed when a file like `when` shows up beside `out`; whether it was in time."""
-    child = forked(lambda: merge(inputs, method, output_dir=out))
-    while not list(out.parent.glob(when)) and os.waitpid(child, os.WNOHANG) == (0, 0):
+def merge_until_killed(folder: Path, method: str, *, when: str) -> bool:
+    """Merges `v0`, `v1`… into `out`, in a process that is killed when a file like `when` shows up; whether in time."""
+    script = (
+        "import sys, pathlib, torch\n"
+        "from hf_taskvec.merging import merge\n"
+        "torch.set_num_threads(1)\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "merge(sorted(folder.glob('v*')), sys.argv[2], output_dir=folder / 'out')\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(folder), method])
+    while not list(folder.glob(when)) and child.poll() is None:
         time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1] == signal.SIGKILL
+    child.kill()
+    return child.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -270,7 +259,7 @@ def test_a_killed_merge_leaves_the_output_as_it_was_and_can_be_run_again(
     out = tmp_path / "out"
     merge(opened, "average", output_dir=out)
     before = files(out)
-    assert merge_until_killed(opened, method, out, when=when)
+    assert merge_until_killed(tmp_path, method, when=when)
     assert files(out) == before
     again = merge(opened, method, output_dir=out)
     for name, delta in merge(opened, method).deltas.items():
