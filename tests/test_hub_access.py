@@ -58,6 +58,7 @@ def test_names_of_branches_tags_and_commits_are_revisions(name: str) -> None:
         "..",
         "../../victim",
         "a/../b",
+        "a..b",
         "/etc/passwd",
         "a//b",
         ".hidden",

@@ -215,9 +215,13 @@ def test_files_of_others_in_the_repository_stay(hub: HubServer, tmp_path: Path, 
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     (tmp_path / "data.csv").write_text("1,2")
+    for name in ("task_vector_notes", "epoch-1/task_vector_notes"):  # a glob of files looks into no folder
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.txt").write_text("mine")
     hub.store.add_folder("model", REPO, tmp_path)
     push(vector)
-    assert files(hub) >= {"notes/a.txt", "data.csv"}
+    kept = {"notes/a.txt", "data.csv", "task_vector_notes/a.txt", "epoch-1/task_vector_notes/a.txt"}
+    assert files(hub) >= kept
 
 
 def test_a_vector_pulled_and_pushed_again_has_the_same_card_and_configuration(
