@@ -144,6 +144,15 @@ def test_a_path_in_a_listing_that_leaves_the_folder_is_refused(published: HubSer
     assert not any("/resolve/" in line for line in published.log)
 
 
+def test_a_configuration_of_absurd_size_is_refused_before_the_download(published: HubServer, tmp_path: Path) -> None:
+    files = [{"rfilename": "task_vector.safetensors", "size": 65 << 20, "blobId": "1" * 40}]
+    files += [{"rfilename": "task_vector_config.json", "size": 65 << 20, "blobId": "1" * 40}]
+    published.faults.append(Fault("GET /api/models", body={**INFO, "siblings": files}, times=9))
+    with pytest.raises(CheckpointError, match=r"config.json' has 68157440 bytes, which is no configuration"):
+        pull(tmp_path)
+    assert not any("/resolve/" in line for line in published.log)
+
+
 def test_an_answer_larger_than_any_sane_one_is_refused_while_it_comes(
     published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
