@@ -318,6 +318,22 @@ def test_a_batch_size_that_is_no_size_is_refused_in_a_sentence(base: Base, task:
         evaluate(base, task, batch_size=batch_size)
 
 
+def test_what_cannot_be_is_refused_before_any_work(
+    base: Base, task: Task, vector: TaskVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_taskvec.evaluation.accuracy.predict", lambda *args, **options: pytest.fail("worked"))
+    for options in ({"individual": "x"}, {"individual": 3}, {"zero_shot": 0.5}):
+        with pytest.raises(TypeError, match="must be a Report or accuracies by task"):
+            evaluate(base, task, **options)  # type: ignore[arg-type]
+    for scaling in ("a", float("nan"), True):
+        with pytest.raises(ValueError, match="scaling must be a finite number"):
+            evaluate(base, task, scaling=scaling)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="steps must be numbers"):
+        choose_weights(base, [vector], task, steps=0.2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="start must be a finite number"):
+        choose_weights(base, [vector], task, start="a")  # type: ignore[arg-type]
+
+
 def test_references_of_other_images_are_refused() -> None:
     report = Report("m", "test", (TaskResult("a", 0.5, 10),))
     with pytest.raises(ValueError, match="of split 'validation', this one of 'test'"):

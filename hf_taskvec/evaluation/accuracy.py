@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_taskvec.errors import NonFiniteError, UnknownNameError
 from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, compute_metrics
 from hf_taskvec.evaluation.progress import progress_bar
-from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.report import Report, check_reference, finite
 from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize, classify
@@ -109,7 +109,12 @@ def evaluate(
     if not tasks:
         raise ValueError("evaluate needs at least one task, got none")
     check_base(model)
-    if isinstance(zero_shot, Base):
+    check_reference(individual, "individual")
+    if scaling is not None:
+        scaling = finite(scaling, "scaling")
+    if not isinstance(zero_shot, Base):
+        check_reference(zero_shot, "zero_shot")
+    else:
         zero_shot = evaluate(zero_shot, tasks, split=split, batch_size=batch_size, progress=progress)
     model.model.eval()
     results = []

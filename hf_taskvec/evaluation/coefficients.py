@@ -17,7 +17,7 @@ from hf_taskvec.evaluation.criteria import (
     warn_of_few_images,
 )
 from hf_taskvec.evaluation.progress import progress_bar
-from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.report import Report, finite
 from hf_taskvec.evaluation.scalings import check_scalings, choose_scaling, edit, touched
 from hf_taskvec.merging import merge
 from hf_taskvec.models.base import Base
@@ -66,9 +66,10 @@ def choose_weights(
         >>> choose_weights(base, [vector, vector], "digits", start=0.3, steps=[0.2])
         [0.3, 0.3]
     """
-    vectors, tasks, steps = list(vectors), as_tasks(tasks), check_scalings(steps)
+    vectors, tasks, steps = list(vectors), as_tasks(tasks), check_scalings(steps, "steps")
     for step in steps:
         check_positive("steps", step)
+    start = None if start is None else finite(start, "start")
     check_base(base)
     check_criterion(criterion, individual or vectors)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -79,7 +80,7 @@ def choose_weights(
     if start is None:
         start = choose_scaling(base, total, tasks, criterion=criterion, individual=accuracies, **options)
     search = _Search(base, total, vectors, criterion, lambda model: _report(model, tasks, accuracies, batch_size))
-    weights = [float(start)] * len(vectors)
+    weights = [start] * len(vectors)
     first = search.report(weights)
     warn_of_few_images(first)
     best = score(first, criterion)

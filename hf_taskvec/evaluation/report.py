@@ -52,7 +52,7 @@ class Report:
         if not self.results:
             raise ValueError("a report needs at least one result, got none")
         if self.scaling is not None:
-            object.__setattr__(self, "scaling", _finite(self.scaling, "scaling of a report"))
+            object.__setattr__(self, "scaling", finite(self.scaling, "scaling of a report"))
 
     @property
     def accuracy(self) -> float:
@@ -225,9 +225,8 @@ class Report:
             if accuracies and not accuracies.keys() & set(names):
                 raise UnknownNameError("task of the report", next(iter(accuracies)), names)
             return accuracies
-        if not isinstance(given, Iterable) or isinstance(given, str):
-            raise TypeError(f"{argument} must be a Report or accuracies by task, got a {type(given).__name__}")
-        reports = list(given)
+        check_reference(given, argument)
+        reports = list(given)  # type: ignore[call-overload]  # as just checked
         if not all(isinstance(report, Report) for report in reports):
             raise TypeError(f"{argument} must hold Reports, got {listed(type(report).__name__ for report in reports)}")
         return self._accuracies_of(reports, argument)
@@ -246,6 +245,20 @@ class Report:
                     raise ValueError(f"two {argument} reports hold {result.task!r}")
                 accuracies[result.task] = result.accuracy
         return accuracies
+
+
+def check_reference(given: object, argument: str) -> None:
+    """Raises a `TypeError` unless a value can be what `Report.with_references` takes.
+
+    Example:
+        >>> check_reference({"digits": 0.9}, "individual")
+    """
+    if (
+        given is not None
+        and not isinstance(given, Report)
+        and (isinstance(given, str) or not isinstance(given, Iterable))
+    ):
+        raise TypeError(f"{argument} must be a Report or accuracies by task, got a {type(given).__name__}")
 
 
 def percent(value: float | None) -> str:
@@ -270,10 +283,19 @@ def _number(name: str, value: object) -> str:
     return percent(value) if name in METRICS else f"{value:.4g}"
 
 
-def _finite(value: object, what: str) -> float:
+def finite(value: object, what: str) -> float:
+    """The value as a float, if it is a finite number.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+        >>> finite(1, "scaling")
+        1.0
+    """
     value = value.item() if isinstance(value, np.generic) else value
     if not is_number(value) or not abs(value) <= MOST_SCALING:
-        raise ValueError(f"the {what} must be a finite number, got a {type(value).__name__}")
+        raise ValueError(f"the {what} must be a finite number, got {value!r:.60}")
     return float(value)
 
 

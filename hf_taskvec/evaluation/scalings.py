@@ -164,7 +164,7 @@ def best_scaling(curve: Mapping[float, Report], *, criterion: Criterion = "accur
     return best
 
 
-def check_scalings(scalings: Iterable[float]) -> list[float]:
+def check_scalings(scalings: Iterable[float], what: str = "scalings") -> list[float]:
     """The scalings as floats, each once.
 
     Raises:
@@ -178,12 +178,12 @@ def check_scalings(scalings: Iterable[float]) -> list[float]:
     values = scalings.tolist() if isinstance(scalings, (np.ndarray, Tensor)) else scalings
     values = list(values) if isinstance(values, Iterable) else [None]
     if not all(isinstance(value, Real) for value in values):
-        raise TypeError(f"scalings must be numbers, such as [0.1, 0.2] or np.arange(0.1, 1, 0.1), got {scalings!r:.80}")
+        raise TypeError(f"{what} must be numbers, such as [0.1, 0.2] or np.arange(0.1, 1, 0.1), got {scalings!r:.80}")
     if not values:
-        raise ValueError("scalings must hold at least one value")
+        raise ValueError(f"{what} must hold at least one value")
     factors = list(dict.fromkeys(map(float, values)))
     if broken := [value for value in factors if not math.isfinite(value)]:
-        raise ValueError(f"scalings must be finite, got {broken[0]}")
+        raise ValueError(f"{what} must be finite, got {broken[0]}")
     return factors
 
 
