@@ -26,6 +26,7 @@ PLACE = re.compile(r"<[\w -]+>")  # as in `--data_dir <folder>`
 PATH = re.compile(r"\brecipes/[\w./-]*\w")
 
 
+@cache
 def documents() -> dict[str, str]:
     """Everything that tells a user what to run: Markdown, docstrings, help texts and comments of YAML files."""
     found = {}
