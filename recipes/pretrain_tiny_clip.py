@@ -5,6 +5,7 @@ accelerate launch recipes/pretrain_tiny_clip.py --config recipes/configs/tiny_cl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pretraining.config import PretrainingConfig
@@ -24,6 +25,7 @@ class PretrainArguments:
     generated_pairs: int = arg("How many generated pairs (coloured shapes and stripes) to add.", default=0)
     unlabelled: list[str] = arg("Tasks whose training parts are added without their labels.", default=[])
     held_out: list[str] = arg("Further tasks of which no validation or test image may be among the pairs.", default=[])
+    minutes: float = arg("Time after which training stops; the same command goes on. 0 sets no limit.", default=0.0)
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
 
 
@@ -31,7 +33,8 @@ def main(args: PretrainArguments, config: PretrainingConfig) -> dict[str, float]
     """Trains, saves, prints and returns the retrieval figures."""
     unlabelled, held_out = (get_tasks(names, data_dir=args.data_dir) for names in (args.unlabelled, args.held_out))
     sources = Sources(args.pairs, args.generated_pairs, unlabelled, held_out)
-    figures = pretrain(sources, config=config, output_dir=args.output_dir)
+    minutes = args.minutes or math.inf
+    figures = pretrain(sources, config=config, output_dir=args.output_dir, minutes=minutes)
     print(figures)
     return figures
 

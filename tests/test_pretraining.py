@@ -235,3 +235,14 @@ def test_images_are_resized_and_cropped_once_to_uint8() -> None:
     assert pairs.pixels.dtype == torch.uint8
     assert pairs.pixels[0, 0, :, 2].max() == 0
     assert pairs.pixels[0, 0, :, -2].min() == 255
+
+
+def test_a_run_stops_when_its_time_is_over_and_goes_on(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path)
+    trainer.train(minutes=0.0)
+    assert trainer.step == 0
+    assert not (tmp_path / "state").exists()
+    trainer.train(stop_at=2)
+    resumed = toy_trainer(tmp_path)
+    assert resumed.resume()
+    assert resumed.step == 2

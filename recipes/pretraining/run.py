@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,13 +42,16 @@ def retrieval(model: CLIPModel, processor: CLIPProcessor, pairs: Pairs, *, k: in
     return hits / len(pairs)
 
 
-def pretrain(sources: Sources, *, config: PretrainingConfig, output_dir: str) -> dict[str, float]:
+def pretrain(
+    sources: Sources, *, config: PretrainingConfig, output_dir: str, minutes: float = math.inf
+) -> dict[str, float]:
     """Trains a CLIP and saves it, in half precision, with its processor and log.
 
     Args:
         sources: What it is trained on.
         config: How it is built and trained.
         output_dir: Where the model, its log and the state of an unfinished run go; the latter is resumed.
+        minutes: Time after which training stops; the same call goes on from its state.
 
     Returns:
         Retrieval (recall at 5) of the saved weights on the test split of every pair set that has one.
@@ -68,7 +72,8 @@ def pretrain(sources: Sources, *, config: PretrainingConfig, output_dir: str) ->
     if trainer.accelerator.is_main_process:  # so that `running_base` can open an unfinished run
         model.config.save_pretrained(output_dir)
         save_processor(processor, output_dir)
-    trainer.train(stop_at=config.stop_step)
+    trainer.train(stop_at=config.stop_step, minutes=minutes)
+    print(f"step {trainer.step} of {config.steps}, {trainer.views_per_second:.0f} views/s on {trainer.device}")
     trainer.accelerator.wait_for_everyone()
     if not trainer.accelerator.is_main_process:
         return {}

@@ -63,7 +63,7 @@ class PairTrainer:
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         self.generator = torch.Generator(self.device)
         self.module.generator = self.generator
-        self.step, self.loss = 0, 0.0
+        self.step, self.loss, self.views_per_second = 0, 0.0, 0.0
         self.log: list[dict[str, float]] = []
         self.pixels = pairs.pixels.to(self.device)
         self._index_captions()
@@ -142,15 +142,20 @@ class PairTrainer:
         ]
         return self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 
-    def train(self, *, stop_at: int = 0) -> None:
-        """Trains up to the last step (or `stop_at`, if not 0), saving the state every `save_steps`."""
+    def train(self, *, stop_at: int = 0, minutes: float = math.inf) -> None:
+        """Trains up to the last step, saving the state every `save_steps` and at the end.
+
+        Args:
+            stop_at: The step to stop at before, if not 0.
+            minutes: The time to stop after.
+        """
         last = min(stop_at or self.config.steps, self.config.steps)
         bar = tqdm(
             total=self.config.steps, initial=self.step, mininterval=5, disable=not self.accelerator.is_main_process
         )
         self.model.train()
         begin, views = time.perf_counter(), 0
-        while self.step < last:
+        while self.step < last and time.perf_counter() - begin < 60 * minutes:
             losses = self._losses(self._rows())
             self._update(torch.stack(list(losses.values())).sum())
             views += self.config.batch_size * self.config.views
@@ -159,9 +164,13 @@ class PairTrainer:
                 rate = views / (time.perf_counter() - begin)
                 self.log.append({"step": self.step, "loss": round(self.loss, 4)})
                 bar.set_postfix({"views/s": f"{rate:.0f}", **{name: f"{loss:.3f}" for name, loss in losses.items()}})
-            if self.step % self.config.save_steps == 0 or self.step == last:
+            if self.step % self.config.save_steps == 0:
                 self.save_state()
         bar.close()
+        if views and self.step % self.config.save_steps:
+            self.save_state()
+        if views:
+            self.views_per_second = views / (time.perf_counter() - begin)
 
     def _update(self, loss: Tensor) -> None:
         """One step of the optimiser and of the average."""
