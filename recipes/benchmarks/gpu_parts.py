@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, TrainerCallback
 
@@ -157,6 +158,7 @@ def trainer_rate(base: Base, task: Task, *, bf16: bool, batch_size: int, steps: 
         watch = Stopwatch(device, warmup)
         trainer.add_callback(watch)
         trainer.train()
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process keeps the precision of its last trainer
     return (steps - warmup) * batch_size / watch.seconds
 
 
