@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_parts import (
@@ -119,7 +120,12 @@ def training_table(args: GpuArguments, device: torch.device, deadline: Deadline)
             continue
         base, task = random_base(name), subset(get_task("digits"), max_train=args.images)
         for bf16 in (False, True):
-            options = {"bf16": bf16, "batch_size": args.batch_size, "steps": args.steps, "device": device}
+            options: dict[str, Any] = {
+                "bf16": bf16,
+                "batch_size": args.batch_size,
+                "steps": args.steps,
+                "device": device,
+            }
             bare, ours = (rate(base, task, **options) for rate in (bare_rate, trainer_rate))
             gradient = "" if bf16 else f"{gradient_rate(base, task, batch_size=args.batch_size):.0f}"
             figures = [f"{bare:.0f}", f"{ours:.0f}", f"{ours / bare:.2f}", gradient]

@@ -129,7 +129,7 @@ def largest_difference(left: TaskVector, right: TaskVector) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs) / largest if largest else 0.0
 
 
-class Stopwatch(TrainerCallback):
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Seconds of a run's steps after the first few, which warm up."""
 
     def __init__(self, device: torch.device, warmup: int) -> None:
