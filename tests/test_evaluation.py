@@ -225,7 +225,7 @@ def test_a_saved_report_comes_back(tmp_path: Path) -> None:
 
 def test_a_damaged_report_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"model": "m"}')
-    with pytest.raises(CheckpointError, match="no valid report"):
+    with pytest.raises(CheckpointError, match="no valid report: it lacks 'results'"):
         Report.load(tmp_path / "report.json")
 
 

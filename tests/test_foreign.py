@@ -153,6 +153,8 @@ WRAPPERS: dict[str, Callable[[str], str]] = {
     "torch.compile": lambda name: f"_orig_mod.{name}",
     "DataParallel": lambda name: f"module.{name}",
     "both": lambda name: f"module._orig_mod.{name}",
+    "both, the other way round": lambda name: f"_orig_mod.module.{name}",
+    "a compiled Lightning module": lambda name: f"model._orig_mod.model.{name}",
     "the compiled tower": lambda name: name.replace("vision_model.", "vision_model._orig_mod.", 1),
     "FSDP": lambda name: name.replace(".layers.0.", ".layers.0._fsdp_wrapped_module."),
     "a Lightning module": lambda name: f"model.{name}",
@@ -167,6 +169,20 @@ def test_what_a_wrapper_puts_in_front_of_names_comes_off(
     weights = load_file(checkpoints[1] / "model.safetensors")
     wrapped = write(tmp_path / "wrapped", {rename(name): value for name, value in weights.items()})
     assert equal_vectors(TaskVector.from_checkpoints(checkpoints[0], wrapped), TaskVector.from_models(base, tuned))
+
+
+@pytest.mark.parametrize("prefix", ["clip.", "student.encoder."])
+def test_a_clip_inside_another_module_is_named_by_its_prefix(tmp_path: Path, checkpoints: Folders, prefix: str) -> None:
+    weights = load_file(checkpoints[1] / "model.safetensors")
+    inner = write(tmp_path / "inner", {prefix + name: value for name, value in weights.items()})
+    with pytest.raises(IncompatibleVectorsError, match=f"begin with '{prefix}'.*save the inner model"):
+        TaskVector.from_checkpoints(checkpoints[0], inner)
+
+
+def test_weights_of_numpy_are_no_quantised_ones(base: CLIPModel) -> None:
+    weights = {name: value.numpy() for name, value in base.state_dict().items()}
+    with pytest.raises(TypeError, match="is a ndarray, not a torch.Tensor"):
+        TaskVector.from_weights(weights, weights)  # type: ignore[arg-type]
 
 
 def test_a_wrapped_model_takes_a_vector(base: CLIPModel, tuned: CLIPModel) -> None:

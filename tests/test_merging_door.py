@@ -127,7 +127,7 @@ def test_arguments_of_a_wrong_kind_are_refused_before_anything_is_opened(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("weights", ["ab", [None, 1], [[1, 2], [3, 4]], 0.3, {"a": 1}, [1]])
+@pytest.mark.parametrize("weights", ["ab", "12", {1: 1, 2: 2}, [None, 1], [[1, 2], [3, 4]], 0.3, {"a": 1}, [1]])
 def test_weights_that_are_no_list_of_numbers_are_refused_in_a_sentence(weights: object) -> None:
     with pytest.raises(ValueError, match="weights must"):
         merge(pair(), weights=weights)

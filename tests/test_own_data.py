@@ -546,3 +546,66 @@ def test_a_saved_vector_of_somebodys_own_task_can_be_measured(tmp_path: Path) ->
     model = vector.apply_to(base)
     assert evaluate(model, [again]).results[0].accuracy == evaluate(model, [task]).results[0].accuracy
     assert SingleTask(task).describe(VectorInfo()).data_settings == vector.info.data_settings
+
+
+def test_negative_and_decimal_labels_go_by_value(tmp_path: Path) -> None:
+    for folders in (["-10", "0", "-2"], ["10.0", "2.5", "0.5"]):
+        task = Task.from_dataset(class_folders(tmp_path / folders[0], folders), class_names=["low", "middle", "high"])
+        ordered = sorted(folders, key=float)
+        by_name = dict(zip(ordered, ["low", "middle", "high"], strict=True))
+        assert {red // 10: name for red, name in named(task, "train").items()} == {
+            number: by_name[folder] for number, folder in enumerate(folders)
+        }
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["0.png,cat", "1.png,dog"], r"begins with the row of '0.png'.*file_name,label"),
+        (["file_name;label", "0.png;cat", "1.png;dog"], "parts its columns by ';'.*commas"),
+        (["file_name\tlabel", "0.png\tcat", "1.png\tdog"], "parts its columns by.*as .tsv"),
+    ],
+)
+def test_a_csv_without_a_header_or_with_other_signs_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+    for copy in range(2):
+        (tmp_path / f"{copy}.png").write_bytes(png(copy))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=message):
+        Task.from_dataset(tmp_path)
+
+
+def test_an_image_in_another_class_folder_is_another_revision(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "pets", ["cat", "dog"], copies=3)
+    for split in ("train", "test"):
+        for copy in range(3):
+            (folder / split / "dog" / f"{copy}.png").rename(folder / split / "dog" / f"{copy + 3}.png")
+    before = Task.from_dataset(folder).dataset_revision()
+    (folder / "train/dog/3.png").rename(folder / "train/cat/3.png")
+    assert Task.from_dataset(folder).dataset_revision() != before
+
+
+def test_images_without_class_folders_hear_where_labels_come_from(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "0.png").write_bytes(png(0))
+    with pytest.raises(DataError, match=r"train/cat/1\.png"):
+        Task.from_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("size", "shown"), [("0.2", "'0.2'"), (float("inf"), "inf"), (True, "True"), (1.5, "1.5")])
+def test_a_test_size_that_is_none_is_refused(size: Any, shown: str) -> None:
+    flat = Dataset.from_dict({"image": [png(0)] * 8, "label": ["cat", "dog"] * 4})
+    with pytest.raises(DataError, match=f"test_size must be .*{shown}"):
+        Task.from_dataset(flat, image_column="image", test_size=size)
+
+
+def test_an_empty_name_is_no_dataset() -> None:
+    with pytest.raises(DataError, match="empty name"):
+        Task.from_dataset("")
+
+
+def test_a_warning_about_names_is_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folders(tmp_path, ["cat", "dog"])
+    Task.from_dataset(folder, class_names=["x " * 400, "y"], name="long")
+    assert 0 < max(len(record.message) for record in caplog.records if "by position" in record.message) <= 600

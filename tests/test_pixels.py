@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 from transformers import CLIPImageProcessorPil
 
 from hf_taskvec import Base, evaluate, get_task, load_base
-from hf_taskvec.errors import DataError
+from hf_taskvec.errors import CheckpointError, DataError
 from hf_taskvec.models.classifier import Normalize
 from hf_taskvec.tasks import Task, pixels
 from hf_taskvec.tasks.cache import cache_folder
@@ -122,6 +122,12 @@ def test_pixels_follow_every_switch_of_the_processor(base: Base, switches: dict[
     expected = changed.processor(images=images, return_tensors="pt")["pixel_values"]
     found = ours(changed, task_of([encoded(image) for image in images]))
     torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("mean", [[0.5], None, ["a", "b", "c"], "0.5"])
+def test_a_processor_without_three_means_is_refused(base: Base, mean: Any) -> None:
+    with pytest.raises(CheckpointError, match="image_mean of the image processor must be three numbers"):
+        Normalize(with_processor(base, image_mean=mean))
 
 
 def test_images_that_do_not_come_out_in_one_size_are_refused(base: Base) -> None:

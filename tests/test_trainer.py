@@ -338,3 +338,21 @@ def load_base_copy(base: Base) -> Base:
     import copy
 
     return Base(copy.deepcopy(base.model), base.processor, base.name)
+
+
+def test_a_trainer_trains_once_unless_it_resumes(base: Base, task: Task, tmp_path: Path) -> None:
+    trainer = TaskVectorTrainer(base, settings(tmp_path, num_train_epochs=1, save_strategy="epoch"), task=task)
+    trainer.train()
+    vector = trainer.task_vector()
+    with pytest.raises(ValueError, match=r"has trained already.*resume_from_checkpoint"):
+        trainer.train()
+    assert equal_vectors(TaskVector.from_pretrained(tmp_path / "vectors/epoch-1"), vector)
+    trainer.args.num_train_epochs = 2
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.task_vector().info.epochs == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", "1e-3"), ("seed", "a"), ("weight_decay", float("nan"))])
+def test_a_setting_that_is_no_number_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a finite number, got (str|float) {value!r}"):
+        settings(tmp_path, **{name: value})

@@ -344,3 +344,15 @@ def test_an_argument_of_another_kind_is_refused_in_a_sentence(
     with pytest.raises((TypeError, ValueError, KeyError), match=said):
         act()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("deltas", "message"),
+    [
+        ({"w": torch.eye(2).to_sparse()}, r"'w' has the layout torch.sparse_coo; .*dense"),
+        ({1: torch.ones(2)}, "name must be text, got int 1"),
+    ],
+)
+def test_deltas_that_are_no_dense_tensors_by_name_are_refused(deltas: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises((IncompatibleVectorsError, TypeError), match=message):
+        TaskVector(deltas)

@@ -163,7 +163,9 @@ class Report:
             report = cls(model, split, tuple(_read_result(entry) for entry in entries), values["scaling"])
             report._check_distinct()
             return report
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise CheckpointError(f"no valid report: it lacks {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"no valid report: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:

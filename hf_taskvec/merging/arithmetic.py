@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -146,6 +146,8 @@ def karcher(vectors: Sequence[TaskVector], *, scope: Scope = "parameter") -> Tas
 def check_weights(weights: Sequence[float], vectors: Sequence[object]) -> list[float]:
     """Raises a `ValueError` unless there is one finite weight per vector."""
     try:
+        if isinstance(weights, (str, bytes, Mapping)):
+            raise TypeError
         weights = [float(weight) for weight in weights]
     except (TypeError, ValueError):
         kind = f"{type(weights).__name__} {str(weights)[:80]!r}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import CheckpointError, UnknownNameError
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.models.pooling import pooled
@@ -40,13 +40,26 @@ class Normalize(nn.Module):
         unit = 1 / processor.rescale_factor if processor.do_rescale else 1.0  # how many grey levels are 1.0
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
         for name, values in (("mean", mean), ("std", std)):
-            channels = values if isinstance(values, (list, tuple)) else [values] * 3
+            channels = _channels(f"image_{name}", values)
             constant = torch.tensor(channels, dtype=weight.dtype, device=weight.device).view(1, 3, 1, 1) * unit
             self.register_buffer(name, constant, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Images (N, 3, H, W), uint8 to float."""
         return (pixels.to(self.mean.dtype) - self.mean) / self.std
+
+
+def _channels(name: str, values: Any) -> list[float]:
+    """An image processor's numbers of the three channels; one number stands for all."""
+    try:
+        channels = [float(values)] * 3 if isinstance(values, (int, float)) else [float(value) for value in values]
+    except (TypeError, ValueError):
+        channels = []
+    if len(channels) != 3:
+        raise CheckpointError(
+            f"{name} of the image processor must be three numbers, one a channel, got {values!r:.100}"
+        )
+    return channels
 
 
 class ImageClassifier(nn.Module):

@@ -14,11 +14,12 @@ from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
 from hf_taskvec.errors import DataError
-from hf_taskvec.text import listed
+from hf_taskvec.text import listed, shortened
 
 logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"(\D*)(\d+)(\D*)")
+_DECIMAL = re.compile(r"[-+]?\d+(\.\d+)?", re.ASCII)
 
 
 def read_class_names(value: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -86,13 +87,15 @@ def _texts(values: tuple[Any, ...], where: str) -> tuple[str, ...]:
     return tuple(str(value) for value in values)
 
 
-def numbered(names: Sequence[str]) -> list[int] | None:
-    """The numbers in names that differ by a number alone (`7`, `class_07`); `None` if some do not.
+def numbered(names: Sequence[str]) -> list[float] | None:
+    """The numbers in names that differ by a number alone (`7`, `class_07`, `-1`, `0.5`); `None` if some do not.
 
     Example:
         >>> numbered(["class_10", "class_2"]), numbered(["cat", "dog"])
         ([10, 2], None)
     """
+    if names and all(_DECIMAL.fullmatch(name.strip()) for name in names):
+        return [int(name) if name.strip().lstrip("+-").isdigit() else float(name) for name in names]
     matches = [_NUMBERED.fullmatch(name.strip()) for name in names]
     affixes = {(match[1], match[3]) for match in matches if match is not None}
     if not names or None in matches or len(affixes) != 1:
@@ -185,7 +188,7 @@ def _by_name(own: Sequence[str], labels: Sequence[str], where: str) -> list[int]
     return [number for number in numbers if number is not None]
 
 
-def _by_value(own: Sequence[str], numbers: list[int], class_names: Sequence[str], where: str) -> list[int]:
+def _by_value(own: Sequence[str], numbers: list[float], class_names: Sequence[str], where: str) -> list[int]:
     if len(set(numbers)) != len(numbers):
         raise DataError(f"{where} has labels of one number: {_listed(own)}; pass class_names={{label: name}}")
     ranks = {number: rank for rank, number in enumerate(sorted(numbers))}
@@ -344,7 +347,7 @@ def _from_numbers(numbers: NDArray[np.int64], labels: Sequence[str], where: str)
 
 @lru_cache(maxsize=1024)
 def _tell_once(message: str) -> None:
-    logger.warning("%s", message)
+    logger.warning("%s", shortened(message))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -57,6 +57,8 @@ def located(data: Any) -> tuple[str, DatasetDict | None]:
         (('user/pets', None), True)
     """
     in_memory = splits_of(data)
+    if data == "":
+        raise DataError("a dataset must be a Hub id, a folder or a table, got an empty name ('.' is this folder)")
     return (os.path.expanduser(os.fspath(data)), None) if in_memory is None else (memory_id(in_memory), in_memory)
 
 
@@ -131,10 +133,13 @@ def _repeats(data: Dataset, column: str) -> bool:
 
 def _only(columns: list[str], kind: str, argument: str, features: Features, dataset: str) -> str:
     if len(columns) != 1:
-        raise DataError(
-            f"{dataset} has {len(columns)} columns of type {kind}; choose one with {argument}. "
-            f"Columns: {listed(features)}"
+        alone = kind == "ClassLabel" and all(is_image(feature) for feature in features.values())
+        advice = (
+            "Images have labels by the folder of their class, train/cat/1.png, or by a table with one row an image"
+            if alone
+            else f"choose one with {argument}"
         )
+        raise DataError(f"{dataset} has {len(columns)} columns of type {kind}; {advice}. Columns: {listed(features)}")
     return columns[0]
 
 

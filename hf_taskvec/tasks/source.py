@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetsError
 
 from hf_taskvec.errors import DataError, NotCachedError, TaskVecError, UnknownNameError
 from hf_taskvec.tasks.cache import cache_folder, safe_path
-from hf_taskvec.tasks.folders import LocalData, list_files, read_file, read_folder
+from hf_taskvec.tasks.folders import IMAGES, LocalData, list_files, read_file, read_folder
 from hf_taskvec.tasks.mini import BUILTIN, builtin_splits
 from hf_taskvec.tasks.tables import TABLES, check_label_orders, innermost
 
@@ -77,7 +77,7 @@ def source_revision(dataset: str, config: str | None = None, revision: str | Non
     if dataset.startswith(BUILTIN_PREFIX):
         return _BUILTIN_REVISION
     if is_local(dataset):
-        return _hash_files(_read_local(dataset, config).files)
+        return _hash_files(_read_local(dataset, config).files, Path(dataset))
     return _open(dataset, config, revision).hash or revision
 
 
@@ -239,11 +239,13 @@ def _stamp(files: Sequence[tuple[str, Path]]) -> str:
     return xxhash.xxh3_128_hexdigest(repr(facts).encode())
 
 
-def _hash_files(files: Sequence[tuple[str, Path]]) -> str:
-    """Hashes split names, file names and bytes, so that a copy of the folder has the same revision."""
+def _hash_files(files: Sequence[tuple[str, Path]], root: Path) -> str:
+    """Hashes split names, classes' folders, file names and bytes, so that a copy of the folder has the same revision."""
     digest = xxhash.xxh3_128()
     for split, file in files:
-        digest.update(f"{split}/{file.name}\0".encode())
+        # An image's folder is its label; that of a table says nothing.
+        folder = f"{file.parent.name}/" if file.suffix.lower() in IMAGES and file.parent != root else ""
+        digest.update(f"{split}/{folder}{file.name}\0".encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 from datasets import Dataset, ReadInstruction, concatenate_datasets
@@ -134,6 +136,19 @@ def hold_out_test(labels: Rows, test_size: float, *, seed: int, task: str) -> tu
         places[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
     ranked = order[np.argsort(places[order], kind="stable")]
     return np.sort(ranked[size:]), np.sort(ranked[:size])
+
+
+def is_size(value: object) -> bool:
+    """Whether a value says how much to hold out: a fraction in (0, 1), or a whole number from 1 on.
+
+    Example:
+        >>> is_size(0.2), is_size(30), is_size(1.5), is_size("0.2")
+        (True, True, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return False
+    size = float(value)
+    return 0 < size < 1 or (size >= 1 and size.is_integer())
 
 
 @lru_cache(maxsize=256)

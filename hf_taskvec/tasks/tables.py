@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,7 +88,12 @@ def read_table(files: Sequence[TableFile], places: Iterable[Path]) -> TableData:
     check_label_orders([file.path for file in files])
     if kind in ("parquet", "arrow"):
         return TableData(_load(kind, [file.path for file in files]))
-    tables = [_with_images(_load(kind, [file.path]), [file.path.parent, *places]) for file in files]
+    tables = []
+    for file in files:
+        data = _load(kind, [file.path])
+        if kind == "csv":
+            _check_header(file.path, data.column_names)
+        tables.append(_with_images(data, [file.path.parent, *places]))
     if len(tables) == 1:
         return tables[0]
     with _told(files[0].path):
@@ -148,6 +154,21 @@ def _load(kind: str, files: Sequence[Path]) -> Dataset:
         builder = load_dataset_builder(kind, data_files={"train": escaped}, cache_dir=str(cache), **settings)
         builder.download_and_prepare()
         return builder.as_dataset(split="train")
+
+
+def _check_header(file: Path, columns: Sequence[str]) -> None:
+    """Raises a `DataError` if the first line of a CSV holds no names of columns, or if other signs part its columns."""
+    entry = next((column for column in columns if re.search(_ENDING, column)), None)
+    if entry is not None:
+        raise DataError(
+            f"{file} begins with the row of {entry[:100]!r}, where the names of its columns belong; "
+            "write a first line such as file_name,label"
+        )
+    if len(columns) == 1 and (sign := next((sign for sign in ";|\t" if sign in columns[0]), None)):
+        raise DataError(
+            f"{file} parts its columns by {sign!r} ({columns[0][:100]!r} reads as one column); write it with commas, "
+            "or with tabs as .tsv"
+        )
 
 
 class _told:  # noqa: N801 - used as a context manager

@@ -31,6 +31,7 @@ from hf_taskvec.tasks.splits import (
     check_apart,
     hold_out_test,
     hold_out_validation,
+    is_size,
     read_split,
     tell_absent_classes,
     tell_small_validation,
@@ -111,8 +112,8 @@ class Task:
             raise DataError(f"task {self.name!r} has no templates")
         if self.train_split == self.test_split and self.test_size is None:
             raise DataError(f"task {self.name!r} would train on its test split {self.test_split!r}")
-        if self.test_size is not None and not (0 < self.test_size < 1 or self.test_size == int(self.test_size) >= 1):
-            raise DataError(f"test_size must be a fraction in (0, 1) or a number of images, got {self.test_size}")
+        if self.test_size is not None and not is_size(self.test_size):
+            raise DataError(f"test_size must be a fraction in (0, 1) or a number of images, got {self.test_size!r:.80}")
 
     def _check_names(self) -> None:
         if len(self.class_names) < 2:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -95,6 +97,7 @@ class TaskVectorConfig(TrainingArguments):
                 raise ValueError(f"record_steps must be positive, got {step}")
         if not self.trainable_parameters:
             raise ValueError("trainable_parameters is empty, so nothing would be trained; ['*'] trains all of them")
+        _check_numbers(self)
         _check_inherited(self)
         self.track_gradients = self.track_gradients or self.record_gradients
         if self.full_batch:
@@ -120,6 +123,29 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "include_num_input_tokens_seen": (("no", False), "images have no tokens"),
     "label_names": ((None, ["labels"]), "batches hold 'labels'"),
 }
+
+
+_NUMBERS = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "seed",
+    "label_smoothing_factor",
+)
+
+
+def _check_numbers(args: TaskVectorConfig) -> None:
+    """Raises a `ValueError` that names a setting that is no finite number, such as the text `1e-5` of a YAML file."""
+    for name in _NUMBERS:
+        value = getattr(args, name)
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {type(value).__name__} {value!r:.80}")
 
 
 def _check_inherited(args: TaskVectorConfig) -> None:

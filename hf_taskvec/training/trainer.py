@@ -253,6 +253,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         """As `Trainer.train`; `True` resumes from the last whole checkpoint in `output_dir`.
 
         Raises:
+            ValueError: If this trainer has trained already and is not to resume.
             CheckpointError: If the checkpoint is unfinished or holds the weights only.
             SettingsDifferError: If it belongs to another run, or `output_dir` to another task or base; what differs is
                 named. A longer run may be resumed.
@@ -260,6 +261,11 @@ class TaskVectorTrainer(ObjectiveTrainer):
                 would write.
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
+        if self._started is not None and checkpoint is None:
+            raise ValueError(
+                "this trainer has trained already: another run from its weights would give a vector of both, labelled "
+                "as one. Make a new TaskVectorTrainer, or go on by resume_from_checkpoint=True and more num_train_epochs"
+            )
         writes = self.args.should_save and self._keeps_something()
         if writes or checkpoint:
             self.plan = self._whole_plan()

@@ -246,5 +246,9 @@ def _check_tensors(deltas: Mapping[str, Tensor]) -> None:
     for name, delta in deltas.items():
         if not isinstance(delta, Tensor):
             raise TypeError(f"{name!r} is a {type(delta).__name__}; a delta must be a torch.Tensor (torch.as_tensor)")
+        if not isinstance(name, str):
+            raise TypeError(f"a delta's name must be text, got {type(name).__name__} {name!r:.80}")
+        if delta.layout != torch.strided:
+            raise IncompatibleVectorsError(f"{name!r} has the layout {delta.layout}; a delta must be dense")
         if not delta.is_floating_point():
             raise IncompatibleVectorsError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")

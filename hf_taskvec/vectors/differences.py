@@ -56,6 +56,12 @@ def difference(
     reached = covered_names(finetuned, include_projection=coverage.include_projection)
     theirs = {name: finetuned[name] for name in reached}
     lines = differences(shapes_of(ours), shapes_of(theirs), left_name="the base", right_name="the fine-tuned model")
+    if lines and (prefix := _prefix(ours, finetuned)):
+        raise IncompatibleVectorsError(
+            f"names of the fine-tuned model begin with {prefix!r}, as of a CLIP inside another module: save the inner "
+            "model (its save_pretrained), or take the prefix from the names",
+            details=lines,
+        )
     if lines:
         raise IncompatibleVectorsError(f"the models differ: {listed(lines, separator='; ')}", details=lines)
     _check_floating(ours, "the base")
@@ -78,6 +84,9 @@ def difference(
 
 
 def _check_floating(weights: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name!r} of {where} is a {type(tensor).__name__}, not a torch.Tensor (torch.as_tensor)")
     odd = [f"{name!r} is {tensor.dtype}" for name, tensor in weights.items() if tensor.dtype not in DTYPE_CODES]
     if odd:
         raise CheckpointError(
@@ -85,6 +94,13 @@ def _check_floating(weights: Mapping[str, Tensor], where: str) -> None:
             "tensors; load the model with the library that quantised it and save it in float32 or bfloat16",
             details=odd,
         )
+
+
+def _prefix(ours: Iterable[str], theirs: Iterable[str]) -> str:
+    """What stands before every one of our names in theirs; nothing if they differ by more."""
+    ours, theirs = list(ours), set(theirs)
+    prefixes = [name.removesuffix(ours[0]) for name in theirs if ours and name.endswith("." + ours[0])]
+    return next((prefix for prefix in prefixes if {prefix + name for name in ours} <= theirs), "")[:100]
 
 
 def _changed_outside(

@@ -45,7 +45,7 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
         {'module.post_layernorm.bias': 'vision_model.post_layernorm.bias'}
     """
     names = list(names)
-    for outer in _OUTER:
+    for outer in (*_OUTER, *(f"{wrapper}." for wrapper in sorted(_WRAPPERS))):
         if names and all(name.startswith(outer) for name in names):
             inner = canonical_names(name.removeprefix(outer) for name in names)
             if any(name.startswith(VISION_PREFIX) for name in inner.values()):
