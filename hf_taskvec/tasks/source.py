@@ -240,7 +240,7 @@ def _stamp(files: Sequence[tuple[str, Path]]) -> str:
 
 
 def _hash_files(files: Sequence[tuple[str, Path]], root: Path) -> str:
-    """Hashes split names, classes' folders, file names and bytes, so that a copy of the folder has the same revision."""
+    """Hashes names of splits, classes and files, and bytes, so that a copy of the folder has the same revision."""
     digest = xxhash.xxh3_128()
     for split, file in files:
         # An image's folder is its label; that of a table says nothing.

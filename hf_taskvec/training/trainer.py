@@ -264,7 +264,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         if self._started is not None and checkpoint is None:
             raise ValueError(
                 "this trainer has trained already: another run from its weights would give a vector of both, labelled "
-                "as one. Make a new TaskVectorTrainer, or go on by resume_from_checkpoint=True and more num_train_epochs"
+                "as one. Make a new TaskVectorTrainer, or resume_from_checkpoint=True with more num_train_epochs"
             )
         writes = self.args.should_save and self._keeps_something()
         if writes or checkpoint:
