@@ -181,7 +181,7 @@ def test_a_clip_inside_another_module_is_named_by_its_prefix(tmp_path: Path, che
 
 def test_weights_of_numpy_are_no_quantised_ones(base: CLIPModel) -> None:
     weights = {name: value.numpy() for name, value in base.state_dict().items()}
-    with pytest.raises(TypeError, match="is a ndarray, not a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"is a ndarray, not a torch\.Tensor"):
         TaskVector.from_weights(weights, weights)  # type: ignore[arg-type]
 
 
