@@ -213,6 +213,8 @@ def test_a_series_is_one_repository_and_each_epoch_can_be_picked(
     assert list_epochs("user/vector") == [0.5, 10.0]
     push(vector_of(base), "user/single")
     assert list_epochs("user/single") == []
+    with pytest.raises(CheckpointError, match=r"the folder 'epoch-2' of user/vector holds no task vector"):
+        pull(tmp_path, subfolder="epoch-2")
 
 
 def test_a_series_needs_epochs_that_differ(hub: HubServer, base: CLIPModel) -> None:
@@ -220,6 +222,11 @@ def test_a_series_needs_epochs_that_differ(hub: HubServer, base: CLIPModel) -> N
         push_series_to_hub([vector_of(base)], "user/vector", token="write-user")
     with pytest.raises(ValueError, match="same epochs"):
         push_series_to_hub([vector_of(base, epochs=1.0)] * 2, "user/vector", token="write-user")
+    mixed = [vector_of(base, epochs=1.0, task="mnist"), vector_of(base, epochs=2.0, task="dtd")]
+    with pytest.raises(ValueError, match="differ in task: dtd, mnist"):
+        push_series_to_hub(mixed, "user/vector", token="write-user")
+    with pytest.raises(TypeError, match="repo_id must be text"):
+        push_series_to_hub([vector_of(base, epochs=1.0)], None, token="write-user")  # type: ignore[arg-type]
     assert hub.log == []
 
 

@@ -356,3 +356,13 @@ def test_a_trainer_trains_once_unless_it_resumes(base: Base, task: Task, tmp_pat
 def test_a_setting_that_is_no_number_is_named(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a finite number, got (str|float) {value!r}"):
         settings(tmp_path, **{name: value})
+
+
+def test_a_finished_run_takes_no_further_step(base: Base, task: Task, tmp_path: Path) -> None:
+    config = settings(tmp_path, max_steps=1, save_strategy="epoch", warmup_steps=0)
+    trainers = [TaskVectorTrainer(base, config, task=task) for _ in range(2)]
+    trainers[0].train()
+    trainers[1].train(resume_from_checkpoint=True)
+    assert trainers[1].task_vector().info.steps == trainers[1].state.global_step == 1
+    assert equal_vectors(trainers[1].task_vector(), trainers[0].task_vector())
+    assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["epoch-0.166667"]

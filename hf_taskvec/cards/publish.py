@@ -21,6 +21,7 @@ from hf_taskvec.hub.access import PushKeywords, PushOptions, is_repo_id
 from hf_taskvec.hub.client import hub_errors, with_retries
 from hf_taskvec.hub.push import full_repo_id, push_folder
 from hf_taskvec.models.embedded import EMBEDDED
+from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_not_zero
 from hf_taskvec.vectors.files import write_vector
 from hf_taskvec.vectors.info import VectorInfo
@@ -85,7 +86,7 @@ def push_series_to_hub(
         The URL of the commit, or of the pull request.
 
     Raises:
-        ValueError: If a vector does not tell its epochs, or two tell the same.
+        ValueError: If a vector does not tell its epochs, two tell the same, or they are of several tasks or bases.
         HubError: As in `push_to_hub`.
 
     Example:
@@ -97,7 +98,13 @@ def push_series_to_hub(
     ordered = sorted(vectors, key=lambda vector: vector.info.epochs or 0.0)
     epochs = [vector.info.epochs or 0.0 for vector in ordered]
     if len({epoch_folder(epoch) for epoch in epochs}) < len(epochs):
-        raise ValueError(f"two vectors of the series have the same epochs: {epochs}")
+        raise ValueError(f"two vectors of the series have the same epochs: {listed(epochs)}")
+    for field in ("task", "base", "dataset_revision"):
+        if len(values := {str(getattr(vector.info, field)) for vector in ordered}) > 1:
+            raise ValueError(
+                f"a series is of one run, but its vectors differ in {field}: {listed(sorted(values), room=150)}; "
+                "publish each by push_to_hub"
+            )
     chosen = _options(options, f"Add {len(ordered)} task vectors of {ordered[-1].info.label}")
     series = _published(ordered, chosen)
     with _repository(repo_id, chosen) as (full_id, folder):

@@ -239,7 +239,8 @@ def _matching(files: Mapping[str, RemoteFile], repository: _Repository, wanted: 
     result = {
         name: file for name, file in files.items() if name.startswith(folder) and wanted.fits(name.removeprefix(folder))
     }
-    wanted.check((name.removeprefix(folder) for name in result), repository.where)
+    place = f"the folder {repository.subfolder!r} of {repository.where}" if folder else repository.where
+    wanted.check((name.removeprefix(folder) for name in result), place)
     for name, file in result.items():
         check_relative(name, repository.where)
         if not name.endswith(".safetensors") and file.size > MAX_SIDE_BYTES:

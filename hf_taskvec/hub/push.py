@@ -34,6 +34,8 @@ def full_repo_id(repo_id: str, *, token: str | bool | None = None) -> str:
         CheckpointError: If it is no name of a repository.
         HubError: If the Hub does not tell the user.
     """
+    if not isinstance(repo_id, str):
+        raise TypeError(f"repo_id must be text (user/name), got {type(repo_id).__name__}")
     with hub_errors(repo_id, "pushing to"):
         validate_repo_id(repo_id)
         if "/" not in repo_id:

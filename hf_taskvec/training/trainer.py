@@ -356,6 +356,11 @@ class TaskVectorTrainer(ObjectiveTrainer):
 
     # -- hooks of Trainer ---------------------------------------------------------------------------------------------
 
+    def _init_training_state(self, max_steps: int, per_epoch: int, num_train_epochs: int, *rest: Any) -> Any:
+        trained = super()._init_training_state(max_steps, per_epoch, num_train_epochs, *rest)
+        # Transformers would take one more step from a run that is done, if it ended within an epoch.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the tower as `CLIPVisionModel.from_pretrained` and `TaskVector.from_checkpoints` read it."""
         if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint
