@@ -14,7 +14,7 @@ from huggingface_hub.constants import HF_HOME
 from safetensors.torch import save_file
 
 from hf_taskvec import Base, evaluate, get_task, load_base
-from hf_taskvec.errors import DataError
+from hf_taskvec.errors import CheckpointError, DataError
 from hf_taskvec.models import heads
 from hf_taskvec.models.base import Base as BaseType
 from hf_taskvec.models.heads import zero_shot_head
@@ -104,3 +104,10 @@ def test_class_names_beyond_the_context_are_refused(base: Base, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         zero_shot_head(base, ("circle", "square"), ("{}, " + "which is round, " * 40,))
     assert "its end is cut" in caplog.text
+
+
+def test_a_tokenizer_with_tokens_that_the_tower_does_not_know_is_refused(base: Base) -> None:
+    processor = copy.deepcopy(base.processor)
+    processor.tokenizer.add_tokens(["octagon"])
+    with pytest.raises(CheckpointError, match=r"makes token \d+ of the prompt '.*octagon.*tokens were added"):
+        zero_shot_head(dataclasses.replace(base, processor=processor), ("circle", "octagon"), TEMPLATES)

@@ -609,3 +609,14 @@ def test_a_warning_about_names_is_short(tmp_path: Path, caplog: pytest.LogCaptur
     folder = class_folders(tmp_path, ["cat", "dog"])
     Task.from_dataset(folder, class_names=["x " * 400, "y"], name="long")
     assert 0 < max(len(record.message) for record in caplog.records if "by position" in record.message) <= 600
+
+
+@pytest.mark.parametrize("names", [["true", "false"], ["False", "True"], {"true": "yes", "false": "no"}])
+def test_boolean_labels_go_by_name_where_the_classes_are_called_so(names: Any) -> None:
+    flat = rows([True, False] * 4, Value("bool"))  # an even red is true
+    task = Task.from_dataset(flat, label_column="label", class_names=names, test_size=0.5)
+    data = task.load("test")
+    truth = {red: red % 2 == 0 for red in range(8)}
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    for red, number in zip(reds(data), data["label"], strict=True):
+        assert words[task.class_names[number].lower()] is truth[red]

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
-from hf_taskvec.errors import DataError
+from hf_taskvec.errors import CheckpointError, DataError
 from hf_taskvec.models.base import Base
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.weights.folders import write_bytes
@@ -71,6 +71,7 @@ def check_context(base: Base, class_names: Sequence[str], templates: Sequence[st
 
     Raises:
         DataError: If a class name is cut; it is named.
+        CheckpointError: If the tokenizer is not that of the text tower.
 
     Example:
         >>> from hf_taskvec import load_base
@@ -81,6 +82,7 @@ def check_context(base: Base, class_names: Sequence[str], templates: Sequence[st
     heads = [template[: template.index("{}")] for template in templates]
     texts = [head + name for name in class_names for head in heads]
     whole = [template.format(name) for name in class_names for template in templates]
+    _check_vocabulary(base, whole)
     needed, lengths = _lengths(tokenizer, texts), _lengths(tokenizer, whole)
     for row, length in enumerate(needed):
         if length > limit:
@@ -91,6 +93,17 @@ def check_context(base: Base, class_names: Sequence[str], templates: Sequence[st
             )
     if (longest := max(lengths)) > limit:
         _tell_cut(whole[lengths.index(longest)][:200], longest, limit)
+
+
+def _check_vocabulary(base: Base, texts: list[str]) -> None:
+    """Raises a `CheckpointError` if the tokenizer makes tokens that the text tower has no embedding of."""
+    known = base.model.text_model.get_input_embeddings().num_embeddings
+    for text, ids in zip(texts, base.processor.tokenizer(texts, verbose=False)["input_ids"], strict=True):
+        if max(ids) >= known:
+            raise CheckpointError(
+                f"the tokenizer makes token {max(ids)} of the prompt {text!r:.100}, but the text tower of {base.name} "
+                f"knows {known} tokens: it is another model's tokenizer, or tokens were added to it"
+            )
 
 
 def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:

@@ -283,7 +283,9 @@ def class_numbers(
         raise DataError(f"column {column!r} in {where} holds {values.type}, not class numbers or names")
     numbers = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
     feature = data.features[column]
-    if isinstance(feature, ClassLabel) and feature.names:
+    if pa.types.is_boolean(values.type) and (labels or {plain(name) for name in class_names} == {"false", "true"}):
+        mapping = _by_name(["false", "true"], labels or class_names, where)
+    elif isinstance(feature, ClassLabel) and feature.names:
         mapping = match_classes(feature.names, class_names, labels, where, trusted=trusted)
     elif labels:
         return _from_numbers(numbers, labels, where)
