@@ -13,6 +13,8 @@ import pytest
 
 from tests.hub_server import HubServer
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker; before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The Hugging Face libraries read their environment when they are imported, so this comes before any of them.
 HUB = HubServer().__enter__()
 HOME = tempfile.mkdtemp(prefix="hf-home-")

@@ -55,9 +55,17 @@ def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield False
         return
     try:
-        yield _lock(handle, wait=wait) and path.exists() and os.path.samestat(os.fstat(handle), path.stat())
+        yield _lock(handle, wait=wait) and _is_at(handle, path)
     finally:
         os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file or folder still lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:  # another writer cleared it away just now
+        return False
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
