@@ -154,6 +154,11 @@ def _check_inherited(args: TaskVectorConfig) -> None:
         value = getattr(args, name)
         if getattr(value, "value", value) not in allowed:
             raise ValueError(f"{name} must be {' or '.join(map(repr, allowed[:2]))}, got {value!r}: {reason}")
+    if not (args.learning_rate >= 0 and math.isfinite(args.learning_rate)):
+        raise ValueError(f"learning_rate must be a number of at least 0, got {args.learning_rate}")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
     if args.fp16 and args.use_cpu:
         raise ValueError("fp16 must be False on the CPU, where it changes nothing; bf16 has an effect there")
     if not 0 <= args.label_smoothing_factor < 1:
