@@ -20,6 +20,7 @@ from hf_taskvec.evaluation.criteria import Criterion
 from hf_taskvec.evaluation.plots import plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import summary_table
+from hf_taskvec.merging.registry import get_method
 from hf_taskvec.models.base import EMBEDDED
 from hf_taskvec.training.run import train_vector
 
@@ -44,6 +45,8 @@ def tiny_clip_settings(args: argparse.Namespace) -> Path | None:
 
 def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[Report]]:
     base, tasks = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    for method in args.methods:
+        get_method(method)  # a name that is none is refused here, not after the fine-tuning
     output_dir = Path(str(config.output_dir))
     zero_shot = evaluate(base, tasks, progress=True)
     reports: dict[str, list[Report]] = defaultdict(list)
@@ -75,7 +78,8 @@ def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[
     best = max(reports, key=lambda method: sum(report.accuracy for report in reports[method]))
     reports[best][-1].save(output_dir / "report.json")
     reference = evaluate(base, tasks, split="validation").accuracy
-    save_figure(plot_merge(reports[best][-1], curves, zero_shot=reference), output_dir / "report.png")
+    figure = plot_merge(reports[best][-1], curves, zero_shot=reference, merged=best)
+    save_figure(figure, output_dir / "report.png")
     print_summary(reports)
     print(f"\nVectors, report.json and report.png are in {output_dir}")
     return reports

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
 from hf_taskvec import (
     Report,
@@ -249,3 +250,12 @@ def test_a_figure_is_written_whole(tmp_path: Path) -> None:
     save_figure(plot_merge(report, {"ties": {0.1: REPORT, 0.5: REPORT}}, zero_shot=0.4), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+def test_a_figure_shows_the_merge_in_one_colour() -> None:
+    curve = {0.1: REPORT, 0.5: REPORT}
+    left, right = plot_merge(REPORT, {"average": curve, "ties": curve}, zero_shot=0.4, merged="ties").axes
+    bars = [container.patches[0].get_facecolor() for container in left.containers]
+    average, ties, _ = (to_rgba(line.get_color()) for line in right.lines)
+    assert ties == bars[1]
+    assert average not in bars

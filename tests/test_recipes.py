@@ -14,7 +14,7 @@ import pytest
 
 from hf_taskvec import Report, TaskVector, TaskVectorConfig, choose_scaling, get_task, load_base
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import OutputExistsError
+from hf_taskvec.errors import OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED
 from recipes import compare_methods, evaluate_model, finetune, quickstart
@@ -198,6 +198,13 @@ def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None
     assert report.accuracy > 0.9
     assert Report.load(tmp_path / "report.json") == report
     assert vector.info.epochs == 3.0
+
+
+def test_quickstart_refuses_an_unknown_method_before_training(tmp_path: Path) -> None:
+    arguments = quickstart.QuickstartArguments(tasks=["digits"], methods=["task_arithmetic", "tise"])
+    with pytest.raises(UnknownNameError, match="Did you mean 'ties'"):
+        quickstart.main(arguments, TaskVectorConfig(output_dir=str(tmp_path / "out"), disable_tqdm=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_else_stops_the_run_before_training(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Mapping
 
@@ -32,13 +33,16 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, zero_shot: float) -> Figure:
+def plot_merge(
+    report: Report, curves: Mapping[str, Mapping[float, Report]], *, zero_shot: float, merged: str | None = None
+) -> Figure:
     """Accuracies per task beside the validation accuracy of each method against the scaling.
 
     Args:
         report: The merged model's report with references.
         curves: For each method, validation reports by scaling.
         zero_shot: Mean validation accuracy of the base.
+        merged: The method of the report, whose curve has the colour of its bars; the first if left out.
 
     Example:
         >>> from hf_taskvec import TaskResult
@@ -50,10 +54,13 @@ def plot_merge(report: Report, curves: Mapping[str, Mapping[float, Report]], *, 
     figure = Figure(figsize=(6 + 0.5 * count, 4), layout="constrained", dpi=120)
     left, right = figure.subplots(1, 2, width_ratios=(2 + 0.5 * count, 3))
     _plot_tasks(left, report)
+    merged = next(iter(curves), None) if merged is None else merged
+    others = itertools.cycle(COLOURS[3:])  # those that no bar has
     for index, (method, curve) in enumerate(curves.items()):
         scalings = sorted(curve)
         values = [100 * curve[scaling].accuracy for scaling in scalings]
-        right.plot(scalings, values, color=COLOURS[index % 6], marker=MARKERS[index % 6], markersize=4, label=method)
+        colour = COLOURS[1] if method == merged else next(others)
+        right.plot(scalings, values, color=colour, marker=MARKERS[index % 6], markersize=4, label=method)
     right.axhline(100 * zero_shot, color="black", linestyle=":", label="zero-shot")
     right.set(xlabel="scaling", ylabel="mean validation accuracy (%)")
     right.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))  # clear of the curves
