@@ -1,6 +1,7 @@
 """Publishes the artefacts that have a card in `hub_cards`, exactly as the card, configuration and report there say.
 
-python recipes/publish.py --weights_dir out/published --namespace user    # after `hf auth login`
+python recipes/make_card.py --vectors <folders> --namespace user --output_dir cards    # a card names its repository
+python recipes/publish.py --cards_dir cards --namespace user                           # after `hf auth login`
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def main(args: PublishArguments) -> list[str]:
     for card in [card for card in cards if card.name in args.names or not args.names]:
         repo_id = f"{args.namespace}/{card.name}"
         if render_folder_card(card, repo_id=repo_id) != (card / CARD_NAME).read_text(encoding="utf-8"):
-            raise ValueError(f"the card of {card.name} is not what its configuration and report give; make it again")
+            raise ValueError(
+                f"the card of {card.name} is not what its configuration and report give for {repo_id}; make it again "
+                f"with recipes/make_card.py --namespace {args.namespace}, or publish under the namespace it names"
+            )
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / card.name
             gather(card, Path(args.weights_dir) / card.name, folder)

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 from transformers import CLIPModel
 
-from hf_taskvec import Task, evaluate, get_tasks, load_base, merge
+from hf_taskvec import Task, evaluate, get_task, get_tasks, load_base, merge
 from hf_taskvec.cards import (
     CARD_NAME,
     PICTURE_NAME,
@@ -337,6 +337,12 @@ def test_the_code_in_the_card_of_an_own_task_measures_it(
     card = render_vector_card(local, repo_id="user/x")
     assert 'Task.from_info(vector.info, dataset="folder")' in card
     assert "evaluate" not in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0]
+
+
+def test_the_card_of_a_built_in_task_asks_for_no_folder(tiny: TaskVector) -> None:
+    card = render_vector_card(replace(tiny.info, **get_task("digits").provenance()), repo_id="user/x")
+    assert 'get_tasks(["digits"])' in card
+    assert "not on the Hub" not in card
 
 
 def test_the_code_in_a_series_card_runs(hub: HubServer, tiny: TaskVector) -> None:
