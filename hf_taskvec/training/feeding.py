@@ -25,15 +25,6 @@ class ObjectiveTrainer(Trainer):
     base: Base
     objective: Objective
 
-    def _init_training_state(self, max_steps: int, epoch_steps: int, num_epochs: int, *rest: Any) -> tuple[int, int]:
-        """Where training starts: behind the last epoch if every step is done.
-
-        `Trainer` looks for the end of a run after each step: resumed at its end within an epoch, as `max_steps` puts
-        it, a run would take one step more.
-        """
-        epochs, steps = super()._init_training_state(max_steps, epoch_steps, num_epochs, *rest)
-        return (num_epochs, 0) if self.state.global_step >= max_steps else (epochs, steps)
-
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, on a part of the task by name: the validation part if left out.
 
