@@ -1,8 +1,10 @@
 """Everything a GPU is needed for, in a given time: merging, training, the full gradient, then pretraining the base.
 
-PYTHONPATH=recipes python recipes/benchmarks/gpu.py --pretrain_command "--config recipes/configs/feature_clip.yaml …"
+python recipes/benchmarks/gpu.py
+python recipes/benchmarks/gpu.py --device cpu --models tiny
 
-The table is written after every part. `--device cpu --models tiny` tries all of it without a GPU.
+The table is written after every part; the second command tries all of it without a GPU. `--pretrain_command` is what
+`pretrain_tiny_clip.py` gets for the time that is left, such as "--config recipes/configs/feature_clip.yaml".
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class GpuArguments:
     steps: int = arg("Steps of each training run, a quarter of them to warm up.", default=24)
     images: int = arg("Training images of the builtin task.", default=512)
     pretrain_command: str = arg("Arguments of recipes/pretrain_tiny_clip.py; without them it is left out.", default="")
-    results: str = arg("Markdown file of the results.", default="recipes/results/gpu.md")
+    results: str = arg("Markdown file of the results.", default="out/gpu.md")
 
 
 @dataclass
