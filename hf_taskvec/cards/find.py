@@ -136,7 +136,7 @@ def list_epochs(repo_id: str, *, revision: str | None = None, token: str | bool 
         raise CheckpointError(f"{repo_id!r} is no Hub id (user/name)")
     check_revision(revision)
     where = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
-    with hub_errors(f"the epochs of {where}", "listing"):
+    with hub_errors(where, "listing the epochs of"):
         tree = HfApi(token=token).list_repo_tree(repo_id, revision=revision)
         paths = [item.path for item in itertools.islice(tree, MAX_LISTED) if isinstance(item, RepoFolder)]
     matches = [_EPOCH.fullmatch(path) for path in paths if isinstance(path, str)]

@@ -31,7 +31,11 @@ def check_compatible(vectors: Sequence[Parts]) -> None:
         label = f"vector {index} ({vector.info.label!r})"
         lines += differences(first.deltas.shapes, vector.deltas.shapes, left_name="vector 0", right_name=label)
     if lines:
-        raise IncompatibleVectorsError(f"the vectors differ: {listed(lines, separator='; ')}", details=lines)
+        remedy = (
+            "" if any("shape" in line for line in lines) else '. merge(..., missing="zero") takes what is missing as 0'
+        )
+        message = f"the vectors differ: {listed(lines, separator='; ')}{remedy}"
+        raise IncompatibleVectorsError(message, details=lines)
     for index, vector in enumerate(vectors[1:], start=1):
         ours, theirs = first.info.base_hashes, vector.info.base_hashes
         other = [name for name in ours if name in theirs and ours[name] != theirs[name]]

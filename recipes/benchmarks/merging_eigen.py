@@ -3,12 +3,13 @@
 python recipes/benchmarks/merging_eigen.py
 
 Both compute the largest eigenpairs of a Gram matrix; SciPy's holds Python's lock meanwhile. Each pair of times is taken
-one after the other in the same process, in turned order every second time, by one thread and by as many as torch uses,
-each of which has matrices of its own. The ratio is the median over the pairs, with the smallest and the largest.
+one after the other in the same process, in turned order every second time, by one thread and by as many as there are
+cores, each of which has matrices of its own. The ratio is the median over the pairs, with the smallest and the largest.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-import torch
 from merging_runs import header, line
 from threadpoolctl import threadpool_limits
 
@@ -59,7 +59,7 @@ def main(args: EigenArguments) -> None:
             sample = np.random.default_rng(0).standard_normal((2 * side, side))
             gram = sample.T @ sample
             for count in args.counts:
-                for threads in sorted({1, torch.get_num_threads()}):
+                for threads in sorted({1, os.cpu_count() or 1}):
                     measured = pairs(gram, max(1, side // count), threads, args)
                     ours, theirs = (statistics.median(times) for times in zip(*measured, strict=True))
                     ratios = sorted(other / own for own, other in measured)
