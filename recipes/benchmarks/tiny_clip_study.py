@@ -22,7 +22,8 @@ from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.models.base import TINY_CLIP, Base
 from hf_taskvec.text import table
 from hf_taskvec.training.run import train_vector
-from hf_taskvec.weights.folders import write_json
+from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.resume import compute_or_read
 
 TASKS = ["mnist", "fashion-mnist", "cifar10", "eurosat", "gtsrb", "flowers5", "quickdraw5", "plantvillage-apple"]
 
@@ -42,13 +43,28 @@ def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> dict[
     """Validation accuracies of one variant, means over the tasks; kept in a file that a second call reads."""
     name = "embedded" if variant == "embedded" else Path(variant).name
     folder = Path(str(config.output_dir)) / f"{name} {args.settings}".strip().replace(" ", "-")
-    if (folder / "judgement.json").is_file():
-        kept: dict[str, Any] = json.loads((folder / "judgement.json").read_text(encoding="utf-8"))
-        return kept
+    plan = {
+        "variant": variant,
+        **{key: value for key, value in asdict(args).items() if key not in ("variants", "table", "data_dir")},
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.num_train_epochs,
+        "trainable_parameters": config.trainable_parameters,
+        "seed": config.seed,
+    }
+    return compute_or_read(
+        folder / "judgement.json",
+        plan,
+        compute=lambda path: write_json(path, judgement(variant, name, folder, args, config)),
+        read=read_json,
+    )
+
+
+def judgement(variant: str, name: str, folder: Path, args: StudyArguments, config: TaskVectorConfig) -> dict[str, Any]:
+    """Trains and merges on one variant."""
     base = load_base(None if variant == "embedded" else variant)
     tasks = get_tasks(args.tasks, data_dir=args.data_dir)
     vectors = {task.name: train_vector(base, task, config, output_dir=folder / task.name) for task in tasks}
-    judgement = {
+    return {
         "variant": name,
         "settings": args.settings,
         "recall": mean_recall(TINY_CLIP if variant == "embedded" else Path(variant)),
@@ -56,12 +72,10 @@ def judge(variant: str, args: StudyArguments, config: TaskVectorConfig) -> dict[
         "individual": fmean(evaluate_individually(base, vectors, tasks, split="validation").values()),
         "merges": {method: asdict(best_merge(base, vectors, tasks, method, args.scalings)) for method in args.methods},
     }
-    write_json(folder / "judgement.json", judgement)
-    return judgement
 
 
 @dataclass(frozen=True)
-class Merge:
+class ScaledMerge:
     """A merge at its best scaling: mean accuracy over the tasks, and each task's."""
 
     scaling: float
@@ -71,11 +85,13 @@ class Merge:
 
 def best_merge(
     base: Base, vectors: Mapping[str, TaskVector], tasks: Sequence[Task], method: str, scalings: Sequence[float]
-) -> Merge:
+) -> ScaledMerge:
     """The scaling of a method with the best mean validation accuracy."""
     curve = scaling_curve(base, merge(list(vectors.values()), method), tasks, scalings=scalings, progress=True)
     scaling = best_scaling(curve)
-    return Merge(scaling, curve[scaling].accuracy, {result.task: result.accuracy for result in curve[scaling].results})
+    return ScaledMerge(
+        scaling, curve[scaling].accuracy, {result.task: result.accuracy for result in curve[scaling].results}
+    )
 
 
 def mean_recall(folder: Path) -> float | None:
