@@ -178,6 +178,19 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_merge(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_journal_that_cannot_be_locked_is_not_kept_for_that_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("hf_taskvec.weights.temporary.fcntl.flock", no_locks)
+    merged = merge(vectors(), "iso_c", output_dir=tmp_path / "out")
+    torch.testing.assert_close(merged.deltas["w0"], merge(vectors(), "iso_c").deltas["w0"])
+    assert "cannot be locked; the merge keeps no journal" in caplog.text
+    assert "Another process" not in caplog.text
+
+
 def test_a_merge_that_cannot_succeed_leaves_no_journal(tmp_path: Path) -> None:
     inputs = vectors()
     inputs[1].deltas["w3"][0] = torch.nan

@@ -143,6 +143,17 @@ def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path: Path) -> None:
     run(tmp_path).train()  # the lock is given back
 
 
+def test_a_folder_that_cannot_be_locked_is_trained_in_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("hf_taskvec.weights.temporary.fcntl.flock", no_locks)
+    run(tmp_path).train()
+    assert caplog.text.count(f"{tmp_path} cannot be locked") == 1
+
+
 # -- names of epochs ---------------------------------------------------------------------------------------------------
 
 
@@ -153,8 +164,8 @@ def test_a_fraction_of_an_epoch_has_a_name_of_its_own(tmp_path: Path, epochs: fl
     assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == [f"epoch-{name}" for name in names]
     assert sorted(path.name for path in (tmp_path / "gradients").iterdir()) == [f"epoch-{name}" for name in names]
     for name in names:
-        assert trainer.recorded_vector(f"epoch-{name}").info.epochs == float(name)
-    assert [vector.info.epochs for vector in trainer.task_vectors()] == list(map(float, names))
+        assert f"{trainer.recorded_vector(f'epoch-{name}').info.epochs:g}" == name
+    assert [f"{vector.info.epochs:g}" for vector in trainer.task_vectors()] == names
 
 
 # -- resuming ----------------------------------------------------------------------------------------------------------

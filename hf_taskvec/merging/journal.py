@@ -135,9 +135,11 @@ def _held(folder: Path) -> Iterator[bool]:
         with held(folder) as free:
             if not free and not folder.exists():  # cleared away before it was held
                 continue
-            if not free:
+            if free is None:
+                logger.warning("%s cannot be locked; the merge keeps no journal", folder.parent)
+            elif not free:
                 logger.warning("Another process merges the same into %s; this one keeps no journal", folder.parent)
-            yield free
+            yield bool(free)
             return
     yield False
 

@@ -17,11 +17,7 @@ from hf_taskvec.errors import CheckpointError, OutputExistsError
 from hf_taskvec.text import listed
 from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.resume import check_plan, plain
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover (Windows)
-    fcntl = None  # type: ignore[assignment]
+from hf_taskvec.weights.temporary import held
 
 logger = logging.getLogger(__name__)
 
@@ -116,14 +112,14 @@ class RunFolder:
             OutputExistsError: If another run is at work in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDONLY) if fcntl is not None else None
-        try:
-            if handle is not None:
-                _lock(handle, self.path)
+        with held(self.path) as free:
+            if free is False:
+                raise OutputExistsError(
+                    f"another run is at work in {self.path}; wait for its end, or choose another output_dir"
+                )
+            if free is None:
+                logger.warning("%s cannot be locked: see to it that no other run uses it", self.path)
             yield
-        finally:
-            if handle is not None:
-                os.close(handle)  # which gives the lock back
 
     def _read(self) -> dict[str, Any]:
         if not (self.path / RUN_FILE).is_file():
@@ -174,17 +170,6 @@ def _is_ours(name: str) -> bool:
     return part in (VECTORS, GRADIENT_VECTORS, FULL_GRADIENTS) and bool(
         _RECORDED.fullmatch(last.removesuffix(".plan.json")) or re.fullmatch(r"[\w][\w.+-]*", last)
     )
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputExistsError(
-            f"another run is at work in {folder}; wait for its end, or choose another output_dir"
-        ) from error
-    except OSError as error:  # a file system without locks
-        logger.warning("%s cannot be locked (%s): see to it that no other run uses it", folder, error.strerror)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

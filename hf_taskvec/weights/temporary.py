@@ -44,15 +44,18 @@ def new_temporary(target: Path, *, folder: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Holds the lock of a file or folder, which ends with the process; tells whether it could be had."""
+def held(path: Path, *, wait: bool = False) -> Iterator[bool | None]:
+    """Holds the lock of a file or folder, which ends with the process.
+
+    Yields whether it could be had: `False` if another holds it or it is gone, `None` where there are no locks.
+    """
     if sys.platform == "win32":  # where a folder has no lock and an open file cannot be renamed
-        yield False
+        yield None
         return
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        yield False
+    except OSError as error:
+        yield False if isinstance(error, FileNotFoundError) else None
         return
     try:
         yield _lock(handle, wait=wait) and _is_at(handle, path)
@@ -68,11 +71,13 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _lock(handle: int, *, wait: bool) -> bool:
+def _lock(handle: int, *, wait: bool) -> bool | None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # another holds it, or the file system knows no locks
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return None
     return True
 
 
