@@ -252,7 +252,7 @@ def _repository(repo_id: str, options: PushOptions) -> Iterator[tuple[str, Path]
     """The full name of a repository, and a folder to prepare it in; a bad name is an error before the work."""
     full_id = full_repo_id(repo_id, token=options.token)
     place = Path(tempfile.gettempdir()) / "hf-taskvec-push"
-    clear_stale(place, lambda name: False)  # of pushes that were killed
+    clear_stale(place)  # of pushes that were killed
     with new_temporary(place, folder=True) as folder:
         folder.chmod(0o700)
         yield full_id, folder / "repository"

@@ -32,6 +32,7 @@ from hf_taskvec.vectors.compatibility import check_compatible
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.arithmetic import is_finite
 from hf_taskvec.weights.dtypes import DTYPES, as_dtype
 from hf_taskvec.weights.folders import check_output_folder
 from hf_taskvec.weights.lowrank import LowRankDeltas
@@ -217,8 +218,8 @@ def _finished(vector: TaskVector, factor: float, dtype: torch.dtype | None = Non
         delta = vector.deltas[name]
         result = delta if factor == 1 else delta * factor
         result = result if dtype is None else result.to(dtype)
-        if not torch.isfinite(result.sum()) and not torch.isfinite(result).all():
-            if not torch.isfinite(delta).all():
+        if not is_finite(result):
+            if not is_finite(delta):
                 raise NonFiniteError(
                     f"{name!r} overflows {delta.dtype} while it is merged: smaller weights or vectors do"
                 )

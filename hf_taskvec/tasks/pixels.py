@@ -28,7 +28,7 @@ from hf_taskvec.tasks.cache import cache_folder
 from hf_taskvec.tasks.images import decode_image
 from hf_taskvec.tasks.source import source_stamp
 from hf_taskvec.tasks.task import Split, Task
-from hf_taskvec.weights.folders import nothing, write_bytes
+from hf_taskvec.weights.folders import write_bytes
 from hf_taskvec.weights.temporary import clear_stale, new_temporary
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class _Work:
     def into(self, path: Path) -> None:
         """Writes pixels and, after them, what is needed to read them."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        clear_stale(path, nothing)
+        clear_stale(path)
         with new_temporary(path, folder=False) as temporary:
             with temporary.open("wb") as file:
                 shape, labels, skipped = self._stream(file, place=path.parent)

@@ -20,8 +20,8 @@ from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
 from hf_taskvec.models.layouts import CONFIG, OPEN_CLIP_CONFIG, check_is_clip, no_weights
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.weights.folders import atomic_folder, check_inside, read_json, write_json
-from hf_taskvec.weights.names import canonical, canonical_names
+from hf_taskvec.weights.folders import atomic_folder, check_inside, check_output_folder, read_json, write_json
+from hf_taskvec.weights.names import canonical, canonical_names, shapes_of
 from hf_taskvec.weights.safetensors import open_safetensors, shard_files, write_sharded
 
 if TYPE_CHECKING:
@@ -209,9 +209,8 @@ def write_checkpoint(
             yield name, edit(short[name], weight)
 
     with atomic_folder(output_dir, marker=APPLIED_NAME, own=lambda name: name in known) as target:
-        shapes = {name: weight.shape for name, weight in kept.items()}
         dtypes = {name: weight.dtype for name, weight in kept.items()}
-        write_sharded(target, "model", edited(), shapes=shapes, dtype=dtypes)
+        write_sharded(target, "model", edited(), shapes=shapes_of(kept), dtype=dtypes)
         checkpoint.copy_side_files(target)
         files = sorted(path.name for path in target.iterdir())
         write_json(target / APPLIED_NAME, {**(applied or {}), "files": files})
@@ -224,12 +223,9 @@ def check_checkpoint_folder(path: AnyPath) -> set[str]:
         OutputExistsError: If it holds anything else: nothing of somebody's project is replaced.
     """
     folder = Path(path)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return set()
+    check_output_folder(folder, marker=APPLIED_NAME)
     if not (folder / APPLIED_NAME).is_file():
-        raise OutputExistsError(
-            f"{folder} holds something else (no {APPLIED_NAME} in it); choose another output folder"
-        )
+        return set()
     files = read_json(folder / APPLIED_NAME).get("files")
     names = {entry.name for entry in folder.iterdir()} - {APPLIED_NAME}
     if odd := sorted(name for name in names if not (name in files if isinstance(files, list) else _fits(name))):

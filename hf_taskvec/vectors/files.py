@@ -19,7 +19,7 @@ from hf_taskvec.errors import CheckpointError, NonFiniteError
 from hf_taskvec.hub.access import HubAccess
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.weights.arithmetic import check_finite
+from hf_taskvec.weights.arithmetic import check_finite, is_finite
 from hf_taskvec.weights.deltas import Deltas, TensorDeltas
 from hf_taskvec.weights.dtypes import DTYPE_CODES, as_dtype
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
@@ -75,7 +75,7 @@ class _Rounded:
             check_finite(name, delta)
             stored = delta.to(self.dtype)
             if stored.dtype != delta.dtype:
-                if not torch.isfinite(stored).all():
+                if not is_finite(stored):
                     raise NonFiniteError(f"{name!r} overflows {self.dtype}; save it in float32 or bfloat16")
                 self.errors.append(float((stored.double() - delta.double()).square().sum()))
                 self.squares.append(float(delta.double().square().sum()))

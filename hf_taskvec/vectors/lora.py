@@ -14,6 +14,7 @@ from hf_taskvec.vectors.adapter_config import CONFIG
 from hf_taskvec.vectors.factors import PREFIX, WEIGHTS, AdapterParts, AnyPath, read_parts
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import atomic_folder, write_json
+from hf_taskvec.weights.names import shapes_of
 from hf_taskvec.weights.safetensors import write_safetensors
 
 
@@ -55,8 +56,7 @@ class LoraAdapter(AdapterParts):
             tensors[f"{module}.lora_A.weight"] = item.right
             tensors[f"{module}.lora_B.weight"] = item.left * item.scaling
         with atomic_folder(save_directory, marker=CONFIG, own=lambda name: name in (CONFIG, WEIGHTS)) as folder:
-            shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            write_safetensors(folder / WEIGHTS, tensors.items(), shapes=shapes, dtype=torch.float32)
+            write_safetensors(folder / WEIGHTS, tensors.items(), shapes=shapes_of(tensors), dtype=torch.float32)
             write_json(folder / CONFIG, self._config())
 
     def _config(self) -> dict[str, object]:

@@ -13,10 +13,15 @@ from torch import Tensor
 from hf_taskvec.errors import NonFiniteError
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether the tensor holds neither NaN nor Inf."""
+    # The sum is finite for nearly every finite tensor and costs half of isfinite(); only if it is not, look closer.
+    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raises a `NonFiniteError` if the tensor holds NaN or Inf."""
-    # The sum is finite for nearly every finite tensor and costs half of isfinite(); only if it is not, look closer.
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         raise NonFiniteError(f"{name!r} holds NaN or Inf; the run it comes from diverged, or the file is damaged")
 
 
@@ -54,7 +59,7 @@ def finite(tensor: Tensor, name: str, doing: str) -> Tensor:
     Raises:
         NonFiniteError: If it holds NaN or Inf.
     """
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         raise NonFiniteError(f"{name!r} holds NaN or Inf {doing}: the values are beyond the range of {tensor.dtype}")
     return tensor
 
@@ -67,7 +72,7 @@ def added(name: str, weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
     """
     beyond = abs(scaling) > torch.finfo(torch.float32).max and torch.float64 not in (weight.dtype, delta.dtype)
     result = scaled_sum(weight, delta, math.inf if beyond else scaling)
-    if not torch.isfinite(result.sum()) and not torch.isfinite(result).all():
+    if not is_finite(result):
         raise NonFiniteError(
             f"{name!r} holds NaN or Inf in {result.dtype} once the vector is added at scaling {scaling:g}; "
             "take a smaller scaling, or a base in float32"

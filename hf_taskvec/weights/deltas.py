@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
+
+from hf_taskvec.weights.names import shapes_of
 
 
 class Deltas(Mapping[str, Tensor]):
@@ -50,11 +53,8 @@ class TensorDeltas(Deltas):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = dict(tensors)
-        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        dtypes = {tensor.dtype for tensor in self._tensors.values()} or {torch.float32}
-        self.dtype = dtypes.pop()
-        for dtype in dtypes:
-            self.dtype = torch.promote_types(self.dtype, dtype)
+        self.shapes = shapes_of(self._tensors)
+        self.dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()} or {torch.float32})
         self.device = next((tensor.device for tensor in self._tensors.values()), torch.device("cpu"))
 
     def __getitem__(self, name: str) -> Tensor:

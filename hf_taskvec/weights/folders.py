@@ -1,4 +1,4 @@
-"""Files: safetensors written as a stream, folders written whole or not at all, paths that stay where they belong."""
+"""Files and folders written whole or not at all, JSON that is read with care, paths that stay where they belong."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_taskvec.errors import CheckpointError, OutputExistsError
-from hf_taskvec.weights.temporary import Own, clear_stale, new_temporary, put_in_place
-
-
-def nothing(name: str) -> bool:
-    """No name is an artefact's own beside those that a new one has too."""
-    return False
+from hf_taskvec.weights.temporary import Own, clear_stale, new_temporary, nothing, put_in_place
 
 
 @contextmanager
@@ -64,7 +59,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file under a temporary name and renames it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    clear_stale(target, nothing)
+    clear_stale(target)
     with new_temporary(target, folder=False) as temporary:
         temporary.write_bytes(content)
         os.replace(temporary, target)
@@ -89,9 +84,8 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20) -> dict[str, Any]:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
         raise CheckpointError(f"{path.name} is no regular file")
-    size = status.st_size
-    if size > max_bytes:
-        raise CheckpointError(f"{path.name} has {size} bytes, more than a configuration can have")
+    if status.st_size > max_bytes:
+        raise CheckpointError(f"{path.name} has {status.st_size} bytes, more than a configuration can have")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

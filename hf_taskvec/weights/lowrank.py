@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -39,9 +40,7 @@ class LowRankDeltas(Deltas):
     def __init__(self, factors: Mapping[str, Factors], zeros: Mapping[str, torch.Size] | None = None) -> None:
         self.factors = dict(factors)
         self.shapes = {**(zeros or {}), **{name: item.shape for name, item in self.factors.items()}}
-        self.dtype = torch.float32
-        for item in self.factors.values():
-            self.dtype = torch.promote_types(self.dtype, item.left.dtype)
+        self.dtype = reduce(torch.promote_types, {item.left.dtype for item in factors.values()}, torch.float32)
         self.device = next((item.left.device for item in self.factors.values()), torch.device("cpu"))
 
     def to(self, device: torch.device) -> LowRankDeltas:

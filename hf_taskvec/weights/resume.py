@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_taskvec.errors import OutputExistsError, SettingsDifferError
-from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.text import listed, shortened
+from hf_taskvec.weights.folders import check_output_folder, read_json, write_json
 
+_REMEDY = "choose another output folder, or move it away"
 Result = TypeVar("Result")
 
 
@@ -32,7 +34,8 @@ def compute_or_read(
         read: Opens the result.
 
     Raises:
-        SettingsDifferError: If the result there was made by another plan, or by one that is not known.
+        SettingsDifferError: If the result there was made by another plan.
+        OutputExistsError: If it is not known how it was made.
 
     Example:
         >>> import tempfile
@@ -75,18 +78,16 @@ def claim_folder(folder: str | os.PathLike[str], plan: Mapping[str, Any], *, nam
     folder = Path(folder)
     if (folder / name).is_file():
         check_plan(read_json(folder / name), plan, what=str(folder))
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise OutputExistsError(f"{folder} holds something else (no {name} in it); choose another output folder")
     else:
+        check_output_folder(folder, marker=name)
         write_json(folder / name, plain(plan))
 
 
 def check_plan(there: Mapping[str, Any], here: Mapping[str, Any], *, what: str) -> None:
     """Raises a `SettingsDifferError` that names every entry in which two plans differ."""
     if differences := plan_differences(there, here):
-        shown = "; ".join(differences[:_SHOWN])
-        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        message = f"{_cut(what, 200)} was made with other settings: {shown}{more}; {_REMEDY}"
+        shown = listed(differences, separator="; ")
+        message = f"{shortened(what, 200)} was made with other settings: {shown}; {_REMEDY}"
         raise SettingsDifferError(message, differences)
 
 
@@ -105,13 +106,5 @@ def plain(plan: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(plan)))
 
 
-_REMEDY = "choose another output folder, or move it away"
-_SHOWN = 4
-
-
 def _text(plan: Mapping[str, Any], key: str) -> str:
-    return _cut(str(plan[key]), 40) if key in plan else "unknown"
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return shortened(str(plan[key]), 40) if key in plan else "unknown"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -27,38 +27,29 @@ from hf_taskvec.weights.folders import check_inside, check_relative, check_text,
 MAX_SHARD_SIZE = "5GB"
 MAX_HEADER_BYTES = 16 << 20  # a vision tower's has some 20 kB
 MAX_WAITING_BYTES = 64 << 20  # written, not hashed yet, and still in memory
+Take = Callable[[memoryview], object]
 Dtypes = torch.dtype | Mapping[str, torch.dtype]  # of all tensors, or of each
 
 
-class Digest(Protocol):
-    """A hash of `hashlib`."""
-
-    def update(self, data: memoryview, /) -> None:
-        """Adds data."""
-
-    def hexdigest(self) -> str:
-        """The hash of all data so far."""
-
-
 @contextmanager
-def writer(path: Path, digest: Digest | None) -> Iterator[Callable[[memoryview], object]]:
-    """Yields a function that writes bytes to a new file; `digest` gets them on another core meanwhile."""
+def writer(path: Path, hashing: Take | None) -> Iterator[Take]:
+    """Yields a function that writes bytes to a new file; `hashing` gets them on another core meanwhile."""
     with open(path, "wb") as file:
-        if digest is None:
+        if hashing is None:
             yield file.write
             return
-        waiting: deque[tuple[Future[None], int]] = deque()
+        waiting: deque[tuple[Future[object], int]] = deque()
         with one_thread(), ThreadPoolExecutor(1) as worker:
 
             def write(data: memoryview) -> None:
-                waiting.append((worker.submit(digest.update, data), len(data)))
+                waiting.append((worker.submit(hashing, data), len(data)))
                 file.write(data)
                 while waiting and (waiting[0][0].done() or sum(size for _, size in waiting) > MAX_WAITING_BYTES):
                     waiting.popleft()[0].result()
 
             yield write
-            for hashing, _ in waiting:
-                hashing.result()
+            for hashed, _ in waiting:
+                hashed.result()
 
 
 def write_safetensors(
@@ -92,7 +83,7 @@ def write_safetensors(
     text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
     expected = iter(shapes)
     digest = hashlib.sha256() if hashed else None
-    with writer(path, digest) as write:
+    with writer(path, digest.update if digest else None) as write:
         write(memoryview(struct.pack("<Q", len(text)) + text))
         for name, tensor in tensors:
             if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):

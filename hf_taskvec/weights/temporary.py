@@ -22,6 +22,11 @@ ATTEMPTS = 100
 Own = Callable[[str], bool]
 
 
+def nothing(name: str) -> bool:
+    """No name is an artefact's own beside those that a new one has too."""
+    return False
+
+
 def temporary_name(target: Path, kind: str = PARTIAL) -> Path:
     """A new hidden name beside `target`."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{kind}")
@@ -81,7 +86,7 @@ def _lock(handle: int, *, wait: bool) -> bool | None:
     return True
 
 
-def clear_stale(target: Path, own: Own) -> None:
+def clear_stale(target: Path, own: Own = nothing) -> None:
     """Removes what writers of `target` that died have left beside it; what was the user's goes back to its place."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.({PARTIAL}|{SWAPPING})")
     try:
