@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, EarlyStoppingCallback, TrainingArguments
 
-from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task
+from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, gradient_vector
 from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import DataError, SettingsDifferError, UnknownNameError
 from hf_taskvec.models.classifier import ImageClassifier
@@ -140,6 +140,22 @@ def test_the_log_shows_loss_and_learning_rate_unasked(tmp_path: Path) -> None:
     assert [entry["step"] for entry in lines] == [1, 10]
     assert all("learning_rate" in entry for entry in lines)
     assert not [name for entry in history for name in entry if "cosine" in name]
+
+
+def test_runs_of_several_precisions_in_one_process_leave_each_other_alone(tmp_path: Path) -> None:
+    expected = {half: trained(tmp_path / f"alone-{half}", bf16=half).task_vector() for half in (False, True)}
+    gradient = gradient_vector(toy_base(), toy_task(), learning_rate=0.1)  # after a run in bf16
+    assert not equal_vectors(expected[False], expected[True])
+    halves = (True, False, True)
+    trainers = []
+    for args in [config(tmp_path / f"{number}", bf16=half) for number, half in enumerate(halves)]:
+        assert equal_vectors(gradient_vector(toy_base(), toy_task(), learning_rate=0.1), gradient)
+        trainers.append(TaskVectorTrainer(toy_base(), args, task=toy_task()))
+    config(tmp_path / "unused")
+    for half, trainer in zip(halves, trainers, strict=True):
+        assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+        trainer.train()
+        assert equal_vectors(trainer.task_vector(), expected[half])
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from transformers import Trainer
 
@@ -25,6 +26,24 @@ class ObjectiveTrainer(Trainer):
     base: Base
     objective: Objective
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As that of `Trainer`, whatever was trained or measured in this process before.
+
+        Accelerate keeps one state for a process, the precision among it: it refuses a second precision, and new
+        `TrainingArguments` empty the state. So each trainer keeps its own, and puts it back when it works.
+        """
+        AcceleratorState._reset_state()
+        super().create_accelerator_and_postprocess()
+        self._accelerate = dict(vars(self.accelerator.state))
+
+    def _take_process(self) -> None:
+        vars(self.accelerator.state).update(self._accelerate)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`."""
+        self._take_process()
+        return super().train(*args, **kwargs)
+
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, on a part of the task by name: the validation part if left out.
 
@@ -38,11 +57,13 @@ class ObjectiveTrainer(Trainer):
         """
         if eval_dataset is None and self.eval_dataset is None:
             eval_dataset = "validation"
+        self._take_process()
         scores: dict[str, float] = super().evaluate(self._images(eval_dataset), **kwargs)
         return scores
 
     def predict(self, test_dataset: Any, **kwargs: Any) -> Any:
         """As `Trainer.predict`, on a part of the task by name; see `evaluate`."""
+        self._take_process()
         return super().predict(self._images(test_dataset), **kwargs)
 
     def _images(self, data: Any) -> Any:
