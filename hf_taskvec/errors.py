@@ -112,6 +112,12 @@ class SettingsDifferError(OutputExistsError):
         self.differences = tuple(differences)
 
 
+def check_known(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raises an `UnknownNameError` unless `name` is one of the known ones."""
+    if name not in (names := tuple(known)):
+        raise UnknownNameError(kind, name, names)
+
+
 def check_fraction(name: str, value: float) -> None:
     """Raises a `ValueError` unless `value` is in (0, 1]."""
     if not (0 < value <= 1):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.merging.engine import Scope, check_scope, map_sum
+from hf_taskvec.errors import check_known
+from hf_taskvec.merging.engine import Scope, map_sum
 from hf_taskvec.merging.geometry import cosines, inner_products
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
@@ -188,7 +190,7 @@ def _karcher_weights(products: Tensor, *, steps: int = 200, tolerance: float = 1
 
 def _combine_by(factors: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector], scope: Scope) -> TaskVector:
     """The combination whose coefficients come from the inner products of each parameter, or of the whole vectors."""
-    check_scope(scope)
+    check_known("scope", scope, get_args(Scope))
     products = inner_products(vectors)
     if scope == "vector":
         chosen = factors(torch.stack(list(products.values())).sum(dim=0)).tolist()

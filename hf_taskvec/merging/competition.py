@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import UnknownNameError, check_fraction
+from hf_taskvec.errors import check_fraction, check_known
 from hf_taskvec.merging.engine import Scope, chunks, map_chunks, map_parameters, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept, thresholds
@@ -109,8 +109,7 @@ def sce(
         tensor([2.8000, 0.0000])
     """
     check_fraction("density", density)
-    if rule not in ("paper", "fusechat"):
-        raise UnknownNameError("rule", rule, ("paper", "fusechat"))
+    check_known("rule", rule, get_args(SceRule))
     wide, shapes = wide_dtype(vectors), vectors[0].deltas.shapes
 
     def selected_count(size: int) -> list[int]:

@@ -12,7 +12,7 @@ from huggingface_hub.utils import tqdm
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from hf_taskvec.errors import NonFiniteError, UnknownNameError
+from hf_taskvec.errors import NonFiniteError
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_finite, one_thread
 from hf_taskvec.weights.deltas import Deltas
@@ -97,8 +97,7 @@ def map_rows(merge_rows: MergeRows, vectors: Sequence[TaskVector]) -> TaskVector
         for start in range(0, merged.numel(), size):  # what is merged stays in the cache, each delta is read once
             merged[start : start + size] = merge_rows([delta[start : start + size] for delta in flat], name)
         if not torch.isfinite(merged.sum()):
-            for index, delta in enumerate(flat):
-                check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
+            check_each_finite(flat, name, vectors)
         return merged.view(shapes[name])
 
     return map_parameters(compute, vectors)
@@ -188,10 +187,10 @@ def check_finite_deltas(deltas: Tensor, name: str, vectors: Sequence[TaskVector]
         raise NonFiniteError(f"{name!r} of vector {index} ({vectors[index].info.label!r}) holds NaN or Inf") from None
 
 
-def check_scope(scope: str) -> None:
-    """Raises an `UnknownNameError` unless `scope` is "vector" or "parameter"."""
-    if scope not in ("vector", "parameter"):
-        raise UnknownNameError("scope", scope, ("vector", "parameter"))
+def check_each_finite(deltas: Sequence[Tensor], name: str, vectors: Sequence[TaskVector]) -> None:
+    """As `check_finite_deltas`, of one tensor per vector."""
+    for index, delta in enumerate(deltas):
+        check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,17 +27,7 @@ def inner_products(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
         >>> inner_products(pair)["w"].tolist()
         [[10.0, -2.0], [-2.0, 2.0]]
     """
-
-    def products(name: str) -> Tensor:
-        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-        for _, deltas in chunks(vectors, name, torch.float64, size=_CHUNK):
-            total += (deltas @ deltas.T).cpu()
-        return total
-
-    names = list(vectors[0].deltas.shapes)
-    return dict(
-        zip(names, parallel(products, names, description="inner products", device=vectors[0].device), strict=True)
-    )
+    return _over_pairs(lambda deltas: deltas @ deltas.T, vectors, torch.float64, description="inner products")
 
 
 def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
@@ -52,18 +42,28 @@ def sign_conflicts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
         [[0, 1], [1, 0]]
     """
 
-    def conflicts(name: str) -> Tensor:
-        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-        for _, deltas in chunks(vectors, name, torch.float32, size=_CHUNK):
-            positive, negative = (deltas > 0).float(), (deltas < 0).float()
-            opposed = positive @ negative.T  # exact: counts below 2^24
-            total += (opposed + opposed.T).cpu()
-        return total.long()
+    def conflicts(deltas: Tensor) -> Tensor:
+        positive, negative = (deltas > 0).float(), (deltas < 0).float()
+        opposed = positive @ negative.T  # exact: counts below 2^24
+        return opposed + opposed.T
+
+    counts = _over_pairs(conflicts, vectors, torch.float32, description="sign conflicts")
+    return {name: count.long() for name, count in counts.items()}
+
+
+def _over_pairs(
+    table: Callable[[Tensor], Tensor], vectors: Sequence[TaskVector], dtype: torch.dtype, *, description: str
+) -> dict[str, Tensor]:
+    """For each parameter the sum over its chunks of `table`, which maps deltas (T, n) to (T, T)."""
+
+    def total(name: str) -> Tensor:
+        result = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+        for _, deltas in chunks(vectors, name, dtype, size=_CHUNK):
+            result += table(deltas).cpu()
+        return result
 
     names = list(vectors[0].deltas.shapes)
-    return dict(
-        zip(names, parallel(conflicts, names, description="sign conflicts", device=vectors[0].device), strict=True)
-    )
+    return dict(zip(names, parallel(total, names, description=description, device=vectors[0].device), strict=True))
 
 
 def cosines(products: Tensor) -> Tensor:

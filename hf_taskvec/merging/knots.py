@@ -12,6 +12,7 @@ from hf_taskvec.errors import IncompatibleVectorsError, check_fraction
 from hf_taskvec.merging.arithmetic import check_weights
 from hf_taskvec.merging.engine import (
     CHUNK,
+    check_each_finite,
     check_finite_deltas,
     map_parameters,
     parallel,
@@ -83,17 +84,17 @@ class Aligned:
 
     def parts(self, name: str) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """U (m, r), S (r,) and V_iᵀ (T, r, n) of a parameter; without U and S, the deltas (T, ...) if no matrices."""
-        factors = [item for item in map(self._factors, self.vectors, [name] * len(self.vectors)) if item is not None]
+        deltas = [vector.deltas for vector in self.vectors]
+        factors = [d.factors[name] for d in deltas if isinstance(d, LowRankDeltas) and name in d.factors]
         if len(factors) == len(self.vectors) and len(self.shapes[name]) == 2:
-            for index, item in enumerate(factors):
-                for side in (item.left, item.right):
-                    check_finite_deltas(side.unsqueeze(0), name, self.vectors, [index])
+            check_each_finite([item.left for item in factors], name, self.vectors)
+            check_each_finite([item.right for item in factors], name, self.vectors)
             basis, values, right = _aligned_factors(factors, self.rounding)
         else:
-            deltas = stacked(self.vectors, name, self.wide)
-            if deltas.ndim != 3 or 0 in deltas.shape:
-                return None, None, deltas
-            basis, values, right = _aligned(deltas.double(), self.rounding)
+            stack = stacked(self.vectors, name, self.wide)
+            if stack.ndim != 3 or 0 in stack.shape:
+                return None, None, stack
+            basis, values, right = _aligned(stack.double(), self.rounding)
         check_finite_deltas(right, name, self.vectors, range(len(self.vectors)))
         return basis, values, right
 
@@ -116,9 +117,6 @@ class Aligned:
             return torch.zeros(len(self.vectors), 1, dtype=self.wide, device=device)
         run = functools.partial(parallel, description="thresholds", device=device)
         return Histograms(self.wide, magnitudes).descend(names, lambda size: [kept(density, size)], run).to(device)
-
-    def _factors(self, vector: TaskVector, name: str) -> Factors | None:
-        return vector.deltas.factors.get(name) if isinstance(vector.deltas, LowRankDeltas) else None
 
 
 def merge_adapters(
@@ -148,11 +146,11 @@ def merge_adapters(
     names = list(dict.fromkeys(name for adapter in adapters for name in adapter.factors))
 
     def merge_one(name: str) -> Factors:
-        parts = [(a.factors[name], w) for a, w in zip(adapters, factors, strict=True) if name in a.factors]
-        shapes = {item.shape for item, _ in parts}
+        terms = [(a.factors[name], w) for a, w in zip(adapters, factors, strict=True) if name in a.factors]
+        shapes = {item.shape for item, _ in terms}
         if len(shapes) > 1:
             raise IncompatibleVectorsError(f"{name!r} has shapes {sorted(map(tuple, shapes))} in the adapters")
-        return _truncated(parts, max(item.right.shape[0] for item, _ in parts) if rank is None else rank)
+        return _truncated(terms, max(item.right.shape[0] for item, _ in terms) if rank is None else rank)
 
     device = adapters[0].to_vector().device
     merged = dict(zip(names, parallel(merge_one, names, description="merge adapters", device=device), strict=True))
@@ -162,16 +160,17 @@ def merge_adapters(
     return LoraAdapter(merged, info, zeros)
 
 
-def _truncated(parts: Sequence[tuple[Factors, float]], rank: int) -> Factors:
+def _truncated(terms: Sequence[tuple[Factors, float]], rank: int) -> Factors:
     """The leading singular vectors of a weighted sum of factors: QR of both sides, SVD of the small core."""
-    left = torch.cat([item.left.double() * (item.scaling * weight) for item, weight in parts], dim=1)
-    right = torch.cat([item.right.double() for item, _ in parts], dim=0)
+    left = torch.cat([item.left.double() * (item.scaling * weight) for item, weight in terms], dim=1)
+    right = torch.cat([item.right.double() for item, _ in terms], dim=0)
     left_basis, left_core = torch.linalg.qr(left)
     right_basis, right_core = torch.linalg.qr(right.T)
     u, s, v = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    dtype = parts[0][0].left.dtype
+    first = terms[0][0]
+    dtype = first.left.dtype
     narrow = (left_basis @ (u[:, :rank] * s[:rank])).to(dtype), (v[:rank] @ right_basis.T).to(dtype)
-    return Factors(*narrow, 1.0, parts[0][0].shape)
+    return Factors(*narrow, 1.0, first.shape)
 
 
 def _aligned(deltas: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,10 +183,10 @@ def _aligned(deltas: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, v.view(-1, count, columns).permute(1, 0, 2).contiguous()
 
 
-def _aligned_factors(parts: Sequence[Factors], rounding: float) -> tuple[Tensor, Tensor, Tensor]:
+def _aligned_factors(factors: Sequence[Factors], rounding: float) -> tuple[Tensor, Tensor, Tensor]:
     """As `_aligned`, from factors: no matrix is larger than the sum of the ranks on one side."""
-    basis, core = torch.linalg.qr(torch.cat([item.left.double() * item.scaling for item in parts], dim=1))
-    cores = core.split([item.left.shape[1] for item in parts], dim=1)
-    small = torch.stack([own @ item.right.double() for own, item in zip(cores, parts, strict=True)])
+    basis, core = torch.linalg.qr(torch.cat([item.left.double() * item.scaling for item in factors], dim=1))
+    cores = core.split([item.left.shape[1] for item in factors], dim=1)
+    small = torch.stack([own @ item.right.double() for own, item in zip(cores, factors, strict=True)])
     left, values, right = _aligned(small, rounding)
     return basis @ left, values, right

@@ -13,29 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 _WORK = 70  # float64 of workspace per row: 6, and 64 for blocks
-_TYPES = [
-    "char",
-    "char",
-    "char",
-    "int",
-    "d",
-    "int",
-    "d",
-    "d",
-    "int",
-    "int",
-    "d",
-    "int",
-    "d",
-    "d",
-    "int",
-    "int",
-    "d",
-    "int",
-    "int",
-    "int",
-    "int",
-]
+_TYPES = "char char char int d int d d int int d int d d int int d int int int int"
 
 
 def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,29 +32,9 @@ def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
     support, integers, work = np.empty(2 * rank, np.intc), np.empty(10 * size, np.intc), np.empty(_WORK * size)
     n, first, unused, tolerance = _int(size), _int(size - rank + 1), np.zeros(1), np.zeros(1)
     count, info = _int(0), _int(0)
-    routine(
-        b"V",
-        b"I",
-        b"L",
-        n,
-        destroyed,
-        n,
-        unused,
-        unused,
-        first,
-        n,
-        tolerance,
-        count,
-        values,
-        vectors,
-        n,
-        support,
-        work,
-        _int(work.size),
-        integers,
-        _int(integers.size),
-        info,
-    )
+    wanted = [b"V", b"I", b"L", n, destroyed, n, unused, unused, first, n, tolerance]
+    found = [count, values, vectors, n, support]
+    routine(*wanted, *found, work, _int(work.size), integers, _int(integers.size), info)
     if info[0] != 0 or count[0] != rank:
         raise np.linalg.LinAlgError(f"dsyevr found {count[0]} of {rank} eigenvalues (info {info[0]})")
     return values[:rank], vectors.T
@@ -96,9 +54,9 @@ def load() -> Callable[..., None] | None:
         ("PyCapsule_GetPointer", ctypes.pythonapi)
     )(capsule, name)
     types = name.decode().removeprefix("void (").removesuffix(")").split(", ")
-    if [kind.removesuffix(" *").rpartition("_")[2] for kind in types] != _TYPES:
+    if " ".join(kind.removesuffix(" *").rpartition("_")[2] for kind in types) != _TYPES:
         return None
-    pointers = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(_TYPES))(address)
+    pointers = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(types))(address)
     return lambda *values: pointers(*(v.ctypes if isinstance(v, np.ndarray) else v for v in values))
 
 

@@ -70,12 +70,11 @@ def leading_and_rest(matrix: Tensor, rank: int, *, rounding: float | None = None
     wide, rounding = matrix.double(), _rounding(matrix, rounding)
     if (pairs := _by_gram(wide.T, rank, whole=True)) is not None:
         values, left = pairs
-        shared = Singular(left[:, :rank], values, wide.T @ left[:, :rank] / values).above(
-            noise(wide, float(values[0]), rounding)
-        )
+        right = wide.T @ left[:, :rank] / values
     else:
-        left, values, right = torch.linalg.svd(wide, full_matrices=False)
-        shared = Singular(left[:, :rank], values[:rank], right[:rank].T).above(noise(wide, float(values[0]), rounding))
+        left, values, rows = torch.linalg.svd(wide, full_matrices=False)
+        values, right = values[:rank], rows[:rank].T
+    shared = Singular(left[:, :rank], values, right).above(noise(wide, float(values[0]), rounding))
     alive = torch.zeros(left.shape[1], dtype=torch.bool, device=left.device)
     alive[:rank] = shared.values > 0
     return shared, left[:, ~alive]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from hf_taskvec.errors import CheckpointError, UnknownNameError
+from hf_taskvec.errors import CheckpointError, check_known
 from hf_taskvec.merging.registry import get_method
 from hf_taskvec.merging.run import as_result_dtype, as_scaling, merge
 from hf_taskvec.merging.sources import Missing
@@ -72,8 +72,7 @@ class MergeRecipe:
             raise ValueError(f"settings must be a mapping, got {type(self.settings).__name__}")
         if not isinstance(self.method, str) or type(self.allow_zero) is not bool:
             raise ValueError("method must be text and allow_zero true or false")
-        if self.missing not in ("refuse", "zero"):
-            raise UnknownNameError("treatment of missing parameters", self.missing, ("refuse", "zero"))
+        check_known("treatment of missing parameters", self.missing, get_args(Missing))
         get_method(self.method).check(self.vectors, self.settings)
         as_scaling(self.scaling)
         if self.dtype is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import UnknownNameError, check_known
 from hf_taskvec.merging.plugins import load_plugins
 from hf_taskvec.text import table
 from hf_taskvec.vectors.vector import TaskVector
@@ -64,24 +64,22 @@ class MergeMethod:
             UnknownNameError: If there is no such setting.
             ValueError: If one has not the type of its default, or for that many vectors.
         """
-        defaults = self.defaults
-        for key, value in settings.items():
-            if key not in defaults:
-                raise UnknownNameError(f"setting of {self.name}:", key, defaults)
-            _as_default(key, natural(value), defaults[key])
-        if len(vectors) < self.min_vectors or (self.max_vectors is not None and len(vectors) > self.max_vectors):
-            most = "or more" if self.max_vectors is None else f"to {self.max_vectors}"
-            raise ValueError(f"{self.name} merges {self.min_vectors} {most} vectors, got {len(vectors)}")
+        self.settled(vectors, settings)
 
     def settled(self, vectors: Sequence[object], settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Every setting with its value in plain Python, after `check`.
+        """Every setting with its value in plain Python.
 
         Raises:
             UnknownNameError, ValueError: As `check`.
         """
-        self.check(vectors, settings)
-        given = {key: _as_default(key, natural(value), self.defaults[key]) for key, value in settings.items()}
-        return {**self.defaults, **given}
+        settled = self.defaults
+        for key, value in settings.items():
+            check_known(f"setting of {self.name}:", key, settled)
+            settled[key] = _as_default(key, natural(value), settled[key])
+        if len(vectors) < self.min_vectors or (self.max_vectors is not None and len(vectors) > self.max_vectors):
+            most = "or more" if self.max_vectors is None else f"to {self.max_vectors}"
+            raise ValueError(f"{self.name} merges {self.min_vectors} {most} vectors, got {len(vectors)}")
+        return settled
 
 
 def natural(value: Any) -> Any:
@@ -104,18 +102,12 @@ def natural(value: Any) -> Any:
 
 def _as_default(name: str, value: Any, default: Any) -> Any:
     """The value if it has the kind of the setting's default, a whole float as the integer it is."""
-    if default is None or (value is None and not isinstance(default, (bool, int, float, str))):
+    if type(default) not in _KINDS:
         return value
-    kinds: dict[type, tuple[tuple[type, ...], str]] = {
-        bool: ((bool,), "true or false"),
-        int: ((int,), "a whole number"),
-        float: ((int, float), "a number"),
-        str: ((str,), "text"),
-    }
-    accepted, words = kinds.get(type(default), ((object,), ""))
+    accepted, words = _KINDS[type(default)]
     if type(default) is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted and object not in accepted):
+    if not isinstance(value, accepted) or isinstance(value, bool) is not isinstance(default, bool):
         raise ValueError(f"{name} must be {words}, got {type(value).__name__} {str(value)[:80]!r}")
     return value
 
@@ -124,6 +116,12 @@ METHODS: dict[str, MergeMethod] = {}
 RESERVED = frozenset(
     {"vectors", "method", "output_dir", "dtype", "scaling", "device", "recipe", "missing", "allow_zero"}
 )  # the arguments of `merge`: a setting of that name would never reach its method
+_KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "text"),
+}  # of the settings whose default tells what they are
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 

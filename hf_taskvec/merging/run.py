@@ -8,13 +8,13 @@ import numbers
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError
+from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError, check_known
 from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool
 from hf_taskvec.merging.journal import journal_key, open_journal
 from hf_taskvec.merging.registry import MergeMethod, get_method
@@ -92,8 +92,7 @@ def merge(
     sources, chosen = as_sources(vectors), get_method(method)
     factor, narrow = as_scaling(scaling), None if dtype is None else as_result_dtype(dtype)
     settled = chosen.settled(sources, settings)
-    if missing not in ("refuse", "zero"):
-        raise UnknownNameError("treatment of missing parameters", missing, ("refuse", "zero"))
+    check_known("treatment of missing parameters", missing, get_args(Missing))
     place = None if device is None else as_device(device)
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_taskvec.merging.engine import Scope, check_scope, chunks, parallel, wide_dtype
+from hf_taskvec.errors import check_known
+from hf_taskvec.merging.engine import Scope, chunks, parallel, wide_dtype
 from hf_taskvec.merging.radix import Histograms
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -59,7 +62,7 @@ def thresholds(score: Score, vectors: Sequence[TaskVector], ranks: Ranks, scope:
         UnknownNameError: If `scope` is unknown.
         NonFiniteError: If a delta holds NaN or Inf.
     """
-    check_scope(scope)
+    check_known("scope", scope, get_args(Scope))
     sizes = {name: shape.numel() for name, shape in vectors[0].deltas.shapes.items()}
     search = _Search(score, vectors, sizes)
     together = functools.partial(parallel, description="thresholds", device=search.device)
@@ -76,10 +79,7 @@ class _Bracket:
     low: float
     high: float
     tied: bool  # whether to count the entries that equal a bound
-    above: int = 0  # entries > high; if not tied, as many as are >= high
-    from_high: int = 0  # entries >= high
-    above_low: int = 0  # entries > low
-    from_low: int = 0  # entries >= low; if not tied, as many as are > low
+    counts: tuple[int, ...] = (0, 0, 0, 0)  # entries > high, >= high, > low, >= low; if not tied, > and >= are alike
     inside: tuple[np.ndarray, ...] = ()  # entries between the bounds
 
     def count(self, values: np.ndarray) -> _Bracket:
@@ -91,30 +91,23 @@ class _Bracket:
         # where the sample saw no bound twice, no entry but the sampled one is likely to equal it
         above = int(np.count_nonzero(values > self.high)) if self.tied else high
         from_low = int(np.count_nonzero(values >= self.low)) if self.tied else low
-        return self + _Bracket(self.low, self.high, self.tied, above, high, low, from_low, (between,))
+        return self + dataclasses.replace(self, counts=(above, high, low, from_low), inside=(between,))
 
     def __add__(self, other: _Bracket) -> _Bracket:
-        return _Bracket(
-            self.low,
-            self.high,
-            self.tied,
-            self.above + other.above,
-            self.from_high + other.from_high,
-            self.above_low + other.above_low,
-            self.from_low + other.from_low,
-            self.inside + other.inside,
-        )
+        counts = tuple(map(operator.add, self.counts, other.counts))
+        return dataclasses.replace(self, counts=counts, inside=self.inside + other.inside)
 
     def value(self, rank: int) -> float | None:
         """The entry at a rank from the top; `None` if the bracket misses it."""
-        if not self.above < rank <= self.from_low:
+        above, from_high, above_low, from_low = self.counts
+        if not above < rank <= from_low:
             return None
-        if rank <= self.from_high:
+        if rank <= from_high:
             return self.high
-        if rank > self.above_low:
+        if rank > above_low:
             return self.low
         inside = np.concatenate(self.inside)
-        place = len(inside) - (rank - self.from_high)
+        place = len(inside) - (rank - from_high)
         return float(np.partition(inside, place)[place])
 
 

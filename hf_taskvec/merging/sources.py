@@ -16,7 +16,7 @@ from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_not_zero, is_zero
 from hf_taskvec.vectors.files import CONFIG_NAME
-from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.info import Kind, VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.deltas import FilledDeltas
 from hf_taskvec.weights.lowrank import LowRankDeltas
@@ -24,7 +24,7 @@ from hf_taskvec.weights.lowrank import LowRankDeltas
 logger = logging.getLogger(__name__)
 Source = TaskVector | str | os.PathLike[str]
 Missing = Literal["refuse", "zero"]
-TRAINED = ("fine-tuned", "gradient", "lora")  # kinds of vectors that are zero only by mistake
+TRAINED: tuple[Kind, ...] = ("fine-tuned", "gradient", "lora")  # kinds of vectors that are zero only by mistake
 
 
 def as_sources(vectors: object) -> list[Source]:
@@ -109,7 +109,7 @@ def check_changes(vectors: Sequence[TaskVector]) -> None:
     Raises:
         IncompatibleVectorsError: If one was trained and is zero, as after a first step at learning rate 0.
     """
-    check_not_zero([vector for vector in vectors if vector.info.kind in TRAINED])
+    check_not_zero(vectors, kinds=TRAINED)
     for index, vector in enumerate(vectors):
         if vector.info.kind not in TRAINED and is_zero(vector.deltas):
             logger.warning("Vector %d (%r) is zero: it adds nothing, but counts", index, vector.info.label)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import UnknownNameError, check_positive
+from hf_taskvec.errors import check_known, check_positive
 from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
@@ -52,8 +52,7 @@ def wudi(
         >>> wudi(pair, solver="exact").deltas["w"].norm().round(decimals=3)
         tensor(2.8280)
     """
-    if solver not in ("adam", "exact"):
-        raise UnknownNameError("solver", solver, ("adam", "exact"))
+    check_known("solver", solver, get_args(Solver))
     check_positive("steps", steps)
     check_positive("learning_rate", learning_rate)
     check_positive("cutoff", cutoff)

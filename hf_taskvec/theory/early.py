@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hf_taskvec.errors import DataError, UnknownNameError, check_fraction
+from hf_taskvec.errors import DataError, check_fraction, check_known
 from hf_taskvec.evaluation.intervals import Interval
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
@@ -114,8 +114,7 @@ def choose_epochs(
         >>> choice.epochs["digits"], choice.saved
         (2.0, 0.5)
     """
-    if by not in get_args(Criterion):
-        raise UnknownNameError("criterion", by, get_args(Criterion))
+    check_known("criterion", by, get_args(Criterion))
     check_fraction("threshold", threshold)
     if rounds < 0 or slack < 0 or not math.isfinite(slack):
         raise ValueError(f"rounds and slack must be at least 0, got {rounds} and {slack}")
@@ -174,8 +173,7 @@ def check_series(series: Mapping[str, Sequence[TaskVector]], tasks: Sequence[Tas
     """
     names = [task.name for task in tasks]
     for name in series:
-        if name not in names:
-            raise UnknownNameError("task of a series:", name, names)
+        check_known("task of a series:", name, names)
     if missing := [name for name in names if name not in series] or (["any task"] if not names else []):
         raise DataError(f"there is no series of {listed(missing)}; {REMEDY}")
     ordered = {name: _ordered(name, list(series[name])) for name in names}

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from transformers import Trainer
 
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import check_known
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks import Split
@@ -74,8 +74,7 @@ class ObjectiveTrainer(Trainer):
         if isinstance(data, Dataset):
             return self.objective.images(self.base, data)
         if isinstance(data, str):
-            if data not in get_args(Split):
-                raise UnknownNameError("part of the task", data, get_args(Split))
+            check_known("part of the task", data, get_args(Split))
             return self.objective.images(self.base, data)
         raise TypeError(
             f"a trainer evaluates a part of its task by name (train, validation, test), or a Dataset of its classes, "

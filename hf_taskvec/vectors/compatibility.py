@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, get_args
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
 from hf_taskvec.text import listed
-from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.info import Kind, VectorInfo
 from hf_taskvec.weights.deltas import Deltas
 from hf_taskvec.weights.names import differences
 
@@ -53,12 +53,15 @@ def is_zero(deltas: Deltas) -> bool:
     return not any(bool(deltas[name].any()) for name in deltas.shapes)
 
 
-def check_not_zero(vectors: Sequence[Parts], *, allow_zero: bool = False) -> None:
+def check_not_zero(
+    vectors: Sequence[Parts], *, allow_zero: bool = False, kinds: Sequence[Kind] = get_args(Kind)
+) -> None:
     """Raises if a vector changes nothing: its training made no step, or its first and only one at learning rate 0.
 
     Args:
         vectors: The vectors.
         allow_zero: Whether that is wanted.
+        kinds: The kinds of vectors that must change something.
 
     Raises:
         IncompatibleVectorsError: If one is zero; all such are named.
@@ -70,7 +73,8 @@ def check_not_zero(vectors: Sequence[Parts], *, allow_zero: bool = False) -> Non
     """
     if allow_zero:
         return
-    if zero := [f"vector {index} ({v.info.label!r})" for index, v in enumerate(vectors) if is_zero(v.deltas)]:
+    checked = [(index, vector) for index, vector in enumerate(vectors) if vector.info.kind in kinds]
+    if zero := [f"vector {index} ({v.info.label!r})" for index, v in checked if is_zero(v.deltas)]:
         raise IncompatibleVectorsError(
             f"{listed(zero)} changes nothing: all its entries are zero, as after a run without a step or with a "
             "learning rate of 0. Train it again, or pass allow_zero=True.",
