@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import interrupts  # noqa: F401
 from small_datasets.build import Source, build
 
 from hf_taskvec.arguments import arg, run_recipe
@@ -25,13 +26,16 @@ SOURCES = Path(__file__).parent / "small_datasets" / "sources.json"
 @dataclass
 class BuildArguments:
     output_dir: str = arg("Where one folder per dataset goes.", default="out/datasets")
-    names: list[str] = arg("Datasets to build; all of `sources` if left out.", default=[])
+    names: list[str] = arg("Datasets to build; all of them if left out.", default=[])
     seed: int = arg("Which images are drawn.", default=0)
-    sources: str = arg("JSON file of the datasets, their Hub ids, classes and sizes.", default=str(SOURCES))
+    sources: str | None = arg(
+        "JSON file of the datasets, their Hub ids, classes and sizes; that of the README's eight if left out.",
+        default=None,
+    )
 
 
 def main(args: BuildArguments) -> list[Path]:
-    sources, folders = read_json(Path(args.sources)), []
+    sources, folders = read_json(Path(args.sources or SOURCES)), []
     for name in args.names:
         if name not in sources:
             raise UnknownNameError("small dataset", name, sources)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import interrupts  # noqa: F401
 from huggingface_hub.utils import disable_progress_bars
 
 from hf_taskvec import TaskVector
@@ -19,6 +20,7 @@ from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.merging import methods_table
 from hf_taskvec.merging.engine import PROGRESS
 from hf_taskvec.merging.recipes import MergeRecipe
+from hf_taskvec.merging.sources import Missing
 from hf_taskvec.vectors.files import CONFIG_NAME
 
 
@@ -32,7 +34,9 @@ class MergeArguments:
     device: str | None = arg("Where to compute, as cuda; where the vectors are if left out.", default=None)
     output_dir: str = arg("Where to save the merged vector.", default="out/merged")
     overwrite: bool = arg("Replace a vector that --output_dir holds already.", default=False)
-    missing: str = arg("What a vector that lacks parameters of another gets there: refuse or zero.", default="refuse")
+    missing: Missing = arg(
+        "What a vector that lacks parameters of another gets there: refuse or zero.", default="refuse"
+    )
     allow_zero: bool = arg("Merge trained vectors that are all zero.", default=False)
     repeat: str | None = arg("Hub id or folder of a merged vector whose recipe to run again.", default=None)
     list_methods: bool = arg("Print a table of all methods and stop.", default=False)
@@ -54,7 +58,7 @@ def main(args: MergeArguments) -> TaskVector | None:
             args.settings,
             args.scaling,
             args.dtype,
-            missing=args.missing,  # type: ignore[arg-type]
+            missing=args.missing,
             allow_zero=args.allow_zero,
         )
     if not args.overwrite and (Path(args.output_dir) / CONFIG_NAME).exists():
