@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import interrupts  # noqa: F401
+
 from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import interrupts  # noqa: F401
+
 from hf_taskvec import Report, TaskVector, choose_scaling, evaluate, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually

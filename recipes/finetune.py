@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import interrupts  # noqa: F401
+
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.training.output import last_checkpoint

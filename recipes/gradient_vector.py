@@ -10,6 +10,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 
+import interrupts  # noqa: F401
 from accelerate import PartialState
 
 from hf_taskvec import TaskVector, get_task, gradient_vector, load_base

@@ -13,6 +13,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import interrupts  # noqa: F401
+
 from hf_taskvec import Report, TaskVector, evaluate, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.cards import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_folder_card

@@ -6,6 +6,7 @@ python recipes/one_epoch_vs_converged.py --config recipes/configs/paper7_tiny.ya
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401
 from paper.comparison import Cell, compare
 from paper.report import budget_tables, comparison_table
 from paper.results import claim_folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import interrupts  # noqa: F401
 from pretraining.config import PretrainingConfig
 from pretraining.run import pretrain
 from pretraining.sources import Sources

@@ -11,6 +11,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import interrupts  # noqa: F401
+
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_folder_card
 from hf_taskvec.cards.publish import OLD, create_collection

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import interrupts  # noqa: F401
+
 from hf_taskvec import Report, TaskVectorConfig, choose_weights, evaluate, get_tasks, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import interrupts  # noqa: F401
 from paper.estimate import estimate
 from paper.report import write_report
 from paper.results import reproduce

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import interrupts  # noqa: F401
 from huggingface_hub import DatasetCard
 
 from hf_taskvec import evaluate, get_tasks, load_base

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import interrupts  # noqa: F401
 from accelerate import PartialState
 
 from hf_taskvec import TaskVectorConfig, get_tasks, load_base, verify_equivalence

@@ -6,6 +6,7 @@ import ast
 import os
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,10 @@ from tests.bases import save_colour_dataset, save_tiny_base
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.py")) if path.name != "interrupts.py"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_is_short_and_explains_its_arguments(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,7 +35,9 @@ def test_a_recipe_is_short_and_explains_its_arguments(
     monkeypatch.setattr(sys, "argv", [str(path), "--help"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(path), run_name="__main__")
-    assert "--config" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--config" in shown
+    assert str(ROOT) not in shown
 
 
 def run_script(recipe: str, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,6 +71,14 @@ def test_a_recipe_ends_an_error_of_its_user_in_one_sentence(tmp_path: Path) -> N
     assert "empty" in last
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_ctrl_c_while_a_recipe_loads_ends_it_in_one_sentence(path: Path, tmp_path: Path) -> None:
+    for name in ("accelerate", "huggingface_hub", "lazy_loader", "numpy", "torch"):  # whichever a recipe loads first
+        (tmp_path / f"{name}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run_script(path.name, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, f"{path.name}: stopped before it began.\n")
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,10 @@ def test_a_run_says_where_its_vectors_are_and_what_resuming_needs(
     assert sorted(path.name for path in (tmp_path / "checkpoint-5").iterdir() if "gradients" in path.name) == []
 
 
-def test_a_vector_of_zeros_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_vector_of_zeros_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recorder, "warned", False)
     trainer = run(tmp_path, max_steps=1)
     with caplog.at_level(logging.WARNING):
         trainer.train()
@@ -399,6 +402,10 @@ def test_a_vector_of_zeros_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     run(tmp_path, max_steps=1, warmup_steps=0).train()
     assert "zero" not in caplog.text
     assert "learning rate is 0" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, max_steps=1).train()
+    assert "the task vector is zero" in caplog.text
+    assert "learning rate is 0" not in caplog.text  # once in a process
 
 
 def test_the_dead_leave_no_lock(tmp_path: Path) -> None:

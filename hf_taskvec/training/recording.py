@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -123,6 +123,8 @@ class GradientTracker:
 class Recorder(TrainerCallback):
     """Saves the vector at epoch ends and chosen steps, logs the gradients' course, and resumes with the run."""
 
+    warned: ClassVar[bool] = False  # of a first step that moves nothing; in a recipe with many runs once is enough
+
     def __init__(self, run: Recorded) -> None:
         self.run = run
         self.tracker = GradientTracker()
@@ -151,14 +153,15 @@ class Recorder(TrainerCallback):
             loader.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tells a first step that moves nothing."""
+        """Tells a first step that moves nothing, of a short run as a warning, once in a process."""
         optimizer = kwargs.get("optimizer")
         if not state.is_world_process_zero or state.global_step > 0 or optimizer is None:
             return
         if not any(group["lr"] for group in optimizer.param_groups):
-            level = logging.WARNING if state.max_steps < FEW_STEPS else logging.INFO
+            warn = state.max_steps < FEW_STEPS and not Recorder.warned
+            Recorder.warned |= warn
             logger.log(
-                level,
+                logging.WARNING if warn else logging.INFO,
                 "the learning rate is 0 in the first of %d steps, where the warm-up starts: it moves nothing; "
                 "warmup_steps=0 does without",
                 state.max_steps,
