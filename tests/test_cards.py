@@ -104,6 +104,22 @@ def test_a_card_counts_tensors_and_entries_and_sets_numbers_plain() -> None:
     assert "| |" not in card.replace("| ---", "")
 
 
+def test_a_card_says_what_its_fingerprint_and_hash_are_of() -> None:
+    card = render_vector_card(replace(INFO, dataset="mnist", dataset_revision="0123456789abcdef" * 2), repo_id="user/x")
+    assert f"| base fingerprint, of the covered tensors | `{INFO.base_fingerprint}` |" in card
+    assert "| hash of the dataset's files | `0123456789abcdef0123456789abcdef` |" in card
+    assert "| dataset revision | `77f3279" in render_vector_card(INFO, repo_id="user/x")
+
+
+def test_each_parent_stands_beside_its_weight() -> None:
+    card = render_vector_card(replace(MERGED, settings={"weights": [0.25, 0.85]}), repo_id="user/x")
+    assert "| mnist | 0.25 | ylecun/mnist |" in card
+    assert "| svhn | 0.85 | " in card
+    assert card_errors(card) == []
+    for odd in ([0.5], ["|", "x"], {"a": 1}, None):
+        assert "| weight |" not in render_vector_card(replace(MERGED, settings={"weights": odd}), repo_id="user/x")
+
+
 def test_layers_stand_in_the_order_of_their_numbers() -> None:
     norms = {f"vision_model.encoder.layers.{layer}": 1.0 for layer in (10, 2, 0, 11, 1)}
     card = render_vector_card(replace(INFO, layer_norms=norms), repo_id="user/x")

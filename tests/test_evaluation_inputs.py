@@ -307,7 +307,9 @@ def test_references_stand_beside_the_accuracies(base: Base, task: Task, vector: 
 
 def test_an_edited_base_is_not_shown_under_the_name_of_its_base(base: Base, task: Task, vector: TaskVector) -> None:
     edited = vector.apply_to(base)
-    assert evaluate(edited, task, zero_shot=base).model == "edited"
+    assert evaluate(edited, task).model == evaluate(edited, task, zero_shot=base).model == "edited"
+    assert repr(edited).endswith("edited=True)")
+    assert "edited" not in repr(base)
     assert evaluate(edited, task, zero_shot=base, label="mine").model == "mine"
     assert evaluate(base, task).model == base.name
 

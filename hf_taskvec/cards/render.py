@@ -156,14 +156,14 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
         "kind": info.kind,
         "base": info.base,
         "base revision": info.base_revision,
-        "base fingerprint": info.base_fingerprint,
         "covers": f"{covered} of the {tower}" if covered else f"the {tower}",
+        _FINGERPRINT: info.base_fingerprint,
         "made from": " at ".join(filter(None, (info.finetuned, info.finetuned_revision))),
         "left out": f"{info.left_out} parameters that the training changed too" if info.left_out else None,
         "task": info.task,
         "method": info.method,
         "dataset": " ".join(filter(None, (info.dataset, info.dataset_config))),
-        "dataset revision": info.dataset_revision,
+        _HASH if _IS_HASH.fullmatch(info.dataset_revision or "") else "dataset revision": info.dataset_revision,
         "images per epoch": info.num_images,
         "epochs": info.epochs,
         "steps": info.steps,
@@ -181,15 +181,18 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
     return {name: value for name, value in facts.items() if value not in (None, "", (), [])}
 
 
+_FINGERPRINT, _HASH = "base fingerprint, of the covered tensors", "hash of the dataset's files"
+_IS_HASH = re.compile("[0-9a-f]{32}")  # a commit is longer
 _NAMES = {
     "base",
     "base revision",
     "made from",
-    "base fingerprint",
+    _FINGERPRINT,
     "task",
     "method",
     "dataset",
     "dataset revision",
+    _HASH,
     "optimiser",
 }
 
@@ -208,6 +211,14 @@ def source(info: VectorInfo) -> str:
         if is_repo_id(repo) and COMMIT.fullmatch(commit)
         else label
     )
+
+
+def weights(info: VectorInfo) -> list[float]:
+    """The weight of each parent in a sum, if it had any."""
+    given = info.settings.get("weights")
+    if not isinstance(given, list) or len(given) != len(info.parents):
+        return []
+    return given if all(isinstance(weight, int | float) for weight in given) else []
 
 
 def codes(values: Sequence[str], *, most: int = 30) -> str:
@@ -241,6 +252,7 @@ def _environment() -> Environment:
         "percent": percent,
         "fact": fact,
         "source": source,
+        "weights": weights,
         "codes": codes,
         "capitalised": text.capitalised,
     }

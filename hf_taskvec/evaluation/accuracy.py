@@ -83,7 +83,7 @@ def evaluate(
         batch_size: Images per forward pass.
         metrics: Further metrics, computed from the same forward pass: names such as "f1" and "per_class_accuracy",
             `evaluate.Metric` objects, or functions of predictions and references; see `as_metrics`.
-        label: What to call the model in the report; its name if left out, and "edited" if that is the base's too.
+        label: What to call the model in the report; its name if left out, "edited" if that is the base's too.
         scaling: The scaling the model was made with, for the report.
         zero_shot: To be shown beside the model's accuracies: the base, which is then evaluated too, its report, or
             its accuracies by task.
@@ -222,8 +222,9 @@ def _measure(
 
 
 def _label(model: Base, zero_shot: object) -> str:
-    """The model's name, unless that is the name of what stands beside it: an edited base keeps its base's."""
-    return "edited" if isinstance(zero_shot, Report) and zero_shot.model == model.name else model.name
+    """The model's name, unless that is its base's or the name of what stands beside it."""
+    beside = isinstance(zero_shot, Report) and zero_shot.model == model.name
+    return "edited" if model.edited or beside else model.name
 
 
 def _check_logits(logits: Tensor, model: Base, task: Task) -> None:

@@ -33,12 +33,14 @@ class Base:
         processor: Tokenizer and image processor.
         name: Hub id or folder name.
         revision: Hub commit, if it came from the Hub.
+        edited: Whether a vector was added to it.
     """
 
     model: CLIPModel
     processor: CLIPProcessor
     name: str
     revision: str | None = None
+    edited: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +66,7 @@ class Base:
             ("image_size", vision.image_size),
             ("dtype", weight.dtype),
             ("device", repr(str(weight.device))),
+            *([("edited", True)] if self.edited else []),
         ]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

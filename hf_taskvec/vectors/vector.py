@@ -286,7 +286,7 @@ class TaskVector(Algebra, Publishable):
                     parameter.copy_(added(name, parameter, delta, scaling))
         if other and (config := getattr(result, "config", None)):  # the model's own save_pretrained keeps it
             config.task_vector_of_other_base = self.info.base or "unknown"
-        changed = result if isinstance(model, nn.Module) else dataclasses.replace(model, model=result)
+        changed = result if isinstance(model, nn.Module) else dataclasses.replace(model, model=result, edited=True)
         return cast(Target, changed)
 
     def save_checkpoint(
