@@ -401,6 +401,14 @@ def test_a_repository_holds_what_its_card_says(tmp_path: Path, base: CLIPModel) 
     assert (tmp_path / "x" / CARD_NAME).read_text() == render_folder_card(tmp_path / "x", repo_id="user/x")
 
 
+def test_folders_of_a_series_are_told_and_others_left_alone(tmp_path: Path, base: CLIPModel) -> None:
+    tiny_vector(base).save_pretrained(tmp_path)
+    for name in ("epoch-2", "epoch-10", "epoch-last"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "epoch-3").write_text("notes")
+    assert "after each of the epochs `2`, `10`:" in render_folder_card(tmp_path, repo_id="user/x")
+
+
 PUBLISHED = sorted(path.parent for path in HUB_CARDS.glob("*/README.md"))
 
 

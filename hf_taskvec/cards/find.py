@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi
@@ -116,6 +116,17 @@ def epoch_folder(epochs: float) -> str:
     return f"epoch-{epochs:g}"
 
 
+def epochs_of(folders: Iterable[object]) -> list[float]:
+    """The epochs that some names of folders stand for, in order; other names tell none.
+
+    Example:
+        >>> epochs_of(["epoch-10", "notes", "epoch-0.5", "epoch-last"])
+        [0.5, 10.0]
+    """
+    matches = [_EPOCH.fullmatch(name) for name in folders if isinstance(name, str)]
+    return sorted(epoch for match in matches if match and math.isfinite(epoch := float(match[1])))
+
+
 def list_epochs(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> list[float]:
     """The epochs of a published series, in order; empty if it holds a single vector.
 
@@ -138,6 +149,4 @@ def list_epochs(repo_id: str, *, revision: str | None = None, token: str | bool 
     where = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
     with hub_errors(where, "listing the epochs of"):
         tree = HfApi(token=token).list_repo_tree(repo_id, revision=revision)
-        paths = [item.path for item in itertools.islice(tree, MAX_LISTED) if isinstance(item, RepoFolder)]
-    matches = [_EPOCH.fullmatch(path) for path in paths if isinstance(path, str)]
-    return sorted(epoch for match in matches if match and math.isfinite(epoch := float(match[1])))
+        return epochs_of([item.path for item in itertools.islice(tree, MAX_LISTED) if isinstance(item, RepoFolder)])

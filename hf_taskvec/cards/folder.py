@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hf_taskvec.cards.find import epochs_of
 from hf_taskvec.cards.render import render_base_card, render_model_card, render_vector_card
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.evaluation.report import Report
@@ -35,7 +36,7 @@ def render_folder_card(folder: Path, *, repo_id: str) -> str:
     """
     report = Report.load(folder / REPORT_NAME) if (folder / REPORT_NAME).is_file() else None
     if (folder / CONFIG_NAME).is_file():
-        epochs = sorted(float(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*"))
+        epochs = epochs_of(path.name for path in folder.iterdir() if path.is_dir())
         picture = PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None
         return render_vector_card(read_info(folder), report, repo_id=repo_id, epochs=epochs, picture=picture)
     if (folder / APPLIED_NAME).is_file():

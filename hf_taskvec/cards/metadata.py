@@ -15,6 +15,7 @@ from hf_taskvec.hub.client import LIBRARY
 from hf_taskvec.vectors.info import VectorInfo
 
 _TAG = re.compile(r"[\w.-]{1,80}", re.ASCII)
+_TRANSFORMERS: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "zero-shot-image-classification"}
 
 
 def vector_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
@@ -22,32 +23,21 @@ def vector_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) ->
     tags = ["task-vector", "task-arithmetic", "model-merging"]
     tags += [name for name in (info.method or "", info.kind) if _TAG.fullmatch(name)]
     tags += [task_tag(name) for name in task_names(info) if _TAG.fullmatch(name)]
-    relation = "merge" if info.kind == "merged" else "finetune"
-    return _yaml(info, report, repo_id=repo_id, tags=tags, relation=relation, library_name=LIBRARY)
+    return _yaml(info, report, repo_id=repo_id, tags=tags, library_name=LIBRARY)
 
 
 def model_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
     """The metadata of the card of a checkpoint that a vector was added to."""
     tags = ["task-arithmetic", "model-merging"]
     tags += [info.method] if info.method and _TAG.fullmatch(info.method) else []
-    relation = "merge" if info.kind == "merged" else "finetune"
-    return _yaml(
-        info,
-        report,
-        repo_id=repo_id,
-        tags=tags,
-        relation=relation,
-        library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
-    )
+    return _yaml(info, report, repo_id=repo_id, tags=tags, **_TRANSFORMERS)
 
 
 def base_metadata(config: dict[str, Any], report: Report | None, *, repo_id: str) -> str:
     """The metadata of the card of a base."""
     data = ModelCardData(
         license=config["license"],
-        library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
+        **_TRANSFORMERS,
         tags=["clip", "task-arithmetic"],
         model_name=repo_id.split("/")[-1],
         eval_results=list(_results(report, VectorInfo())) or None,
@@ -62,18 +52,14 @@ def task_tag(task: str) -> str:
 
 def task_names(info: VectorInfo) -> list[str]:
     """The tasks of a vector: its own, or those of the vectors it was merged from."""
-    names = [info.task] if info.task else []
-    for parent in info.parents:
-        names += task_names(parent)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(one.task for one in info.lineage() if one.task))
 
 
 def _yaml(info: VectorInfo, report: Report | None, *, repo_id: str, tags: list[str], **entries: Any) -> str:
     datasets = list(dict.fromkeys(name for name in _datasets(info).values() if is_repo_id(name)))
     if info.base and is_repo_id(info.base):
-        entries |= {"base_model": info.base, "base_model_relation": entries.pop("relation")}
-    else:
-        entries.pop("relation")
+        relation = "merge" if info.kind == "merged" else "finetune"
+        entries |= {"base_model": info.base, "base_model_relation": relation}
     return ModelCardData(
         **entries,
         license=info.license,
@@ -92,10 +78,7 @@ def _languages(info: VectorInfo) -> str | list[str] | None:
 
 def _datasets(info: VectorInfo) -> dict[str, str]:
     """The dataset of each task of the vector, where it is known."""
-    result = {info.task: info.dataset} if info.task and info.dataset else {}
-    for parent in info.parents:
-        result |= _datasets(parent)
-    return result
+    return {one.task: one.dataset for one in info.lineage() if one.task and one.dataset}
 
 
 def _results(report: Report | None, info: VectorInfo) -> Iterator[EvalResult]:

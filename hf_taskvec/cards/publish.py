@@ -218,9 +218,9 @@ def _published(vectors: Sequence[TaskVector], options: PushOptions, *, keep_sour
             language=options.language or info.language,
             base=base,
             base_revision=info.base_revision if base == info.base else None,
+            repo_id=info.repo_id if keep_source else None,
+            repo_commit=info.repo_commit if keep_source else None,
         )
-        if not keep_source:
-            info = dataclasses.replace(info, repo_id=None, repo_commit=None)
         result.append(dataclasses.replace(vector, info=info))
     return result
 

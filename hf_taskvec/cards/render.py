@@ -52,25 +52,26 @@ def render_vector_card(
         facts=facts_of(info),
         tasks=task_names(info),
         picture=picture,
-        can_evaluate=_is_registered(info),
+        can_evaluate=all(map(_is_registered, _trained(info))),
         measured=_data_of(info),
         own_tasks=_own_tasks(info),
     )
 
 
+def _trained(info: VectorInfo) -> list[VectorInfo]:
+    """The vectors that a merge goes back to, or the vector itself."""
+    return [one for one in info.lineage() if not one.parents]
+
+
 def _is_registered(info: VectorInfo) -> bool:
-    """Whether `get_tasks` gives the very data of all of the vector's tasks."""
-    if info.parents:
-        return all(map(_is_registered, info.parents))
+    """Whether `get_tasks` gives the very data of a vector's task."""
     task = TASKS.get(info.task or "")
     return task is not None and task.dataset == info.dataset
 
 
 def _own_tasks(info: VectorInfo) -> list[VectorInfo]:
-    """Those of a vector and its parents whose classes a reader finds nowhere else."""
-    if info.parents:
-        return [own for parent in info.parents for own in _own_tasks(parent)]
-    return [info] if info.class_names and not _is_registered(info) else []
+    """Those of the trained vectors whose classes a reader finds nowhere else."""
+    return [one for one in _trained(info) if one.class_names and not _is_registered(one)]
 
 
 def _data_of(info: VectorInfo) -> str:
@@ -84,24 +85,17 @@ def _data_of(info: VectorInfo) -> str:
 
 def _labels(info: VectorInfo) -> list[str]:
     """A few names to tell apart, of the vector's first task that has any."""
+    own = {one.task: one.class_names for one in reversed([*info.lineage()]) if one.class_names}
     for name in task_names(info):
-        known = TASKS[name].class_names if name in TASKS else ()
-        if names := _class_names(info, name) or known:
+        if names := own.get(name) or (TASKS[name].class_names if name in TASKS else ()):
             return list(names[:10])
     return ["cat", "dog"]
 
 
-def _class_names(info: VectorInfo, task: str) -> tuple[str, ...]:
-    own = info.class_names if info.task == task else ()
-    return own or next(filter(None, (_class_names(parent, task) for parent in info.parents)), ())
-
-
 def _prompt(info: VectorInfo) -> str:
     """A prompt of the vector's first task that has any."""
-    for source in (info, *info.parents):
-        if source.templates and source.templates[0].count("{}") == 1:
-            return source.templates[0]
-    return "a photo of a {}."
+    prompts = (one.templates[0] for one in info.lineage() if one.templates)
+    return next((prompt for prompt in prompts if prompt.count("{}") == 1), "a photo of a {}.")
 
 
 def render_model_card(info: VectorInfo, report: Report | None = None, *, repo_id: str, scaling: float) -> str:

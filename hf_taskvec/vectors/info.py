@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal
@@ -139,6 +139,12 @@ class VectorInfo:
     def label(self) -> str:
         """A short name for messages and tables."""
         return self.task or self.method or self.kind
+
+    def lineage(self) -> Iterator[VectorInfo]:
+        """This provenance, then that of every vector it was merged from, and of what those were merged from."""
+        yield self
+        for parent in self.parents:
+            yield from parent.lineage()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; defaults are left out, and parents repeat neither hashes nor norms."""
