@@ -373,6 +373,13 @@ def test_what_is_missing_is_said_before_any_work(tmp_path: Path) -> None:
         vector.save_checkpoint(output_dir=tmp_path / "out", scaling="half")  # type: ignore[arg-type]
 
 
+def test_a_checkpoint_tells_no_provenance_that_could_not_be_read_again(tmp_path: Path, checkpoints: Folders) -> None:
+    vector = TaskVector.from_checkpoints(*checkpoints, task="\x1b[2J")
+    with pytest.raises(ValueError, match=r"could not be read again.*'task' holds control characters"):
+        vector.save_checkpoint(checkpoints[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_private_base_is_read_with_the_token(hub: HubServer, tmp_path: Path, checkpoints: Folders) -> None:
     hub.store.add_folder("model", "user/private", checkpoints[0])
     hub.store.get("model", "user/private").private = True

@@ -332,6 +332,8 @@ def test_what_a_covering_vector_does_not_touch_needs_no_hash(base: CLIPModel, tm
         (lambda: A.norms(by="tensor"), "no grouping 'tensor'.* Known: layer, parameter"),  # type: ignore[arg-type]
         (lambda: A[3], "no parameter 3 in the vector"),  # type: ignore[index]
         (lambda: A.apply_to(torch.nn.Linear(1, 1), scaling="1"), "scaling must be a number, got str"),  # type: ignore[arg-type]
+        (lambda: A * 10**400, "scaling must be finite"),
+        (lambda: A.apply_to(torch.nn.Linear(1, 1), scaling=-(10**400)), "scaling must be finite"),
         (lambda: A.save_pretrained("never", max_shard_size="lots"), "a size such as '5GB', got 'lots'"),
         (lambda: A.save_pretrained("never", max_shard_size=0), "a size such as '5GB', got 0"),
         (lambda: VectorInfo(kind="magic"), "no kind of vector 'magic'"),  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 import os
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from hf_taskvec.vectors.compatibility import check_compatible
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.arithmetic import is_finite
+from hf_taskvec.weights.arithmetic import check_scaling, is_finite
 from hf_taskvec.weights.dtypes import DTYPES, as_dtype
 from hf_taskvec.weights.folders import check_output_folder
 from hf_taskvec.weights.lowrank import LowRankDeltas
@@ -139,12 +138,7 @@ def as_scaling(value: Any) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"scaling must be a number, got {type(value).__name__} {str(value)[:80]!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise NonFiniteError(f"scaling must be finite, got {number}")
+    number = check_scaling(value)
     if abs(number) >= MAX_SCALING:
         raise NonFiniteError(f"scaling must be below 2**63, or the result overflows, got {number:g}")
     return number

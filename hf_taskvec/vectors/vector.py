@@ -316,6 +316,7 @@ class TaskVector(Algebra, Publishable):
             BaseMismatchError, IncompatibleVectorsError, NonFiniteError: As `apply_to`.
             CheckpointError: If there is no such base.
             OutputExistsError: If the folder holds something else.
+            ValueError: If the provenance could not be read again.
 
         Example:
             >>> import os, tempfile
@@ -328,6 +329,7 @@ class TaskVector(Algebra, Publishable):
         if output_dir is None:
             raise ValueError("save_checkpoint needs a folder to write: save_checkpoint(output_dir=...)")
         scaling = check_scaling(scaling)
+        self.info.check_readable()
         check_checkpoint_folder(output_dir)
         checkpoint = checkpoint_of(base, self.info, revision=revision, access=HubAccess.of(hub))
         where = repr(checkpoint.name)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -31,16 +32,19 @@ def scaled_sum(weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
     return torch.add(weight.to(wide), delta.to(weight.device, wide), alpha=scaling).to(weight.dtype)
 
 
-def check_scaling(scaling: float) -> float:
+def check_scaling(scaling: SupportsFloat) -> float:
     """A factor as a Python number.
 
     Raises:
-        NonFiniteError: If it is NaN or infinite.
+        NonFiniteError: If it is NaN, infinite or beyond the range of one.
         TypeError: If it is no number.
     """
     if not is_number(scaling):
         raise TypeError(f"scaling must be a number, got {type(scaling).__name__}")
-    value = float(scaling)
+    try:
+        value = float(scaling)
+    except OverflowError:  # of an integer
+        value = math.inf
     if not math.isfinite(value):
         raise NonFiniteError(f"scaling must be finite, got {value}")
     return value
