@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 
 from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
 from hf_taskvec.hub.guard import LONGEST_WAIT, guarded, retry_after
+from hf_taskvec.text import printable
 from hf_taskvec.weights.folders import write_text
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,6 @@ def hub_errors(where: str, doing: str) -> Iterator[None]:
 
 def translated(error: Exception, where: str, doing: str) -> TaskVecError:
     """This package's error for one of the Hub client's."""
-    if isinstance(error, TaskVecError):
-        return error
     if isinstance(error, HFValidationError):
         return CheckpointError(f"{where!r} is neither a folder nor a Hub id (user/name)")
     if isinstance(error, LocalTokenNotFoundError):
@@ -122,7 +121,7 @@ def _out_of_reach(error: Exception, where: str, doing: str) -> TaskVecError:
 
 def plain(text: object) -> str:
     """What a server said, on one line of sane length and without control characters."""
-    return "".join(char if char.isprintable() else " " for char in str(text)[:1000])
+    return printable(str(text)[:1000])
 
 
 def reason(error: HfHubHTTPError) -> str:
@@ -172,18 +171,17 @@ def with_retries(
 
     All waits together take at most `LONGEST_WAIT` seconds, and each is told.
     """
-    left = LONGEST_WAIT
-    for attempt in range(1, ATTEMPTS + 1):
+    left, attempt = LONGEST_WAIT, 1
+    while True:
         try:
             return call()
         except on as error:
             wait = seconds_to_wait(error, attempt)
             if attempt == ATTEMPTS or wait is None or wait > left:
                 raise
-            left -= wait
             logger.warning("The Hub has trouble (%s); trying again in %.0f s", trouble(error), wait)
             time.sleep(wait)
-    raise AssertionError("unreachable")
+            left, attempt = left - wait, attempt + 1
 
 
 def trouble(error: BaseException) -> str:

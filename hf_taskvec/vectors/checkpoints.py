@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
-from hf_taskvec.hub.access import HubAccess
+from hf_taskvec.hub.access import AnyPath, HubAccess
 from hf_taskvec.hub.fetch import PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
 from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
 from hf_taskvec.models.layouts import CONFIG, OPEN_CLIP_CONFIG, check_is_clip, no_weights
@@ -32,7 +32,6 @@ ANY_WEIGHTS = ("*.safetensors",)
 TOWER = Wanted((*WEIGHTS, CONFIG, OPEN_CLIP_CONFIG), required=ANY_WEIGHTS, missing=PICKLED)
 WHOLE = Wanted((*WEIGHTS, *SIDE_FILES), required=ANY_WEIGHTS, missing=PICKLED)
 Edit = Callable[[str, Tensor], Tensor]  # canonical name and weight of a parameter -> its new weight
-AnyPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

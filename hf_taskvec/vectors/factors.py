@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
-from hf_taskvec.hub.access import HubAccess
+from hf_taskvec.hub.access import AnyPath, HubAccess
 from hf_taskvec.hub.fetch import Folder, Wanted, fetch_folder
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.adapter_config import CONFIG, AdapterConfig, parse_config
@@ -24,13 +23,19 @@ from hf_taskvec.weights.arithmetic import check_finite
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.folders import check_inside, read_json
 from hf_taskvec.weights.lowrank import Factors, LowRankDeltas
-from hf_taskvec.weights.names import PROJECTION, canonical, canonical_name, covered_names, shapes_of
+from hf_taskvec.weights.names import (
+    PROJECTION,
+    VISION_PREFIX,
+    canonical,
+    canonical_name,
+    covered_names,
+    shapes_of,
+)
 from hf_taskvec.weights.safetensors import open_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 1 << 20
-AnyPath = str | os.PathLike[str]
 _KEY = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(embedding_)?([AB])(?:\.weight)?$")
 logger = logging.getLogger(__name__)
 
@@ -139,8 +144,7 @@ def _saved_modules(
         name = key.removeprefix(PREFIX)
         if _KEY.match(key) is None and modules & set(name.split(".")):
             saved[key] = canonical_name(name)
-    inside = covered_names(saved.values(), include_projection=True)
-    inside = [name for name in inside if name.startswith("vision_model.") or name == PROJECTION]
+    inside = any(name.startswith(VISION_PREFIX) or name == PROJECTION for name in saved.values())
     if inside or not vision_only:
         remedy = "merge it with peft and use TaskVector.from_checkpoints" if inside else "pass vision_only=True"
         raise CheckpointError(

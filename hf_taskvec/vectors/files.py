@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, NonFiniteError
 from hf_taskvec.hub.access import HubAccess
+from hf_taskvec.hub.client import LIBRARY
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.arithmetic import check_finite, is_finite
@@ -139,18 +140,14 @@ def write_vector(
             target, STEM, rounded, shapes=deltas.shapes, dtype=dtype, max_shard_size=max_shard_size, hashed=hashed
         )
         info = rounded.added_to(info)
-        write_json(target / CONFIG_NAME, {**config_of(info), "fingerprint": fingerprint(rounded.hashes)})
+        config = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **info.to_dict()}
+        write_json(target / CONFIG_NAME, {**config, "fingerprint": fingerprint(rounded.hashes)})
     return Written(info, digests)
 
 
 def is_own(name: str) -> bool:
     """Whether a file is one of a vector's, which the next vector in its folder replaces."""
     return name in (CONFIG_NAME, f"{STEM}.safetensors.index.json") or _WEIGHTS.fullmatch(name) is not None
-
-
-def config_of(info: VectorInfo) -> dict[str, object]:
-    """The content of `task_vector_config.json`."""
-    return {"schema_version": SCHEMA_VERSION, "library": "hf-taskvec", **info.to_dict()}
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -256,7 +253,7 @@ def read_config(folder: Path) -> tuple[VectorInfo, str | None]:
     config = read_json(folder / CONFIG_NAME)
     version, library = config.pop("schema_version", None), config.pop("library", None)
     announced = config.pop("fingerprint", None)
-    if library != "hf-taskvec" or type(version) is not int:
+    if library != LIBRARY or type(version) is not int:
         raise CheckpointError(f"{CONFIG_NAME} is no configuration of hf_taskvec")
     if version > SCHEMA_VERSION:
         raise CheckpointError(

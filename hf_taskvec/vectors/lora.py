@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import torch
 from torch import Tensor
 
 from hf_taskvec.errors import IncompatibleVectorsError
-from hf_taskvec.hub.access import HubAccess
+from hf_taskvec.hub.access import AnyPath, HubAccess
 from hf_taskvec.vectors.adapter_config import CONFIG
-from hf_taskvec.vectors.factors import PREFIX, WEIGHTS, AdapterParts, AnyPath, read_parts
+from hf_taskvec.vectors.factors import PREFIX, WEIGHTS, AdapterParts, read_parts
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import atomic_folder, write_json
 from hf_taskvec.weights.names import shapes_of
@@ -25,7 +24,7 @@ class LoraAdapter(AdapterParts):
         """The exact weight change; each delta is multiplied out when it is used."""
         return TaskVector(self.deltas, self.info)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: AnyPath) -> None:
         """Writes an adapter that `peft` loads, its scalings multiplied into the left factors.
 
         Only for parameters of linear layers; names are canonical, so it loads onto a `CLIPModel`.
