@@ -1,7 +1,10 @@
-"""A whole base in miniature (random weights, tokenizer, image processor) and toy tasks in memory or in a folder."""
+"""A whole base in miniature (random weights, tokenizer, image processor) and a toy task in a folder."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -11,7 +14,7 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from hf_taskvec.models.base import Base
+from hf_taskvec import Base, Task, load_base
 
 
 def save_tiny_base(folder: Path) -> Path:
@@ -67,6 +70,19 @@ def save_colour_dataset(folder: Path, *, train: int = 90, test: int = 30, seed: 
         (folder / "data").mkdir(parents=True, exist_ok=True)
         part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
+
+
+@cache
+def tiny_base() -> Base:
+    """What `save_tiny_base` writes; never changed by a test."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_base(save_tiny_base(Path(folder) / "base"))
+
+
+@cache
+def colours_task() -> Task:
+    """The task `colours` on what `save_colour_dataset` writes; never changed by a test."""
+    return Task.from_dataset(save_colour_dataset(Path(os.environ["HF_HOME"]) / "colours"))
 
 
 def same_base(left: Base, right: Base) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.colors import to_rgba
+from safetensors.torch import load_file, save_file
 
 from hf_taskvec import (
     Report,
@@ -31,18 +33,18 @@ from hf_taskvec.evaluation.scalings import best_scaling, edit, scaling_curve, to
 from hf_taskvec.evaluation.summary import Mean, summary_table
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.heads import zero_shot_head
-from tests.bases import same_base, save_colour_dataset, save_tiny_base
+from tests.bases import colours_task, same_base, save_tiny_base, tiny_base
 from tests.helpers import finetuned
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return load_base(save_tiny_base(tmp_path_factory.mktemp("bases") / "base"))
+def base() -> Base:
+    return tiny_base()
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    return Task.from_dataset(save_colour_dataset(tmp_path_factory.mktemp("data") / "colours"))
+def task() -> Task:
+    return colours_task()
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,6 @@ def test_a_base_loads_in_float32_and_evaluation_mode(base: Base) -> None:
 
 
 def test_a_base_that_lacks_a_parameter_is_refused_by_name(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = save_tiny_base(tmp_path / "base")
     weights = load_file(folder / "model.safetensors")
     del weights["text_projection.weight"]
@@ -91,13 +91,11 @@ def test_the_cached_head_depends_on_names_order_templates_and_text_tower(base: B
 
 
 def load_base_with_other_text(base: Base) -> Base:
-    """A copy whose text projection is doubled in one entry."""
-    import copy
-
-    model = copy.deepcopy(base.model)
+    """A copy whose text projection has another entry."""
+    other = copy.deepcopy(base)
     with torch.no_grad():
-        model.text_projection.weight[0, 0] += 1
-    return Base(model, base.processor, base.name)
+        other.model.text_projection.weight[0, 0] += 1
+    return other
 
 
 def test_logits_are_those_of_clip_itself(base: Base, task: Task) -> None:
@@ -157,7 +155,7 @@ def useful(base: Base, task: Task, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_the_curve_is_what_applying_at_each_scaling_gives(base: Base, task: Task, useful: TaskVector) -> None:
-    before, scalings = load_base_with_same_weights(base), (1.0, -2.0, 0.5)
+    before, scalings = copy.deepcopy(base), (1.0, -2.0, 0.5)
     curve = scaling_curve(base, useful, [task], scalings=scalings)
     for scaling, report in curve.items():
         again = evaluate(useful.apply_to(base, scaling=scaling), [task], split="validation")
@@ -168,7 +166,7 @@ def test_the_curve_is_what_applying_at_each_scaling_gives(base: Base, task: Task
 
 
 def test_weights_of_a_useful_and_a_harmful_vector(base: Base, task: Task, useful: TaskVector) -> None:
-    before = load_base_with_same_weights(base)
+    before = copy.deepcopy(base)
     harmful = TaskVector({name: -delta for name, delta in useful.deltas.items()}, useful.info)
     weights = choose_weights(base, [useful, harmful], [task], start=0.5, steps=(0.5, 0.5))
     assert weights[0] > weights[1] >= 0
@@ -181,13 +179,6 @@ def test_weights_of_a_useful_and_a_harmful_vector(base: Base, task: Task, useful
     assert accuracy(weights) > accuracy([0.5, 0.5])
     with pytest.raises(ValueError, match="steps must be positive"):
         choose_weights(base, [useful, harmful], [task], steps=(0.0,))
-
-
-def load_base_with_same_weights(base: Base) -> Base:
-    """A deep copy to compare with later."""
-    import copy
-
-    return Base(copy.deepcopy(base.model), base.processor, base.name)
 
 
 def test_of_equal_scalings_the_smallest_wins() -> None:

@@ -25,7 +25,6 @@ from hf_taskvec import (
     choose_weights,
     evaluate,
     get_task,
-    load_base,
 )
 from hf_taskvec.errors import CheckpointError, DataError, NonFiniteError, UnknownNameError
 from hf_taskvec.evaluation.accuracy import evaluate_individually
@@ -34,18 +33,18 @@ from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.scalings import SCALINGS, best_scaling, scaling_curve
 from hf_taskvec.models.base import Base
 from recipes import evaluate_model
-from tests.bases import save_colour_dataset, save_tiny_base
+from tests.bases import colours_task, tiny_base
 from tests.helpers import finetuned
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return load_base(save_tiny_base(tmp_path_factory.mktemp("bases") / "base"))
+def base() -> Base:
+    return tiny_base()
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    return Task.from_dataset(save_colour_dataset(tmp_path_factory.mktemp("data") / "colours"))
+def task() -> Task:
+    return colours_task()
 
 
 @pytest.fixture(scope="module")
