@@ -404,6 +404,22 @@ def test_a_csv_may_name_the_images_and_their_classes(tmp_path: Path) -> None:
     assert set(named(alone).values()) == {"cat", "dog"}
 
 
+@pytest.mark.parametrize("ending", ["tga", "DIB"])
+def test_a_csv_may_name_every_format_that_a_folder_may_hold(tmp_path: Path, ending: str) -> None:
+    for number in range(4):
+        PILImage.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.{ending}")
+    lines = ["picture,label", *(f"{number}.{ending},{'cat' if number % 2 else 'dog'}" for number in range(4))]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    task = Task.from_dataset(tmp_path, test_size=2)
+    assert (task.image_column, task.class_names) == ("picture", ("cat", "dog"))
+    assert {red // 50: name for red, name in named(task).items()}.items() <= {
+        0: "dog",
+        1: "cat",
+        2: "dog",
+        3: "cat",
+    }.items()
+
+
 def test_a_missing_file_of_a_csv_is_named(tmp_path: Path) -> None:
     root = csv_of_paths(tmp_path / "own")
     (root / "images" / "test3.png").unlink()

@@ -6,49 +6,18 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image
 
 from hf_taskvec.errors import DataError
-from hf_taskvec.tasks.tables import TABLES, TableFile, read_table
+from hf_taskvec.tasks.tables import IMAGES, TABLES, read_table
 from hf_taskvec.text import listed
 
 logger = logging.getLogger(__name__)
 
-IMAGES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".avif",
-        ".ico",
-        ".tga",
-        ".dds",
-        ".sgi",
-        ".pcx",
-        ".xbm",
-        ".xpm",
-    }
-)
 UNREAD = frozenset({".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".raw", ".psd", ".svg", ".jxl", ".dcm", ".npy"})
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
 _SPLITS = {
@@ -91,19 +60,15 @@ def read_folder(root: Path) -> LocalData | None:
         DataError: If it is not clear which folders are splits and which are classes, or if all lies in archives.
     """
     files = list_files(root)
-    images = [parts for parts in files if Path(parts[-1]).suffix.lower() in IMAGES]
-    tables = [parts for parts in files if Path(parts[-1]).suffix.lower() in TABLES and parts[-1] not in _NOT_TABLES]
-    unread = [parts for parts in files if Path(parts[-1]).suffix.lower() in UNREAD]
-    if unread:
-        logger.warning(
-            "%d files of %s are not read: their format is not known here (first %s)", len(unread), root,
-            "/".join(unread[0]),
-        )  # fmt: skip
+    images = _ending_in(IMAGES, files)
+    tables = [parts for parts in _ending_in(TABLES, files) if parts[-1] not in _NOT_TABLES]
+    if unread := _ending_in(UNREAD, files):
+        told = "%d files of %s are not read: their format is not known here (first %s)"
+        logger.warning(told, len(unread), root, "/".join(unread[0]))
     described = read_tables(root, tables, images)
     if described is not None or images:
         return described or _class_folders(root, images)
-    archives = sorted("/".join(parts) for parts in files if Path(parts[-1]).suffix.lower() in ARCHIVES)
-    if archives:
+    if archives := sorted("/".join(parts) for parts in _ending_in(ARCHIVES, files)):
         raise DataError(
             f"{root} holds archives ({listed(archives, room=120)}), which are not read; unpack each into a folder of "
             "its name: train/<class>/…, test/<class>/…"
@@ -113,8 +78,7 @@ def read_folder(root: Path) -> LocalData | None:
 
 def read_file(path: Path) -> LocalData:
     """Reads one table, whose rows are the split `train`."""
-    table = TableFile(path, path.parent, (path.name,))
-    return LocalData({"train": read_table([table], [path.parent, path.parent / "images"]).data}, [("train", path)])
+    return LocalData({"train": read_table([path], [path.parent / "images"]).data}, [("train", path)])
 
 
 def list_files(root: Path) -> list[Parts]:
@@ -132,24 +96,26 @@ def list_files(root: Path) -> list[Parts]:
     return sorted(paths)
 
 
+def _ending_in(endings: Container[str], files: list[Parts]) -> list[Parts]:
+    return [parts for parts in files if Path(parts[-1]).suffix.lower() in endings]
+
+
 def read_tables(root: Path, tables: list[Parts], images: list[Parts]) -> LocalData | None:
     """The splits that tables describe; `None` if no table has images."""
     for endings in ((".parquet",), (".arrow",), (".csv", ".tsv"), (".jsonl",), (".json",)):
-        chosen = [parts for parts in tables if Path(parts[-1]).suffix.lower() in endings]
-        if not chosen:
-            continue
         splits, files = dict[str, Dataset](), list[tuple[str, Path]]()
-        for split, members in _table_splits(chosen).items():
+        for split, members in _table_splits(_ending_in(endings, tables)).items():
             places = [
                 root,
                 root / "images",
                 root / members[0][0],
                 *(root / parts[0] for parts in images if len(parts) > 1),
             ]
-            read = read_table([TableFile(root.joinpath(*parts), root, parts) for parts in members], places)
+            paths = [root.joinpath(*parts) for parts in members]
+            read = read_table(paths, places)
             if not read.has_images:
                 continue
-            files += [(split, root.joinpath(*parts)) for parts in members]
+            files += [(split, path) for path in paths]
             files += [(split, Path(path)) for path in read.images if os.path.isfile(path)]
             splits |= _by_top_folder(root, split, read.data, read.images, images)
         if splits:
@@ -162,9 +128,8 @@ def _table_splits(tables: list[Parts]) -> dict[str, list[Parts]]:
     told = {parts: _split_of_table(parts) for parts in tables}
     splits = defaultdict(list)
     for parts, split in told.items():
-        alone = not any(told.values())
-        splits[split or ("train" if alone else Path(parts[-1]).stem)].append(parts)
-    return dict(splits)
+        splits[split or (Path(parts[-1]).stem if any(told.values()) else "train")].append(parts)
+    return splits
 
 
 def _split_of_table(parts: Parts) -> str | None:

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
 from hf_taskvec.errors import DataError
+from hf_taskvec.tasks.columns import is_text, values_of
 from hf_taskvec.text import listed, shortened
 
 logger = logging.getLogger(__name__)
@@ -269,20 +270,15 @@ def class_numbers(
         >>> class_numbers(rows, "label", ["cat", "dog"], [], "a split").tolist()
         [1, 0, 1]
     """
-    values = data.with_format("arrow", columns=[column])[:][column]
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values, feature = values_of(data, column), data.features[column]
     if values.null_count:
         row = values.is_null().index(True).as_py()
         raise DataError(f"{values.null_count} labels are missing in {where}, the first in row {row}")
-    if is_text(values.type):
+    if is_text(feature):
         return _from_words(values, class_names, labels, where)
     if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
         raise DataError(f"column {column!r} in {where} holds {values.type}, not class numbers or names")
     numbers = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    feature = data.features[column]
     if pa.types.is_boolean(values.type) and (labels or {plain(name) for name in class_names} == {"false", "true"}):
         mapping = _by_name(["false", "true"], labels or class_names, where)
     elif isinstance(feature, ClassLabel) and feature.names:
@@ -299,18 +295,6 @@ def class_numbers(
         )
     classes: NDArray[np.int64] = np.asarray(mapping, dtype=np.int64)[numbers]
     return classes
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds words.
-
-    Example:
-        >>> is_text(pa.string()), is_text(pa.int64())
-        (True, False)
-    """
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _from_words(values: pa.Array, class_names: Sequence[str], labels: Sequence[str], where: str) -> NDArray[np.int64]:

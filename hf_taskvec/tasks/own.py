@@ -13,9 +13,9 @@ import pyarrow as pa
 import xxhash
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from hf_taskvec.errors import DataError, UnknownNameError
-from hf_taskvec.tasks.labels import aliases, in_order, is_text, numbered, plain, read_class_names
-from hf_taskvec.tasks.tables import is_image
+from hf_taskvec.errors import DataError
+from hf_taskvec.tasks.columns import check_column, is_image, is_text
+from hf_taskvec.tasks.labels import aliases, in_order, numbered, plain, read_class_names
 from hf_taskvec.text import listed
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
         return column
     columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not columns:
-        words = [name for name in features if is_text(data.data.schema.field(name).type)]
+        words = [name for name, feature in features.items() if is_text(feature)]
         called = [name for name in words if name.lower() in _LABEL_COLUMNS]
         columns = [name for name in called or words if _repeats(data, name)]
         if len(columns) == 1:
@@ -141,12 +141,6 @@ def _only(columns: list[str], kind: str, argument: str, features: Features, data
         )
         raise DataError(f"{dataset} has {len(columns)} columns of type {kind}; {advice}. Columns: {listed(features)}")
     return columns[0]
-
-
-def check_column(features: Features, column: str, dataset: str) -> None:
-    """Raises an `UnknownNameError` if there is no such column."""
-    if column not in features:
-        raise UnknownNameError(f"column of {dataset}", column, features)
 
 
 def classes_of(
@@ -174,7 +168,7 @@ def classes_of(
             raise DataError(f"class names of {dataset} come from class_names or from names_column, not from both")
         names, labels = read_class_names(class_names, dataset)
         if own is not None and not labels:
-            labels = _labels_of_words(own, names, dataset) if is_text(data.data.schema.field(column).type) else ()
+            labels = _labels_of_words(own, names, dataset) if is_text(data.features[column]) else ()
         return names, labels
     if names_column is not None:
         check_column(data.features, names_column, dataset)
@@ -197,7 +191,7 @@ def label_names(data: Dataset, column: str) -> list[str] | None:
     feature = data.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    if is_text(data.data.schema.field(column).type):
+    if is_text(feature):
         return in_order(word for word in data.unique(column) if word is not None)
     return None
 

@@ -20,9 +20,9 @@ from datasets.exceptions import DatasetsError
 
 from hf_taskvec.errors import DataError, NotCachedError, TaskVecError, UnknownNameError
 from hf_taskvec.tasks.cache import cache_folder, safe_path
-from hf_taskvec.tasks.folders import IMAGES, LocalData, list_files, read_file, read_folder
+from hf_taskvec.tasks.folders import LocalData, list_files, read_file, read_folder
 from hf_taskvec.tasks.mini import BUILTIN, builtin_splits
-from hf_taskvec.tasks.tables import TABLES, check_label_orders, innermost
+from hf_taskvec.tasks.tables import IMAGES, TABLES, check_label_orders, innermost
 
 BUILTIN_PREFIX = "builtin:"
 _BUILTIN_REVISION = "1"  # to be raised with any change to the images of a builtin dataset

@@ -6,20 +6,21 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import xxhash
-from datasets import Dataset, Features, Image, Value, concatenate_datasets, load_dataset_builder
+from datasets import Dataset, Features, Image, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from pyarrow import compute, parquet
 
 from hf_taskvec.errors import DataError
 from hf_taskvec.tasks.cache import cache_folder, safe_path
+from hf_taskvec.tasks.columns import is_image, is_text, values_of
 from hf_taskvec.text import shortened
 
 TABLES = {
@@ -30,16 +31,11 @@ TABLES = {
     ".jsonl": "json",
     ".json": "json",
 }
-_ENDING = r"(?i)\.(jpe?g|jpe|jfif|a?png|bmp|gif|tiff?|webp|p[bgpn]m|avif|jp2)$"
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """A table: its path, the dataset's folder and the path below that."""
-
-    path: Path
-    root: Path
-    parts: tuple[str, ...]
+_FORMATS = (
+    "jpg jpeg jpe jfif png apng bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 j2k jpx avif ico tga dds sgi pcx xbm xpm"
+)
+IMAGES = frozenset(f".{ending}" for ending in _FORMATS.split())
+_ENDING = rf"(?i)\.({_FORMATS.replace(' ', '|')})$"
 
 
 @dataclass(frozen=True)
@@ -60,21 +56,7 @@ class TableData:
         return any(is_image(feature) for feature in self.data.features.values())
 
 
-def is_image(feature: Any) -> bool:
-    """Whether a column's type is that of images, or of their bytes.
-
-    Example:
-        >>> is_image(Image()), is_image(Value("binary")), is_image(Value("string"))
-        (True, True, False)
-    """
-    if isinstance(feature, Image):
-        return True
-    if isinstance(feature, Value):
-        return str(feature.dtype) in ("binary", "large_binary")
-    return isinstance(feature, dict) and "bytes" in feature and is_image(feature["bytes"])
-
-
-def read_table(files: Sequence[TableFile], places: Iterable[Path]) -> TableData:
+def read_table(files: Sequence[Path], places: Iterable[Path]) -> TableData:
     """Reads the tables of one split.
 
     Args:
@@ -84,19 +66,19 @@ def read_table(files: Sequence[TableFile], places: Iterable[Path]) -> TableData:
     Raises:
         DataError: If a table cannot be read, or if its files do not agree about their classes.
     """
-    kind = TABLES[files[0].path.suffix.lower()]
-    check_label_orders([file.path for file in files])
+    kind = TABLES[files[0].suffix.lower()]
+    check_label_orders(files)
     if kind in ("parquet", "arrow"):
-        return TableData(_load(kind, [file.path for file in files]))
+        return TableData(_load(kind, files))
     tables = []
     for file in files:
-        data = _load(kind, [file.path])
+        data = _load(kind, [file])
         if kind == "csv":
-            _check_header(file.path, data.column_names)
-        tables.append(_with_images(data, [file.path.parent, *places]))
+            _check_header(file, data.column_names)
+        tables.append(_with_images(data, [file.parent, *places]))
     if len(tables) == 1:
         return tables[0]
-    with _told(files[0].path):
+    with _told(files[0]):
         data = concatenate_datasets([table.data for table in tables])
     return TableData(data, [path for table in tables for path in table.images])
 
@@ -171,20 +153,13 @@ def _check_header(file: Path, columns: Sequence[str]) -> None:
         )
 
 
-class _told:  # noqa: N801 - used as a context manager
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
     """Turns what reading a table raises into a `DataError` with the innermost cause."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError, TypeError, LookupError, DatasetsError, pa.ArrowException)):
-            if isinstance(error, DataError):
-                return
-            raise DataError(f"{self.file} cannot be read as a table of images: {innermost(error)}") from error
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, DatasetsError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as a table of images: {innermost(error)}") from error
 
 
 def innermost(error: BaseException) -> str:
@@ -202,30 +177,26 @@ def innermost(error: BaseException) -> str:
 def _with_images(data: Dataset, places: Sequence[Path]) -> TableData:
     """The column that names image files, as images."""
     for column, feature in data.features.items():
-        if not (isinstance(feature, Value) and str(feature.dtype) in ("string", "large_string")):
+        if not is_text(feature):
             continue
-        values = data.with_format("arrow", columns=[column])[:][column]
-        if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
+        values = values_of(data, column)
         matches = compute.match_substring_regex(values, _ENDING)
-        if len(values) and compute.all(matches, skip_nulls=True).as_py() and values.null_count < len(values):
-            paths = _found(values.to_pylist(), places)
+        if values.null_count < len(values) and compute.all(matches, skip_nulls=True).as_py():
+            paths = _paths(values.to_pylist(), places)
             return TableData(_replaced(data, column, paths), [path or "" for path in paths])
     return TableData(data)
 
 
-def _found(names: Sequence[str | None], places: Sequence[Path]) -> list[str | None]:
+def _paths(names: Sequence[str | None], places: Sequence[Path]) -> list[str | None]:
     """The files, below the first place in which one of the first few lies."""
     first = [name for name in names if name][:20]
-    for place in dict.fromkeys(places):
-        if any(os.path.isfile(place / name) for name in first):
-            return [str(place / name) if name else None for name in names]
-    return [str(places[0] / name) if name else None for name in names]
+    fitting = (place for place in dict.fromkeys(places) if any(os.path.isfile(place / name) for name in first))
+    place = next(fitting, places[0])
+    return [str(place / name) if name else None for name in names]
 
 
 def _replaced(data: Dataset, column: str, paths: Sequence[str | None]) -> Dataset:
     name = "image" if column == "file_name" and "image" not in data.column_names else column
     images = Dataset.from_dict({name: list(paths)}, features=Features({name: Image()}))
-    with suppress(ValueError):
-        data = data.remove_columns(column)
-    return concatenate_datasets([images, data], axis=1) if data.column_names else images
+    others = data.remove_columns(column)
+    return concatenate_datasets([images, others], axis=1) if others.column_names else images

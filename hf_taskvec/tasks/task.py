@@ -14,11 +14,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from numpy.typing import NDArray
 
 from hf_taskvec.errors import DataError, UnknownNameError
+from hf_taskvec.tasks.columns import check_column, is_image
 from hf_taskvec.tasks.labels import class_numbers, read_class_names
 from hf_taskvec.tasks.own import (
     MEMORY_PREFIX,
     ClassNames,
-    check_column,
     classes_of,
     default_name,
     image_column_of,
@@ -36,7 +36,6 @@ from hf_taskvec.tasks.splits import (
     tell_absent_classes,
     tell_small_validation,
 )
-from hf_taskvec.tasks.tables import is_image
 from hf_taskvec.text import listed
 
 Split = Literal["train", "validation", "test"]
