@@ -132,6 +132,11 @@ def test_id2label_may_count_from_one(tmp_path: Path) -> None:
     )
     assert task.class_names == ("cat", "dog", "fish")
     assert task.load("test")["label"][:] == [0, 1, 2, 0]
+    stranger = rows([1, 2, 7], Value("int64"))
+    with pytest.raises(DataError, match=r"row 2 in split 'test' .* has the label '7', which is none of the classes"):
+        Task.from_dataset(
+            DatasetDict(train=split, test=stranger), label_column="label", class_names={1: "cat", 2: "dog", 3: "fish"}
+        )
 
 
 @pytest.mark.parametrize(

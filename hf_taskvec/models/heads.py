@@ -150,15 +150,14 @@ def _read(path: Path, key: str, shape: tuple[int, int], dtype: torch.dtype) -> T
             raise ValueError("too large")
         tensors = load(path.read_bytes())  # in memory: a mapped file could be cut under the reader
         head, digest = tensors["head"], bytes(tensors["digest"].tolist())
-        if head.shape == shape and head.dtype == dtype and digest == _digest(key, head):
-            return head
+        if head.shape != shape or head.dtype != dtype or digest != _digest(key, head):
+            raise ValueError("not what was written")
+        return head
     except FileNotFoundError:
         return None
     except _DAMAGED as error:
-        logger.warning("the kept head %s cannot be read (%s); it is computed anew", path, error)
+        logger.warning("the kept head %s is damaged (%s); it is computed anew", path, error)
         return None
-    logger.warning("the kept head %s is damaged; it is computed anew", path)
-    return None
 
 
 def _write(path: Path, key: str, head: Tensor) -> None:

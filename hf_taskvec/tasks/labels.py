@@ -162,8 +162,7 @@ def match_classes(
     if labels:
         return _by_name(own, labels, where)
     ours, theirs = _comparable(class_names), _comparable(own)
-    if len(own) != len(class_names):
-        raise DataError(f"{where} has {len(own)} classes in its data, but {len(class_names)} class names")
+    _check_count(own, class_names, where)
     if ours == theirs:
         return list(range(len(own)))
     if sorted(ours) == sorted(theirs):
@@ -178,14 +177,26 @@ def match_classes(
     return _by_position(own, class_names, where, trusted=trusted)
 
 
-def _by_name(own: Sequence[str], labels: Sequence[str], where: str) -> list[int]:
+def _check_count(own: Sequence[str], class_names: Sequence[str], where: str) -> None:
+    if len(own) != len(class_names):
+        raise DataError(f"{where} has {len(own)} classes in its data, but {len(class_names)} class names")
+
+
+def _by_name(
+    own: Sequence[str], labels: Sequence[str], where: str, *, rows: NDArray[np.int64] | None = None
+) -> list[int]:
+    """The class number of each own name; where the data's rows hold indices of `own`, an error names the first row."""
     exact = {label: number for number, label in enumerate(labels)}
     loose = {plain(label): number for number, label in enumerate(labels)}
     unique = len(loose) == len(labels)
     numbers = [exact.get(name, loose.get(plain(name)) if unique else None) for name in own]
     if None in numbers:
-        stranger = own[numbers.index(None)]
-        raise DataError(f"{where} has the label {stranger!r}, which is none of the classes: {_listed(labels)}")
+        stranger = numbers.index(None)
+        place = "" if rows is None else f"row {np.flatnonzero(rows == stranger)[0]} in "
+        raise DataError(
+            f"{place}{where} has the label {own[stranger]!r}, which is none of the classes: {_listed(labels)}; "
+            "pass class_names={label: name}"
+        )
     return [number for number in numbers if number is not None]
 
 
@@ -284,7 +295,7 @@ def class_numbers(
     elif isinstance(feature, ClassLabel) and feature.names:
         mapping = match_classes(feature.names, class_names, labels, where, trusted=trusted)
     elif labels:
-        return _from_numbers(numbers, labels, where)
+        return _from_words(values.cast(pa.string()), class_names, labels, where)
     else:
         mapping = list(range(len(class_names)))
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(mapping)))
@@ -300,35 +311,14 @@ def class_numbers(
 def _from_words(values: pa.Array, class_names: Sequence[str], labels: Sequence[str], where: str) -> NDArray[np.int64]:
     encoded = values.dictionary_encode()
     words, rows = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
-    known = labels or class_names
     numbers = numbered(words) if not labels else None
-    plain_names = {plain(name) for name in known}
-    if numbers is not None and not {plain(word) for word in words} <= plain_names:
-        order = in_order(words)
-        by_word = dict(zip(order, _by_value(order, sorted(numbers), class_names, where), strict=False))
-        if len(words) != len(class_names):
-            raise DataError(f"{where} has {len(words)} classes in its data, but {len(class_names)} class names")
-        mapping = [by_word[word] for word in words]
+    if numbers is not None and not set(map(plain, words)) <= set(map(plain, class_names)):
+        _check_count(words, class_names, where)
+        mapping = _by_value(words, numbers, class_names, where)
     else:
-        stranger = next((word for word in words if plain(word) not in plain_names), None)
-        if stranger is not None:
-            raise DataError(
-                f"row {int(np.flatnonzero(rows == words.index(stranger))[0])} in {where} has the label {stranger!r}, "
-                f"which is none of the classes: {_listed(known)}; pass class_names={{label: name}}"
-            )
-        mapping = _by_name(words, known, where)
-    numbered_rows: NDArray[np.int64] = np.asarray(mapping, dtype=np.int64)[rows]
-    return numbered_rows
-
-
-def _from_numbers(numbers: NDArray[np.int64], labels: Sequence[str], where: str) -> NDArray[np.int64]:
-    known, rows = np.unique(numbers, return_inverse=True)
-    classes = {label: number for number, label in enumerate(labels)}
-    for number in known:
-        if str(number) not in classes:
-            row = int(np.flatnonzero(numbers == number)[0])
-            raise DataError(f"row {row} in {where} has label {number}, which is none of {_listed(labels)}")
-    return np.asarray([classes[str(number)] for number in known], dtype=np.int64)[rows]
+        mapping = _by_name(words, labels or class_names, where, rows=rows)
+    classes: NDArray[np.int64] = np.asarray(mapping, dtype=np.int64)[rows]
+    return classes
 
 
 @lru_cache(maxsize=1024)

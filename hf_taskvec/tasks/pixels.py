@@ -17,11 +17,11 @@ import datasets
 import numpy as np
 import torch
 import xxhash
+from datasets.utils import tqdm
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from hf_taskvec.errors import DataError
 from hf_taskvec.tasks.cache import cache_folder
@@ -56,12 +56,11 @@ class PixelDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, pixels: NDArray[np.uint8], labels: Sequence[int], *, skipped: Sequence[int] = ()) -> None:
         self.pixels = pixels
         self.shape: Shape = tuple(pixels.shape[1:])
-        self.starts = np.array([0, len(pixels)])
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.skipped = tuple(skipped)
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return len(self.pixels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
@@ -160,15 +159,14 @@ def _read(path: Path) -> PixelDataset | None:
         entry = json.loads(notes.read_bytes())
         shape, labels, skipped = tuple(entry["shape"]), entry["labels"], entry["skipped"]
         pixels = np.memmap(path, np.uint8, "r", shape=shape)
-        if path.stat().st_size == pixels.nbytes and _digest(pixels, labels, skipped) == entry["digest"]:
-            return PixelDataset(pixels, labels, skipped=skipped)
+        if path.stat().st_size != pixels.nbytes or _digest(pixels, labels, skipped) != entry["digest"]:
+            raise ValueError("not what was written")
+        return PixelDataset(pixels, labels, skipped=skipped)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         logger.warning("%s is damaged (%s) and made anew", path, error)
         return None
-    logger.warning("%s is damaged and made anew", path)
-    return None
 
 
 def _digest(pixels: NDArray[np.uint8], labels: Sequence[int], skipped: Sequence[int]) -> str:
@@ -215,14 +213,7 @@ class _Work:
     def _stream(self, file: BinaryIO, *, place: Path | None) -> tuple[tuple[int, ...], list[int], list[int]]:
         """Writes the pixels of all rows; returns their shape (N, 3, H, W), the labels and the rows left out."""
         labels, skipped, shape = self.data["label"][:], list[int](), None
-        progress = tqdm(
-            total=len(self.data),
-            desc=f"{self.where}: images to pixels",
-            delay=1,
-            leave=False,
-            disable=datasets.are_progress_bars_disabled(),
-        )
-        with progress:
+        with tqdm(total=len(self.data), desc=f"{self.where}: images to pixels", delay=1, leave=False) as progress:
             for rows, images in self._batches(skipped):
                 pixels = self._pixels(rows, images, shape)
                 if shape is None:
@@ -233,13 +224,8 @@ class _Work:
         if shape is None:
             raise DataError(f"no image of {self.where} decodes")
         if skipped:
-            logger.warning(
-                "%d of %d rows of %s are left out: they do not decode (first row %d)",
-                len(skipped),
-                len(self.data),
-                self.where,
-                skipped[0],
-            )
+            told = "%d of %d rows of %s are left out: they do not decode (first row %d)"
+            logger.warning(told, len(skipped), len(self.data), self.where, skipped[0])
         left_out = set(skipped)
         kept = [label for row, label in enumerate(labels) if row not in left_out]
         return (len(kept), *shape), kept, skipped

@@ -16,7 +16,7 @@ from typing import Any
 from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.tasks.labels import aliases, plain
 from hf_taskvec.tasks.own import ClassNames, label_column_of, label_names
-from hf_taskvec.tasks.source import BUILTIN_PREFIX, config_names, is_local, load_source
+from hf_taskvec.tasks.source import config_names, is_local, load_source
 from hf_taskvec.tasks.task import Task
 from hf_taskvec.text import listed
 
@@ -81,7 +81,7 @@ def get_task(name: str, *, data_dir: str | Path | None = None) -> Task:
     folders = _folders(data_dir)
     key = _key(name)
     registered = TASKS.get(key)
-    if registered is not None and (key not in folders or registered.dataset.startswith(BUILTIN_PREFIX)):
+    if registered is not None and (key not in folders or registered.is_builtin):
         return registered
     if key not in folders:
         is_path = os.sep in name or "/" in name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from datasets.exceptions import DatasetsError
 from hf_taskvec.errors import DataError, NotCachedError, TaskVecError, UnknownNameError
 from hf_taskvec.tasks.cache import cache_folder, safe_path
 from hf_taskvec.tasks.folders import LocalData, list_files, read_file, read_folder
-from hf_taskvec.tasks.mini import BUILTIN, builtin_splits
+from hf_taskvec.tasks.mini import builtin_splits
 from hf_taskvec.tasks.tables import IMAGES, TABLES, check_label_orders, innermost
 
 BUILTIN_PREFIX = "builtin:"
@@ -50,7 +50,7 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
         ['test', 'train']
     """
     if dataset.startswith(BUILTIN_PREFIX):
-        return builtin_splits(_builtin_name(dataset))
+        return builtin_splits(dataset.removeprefix(BUILTIN_PREFIX))
     if not is_local(dataset):
         builder = _open(dataset, config, revision)
         _check_files_apart(builder, dataset)
@@ -58,13 +58,11 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
     local = _read_local(dataset, config)
     # The fingerprint of a local dataset knows its card but not its files; caches keyed by it would go stale.
     stamp = _stamp(local.files)
-    marks = {split: xxhash.xxh3_64_hexdigest(f"{stamp}/{split}".encode()) for split in local.splits}
-    return DatasetDict(
-        {
-            split: data.select_columns(data.column_names, new_fingerprint=marks[split])
-            for split, data in local.splits.items()
-        }
-    )
+    splits = DatasetDict()
+    for split, data in local.splits.items():
+        mark = xxhash.xxh3_64_hexdigest(f"{stamp}/{split}".encode())
+        splits[split] = data.select_columns(data.column_names, new_fingerprint=mark)
+    return splits
 
 
 def source_revision(dataset: str, config: str | None = None, revision: str | None = None) -> str | None:
@@ -97,13 +95,6 @@ def config_names(folder: Path) -> list[str]:
         return list(get_dataset_config_names(str(safe_path(folder.resolve()))))
 
 
-def _builtin_name(dataset: str) -> str:
-    name = dataset.removeprefix(BUILTIN_PREFIX)
-    if name not in BUILTIN:
-        raise UnknownNameError("builtin dataset", name, BUILTIN)
-    return name
-
-
 def is_local(dataset: str) -> bool:
     """Whether a dataset is a folder or a table here, and not one of the Hub.
 
@@ -132,14 +123,11 @@ def _read_local(dataset: str, config: str | None) -> LocalData:
 
 def _saved_to_disk(path: Path) -> LocalData | None:
     """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
-    if (path / "dataset_dict.json").is_file():
-        splits: Mapping[str, Dataset] = load_from_disk(str(safe_path(path.resolve())))
-    elif (path / "state.json").is_file():
-        splits = {"train": load_from_disk(str(safe_path(path.resolve())))}
-    else:
+    if not ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         return None
+    saved = load_from_disk(str(safe_path(path.resolve())))
     files = [(parts[0] if len(parts) > 1 else "train", path.joinpath(*parts)) for parts in list_files(path)]
-    return LocalData(dict(splits), files)
+    return LocalData({"train": saved} if isinstance(saved, Dataset) else saved, files)
 
 
 def _card_names_files(folder: Path) -> bool:

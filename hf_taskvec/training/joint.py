@@ -42,6 +42,9 @@ class JointPixels(PixelDataset):
         self.starts = np.cumsum([0, *map(len, parts)])
         self.offsets = torch.tensor(np.cumsum([0, *num_classes])[:-1])
 
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of `indices`: `pixel_values`, `labels` and `owners`."""
         wanted = np.asarray(indices, dtype=np.int64)
