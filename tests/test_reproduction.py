@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from paper.analysis import compare_budgets
 from paper.comparison import INDIVIDUAL, Cell, Score, merged_model
 from paper.estimate import count_images, estimate
+from paper.figures import draw_geometry
 from paper.report import comparison_table, write_report
 from paper.results import claim_folder, reproduce
 from paper.runs import StopWhenConverged, train_run
@@ -185,6 +187,22 @@ def test_results_of_other_settings_are_left_alone(tmp_path: Path) -> None:
     claim_folder(small(tmp_path))
     with pytest.raises(OutputExistsError, match=r"seeds=\[0, 1\] there, \[0\] here"):
         claim_folder(small(tmp_path, seeds=[0]))
+
+
+def test_the_figures_are_drawn_again_from_their_data(tmp_path: Path) -> None:
+    shown = CONFIGS.parent / "results" / "paper7_tiny" / "figures"
+    for path in shown.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    settings, run = parse_recipe(Reproduction, reproduce_paper.RunArguments, argv=["--redraw", str(tmp_path)])
+    assert reproduce_paper.main(settings, run) is None
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in shown.iterdir()}
+
+
+def test_one_colour_means_one_cosine_in_both_tables_of_a_figure() -> None:
+    tables = {"1": [[1.0, -0.001], [-0.001, 1.0]], "converged": [[1.0, 0.4], [0.4, 1.0]]}
+    panels = [axes for axes in draw_geometry({"tasks": ["a", "b"], **tables}).axes if axes.images]
+    assert [axes.images[0].get_clim() for axes in panels] == [(-0.001, 0.4)] * 2
+    assert [[text.get_text() for text in axes.texts] for axes in panels] == [[".00"] * 2, [".40"] * 2]
 
 
 @pytest.mark.slow  # about a minute of processor time

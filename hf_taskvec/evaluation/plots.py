@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -80,8 +81,12 @@ def plot_gains(curve: Mapping[float, Report], zero_shot: Report) -> Figure:
     axes = figure.subplots()
     for index, base in enumerate(zero_shot.results):
         gains = [100 * (curve[scaling].results[index].accuracy - base.accuracy) for scaling in curve]
-        marker, colour = MARKERS[index // 6 % 6], COLOURS[index % 6]
-        axes.plot(list(curve), gains, label=base.task, color=colour, marker=marker, markersize=4)
+        style: dict[str, Any] = {
+            "color": COLOURS[index % 6],
+            "marker": MARKERS[index % 6],
+            "linestyle": "-" if index < 6 else "--",
+        }
+        axes.plot(list(curve), gains, label=base.task, markersize=4, **style)
     if len(zero_shot.results) > 1:
         means = [100 * (report.accuracy - zero_shot.accuracy) for report in curve.values()]
         axes.plot(list(curve), means, label="mean", color="black", linewidth=2.5)

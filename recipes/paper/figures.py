@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval
 from hf_taskvec.evaluation.plots import COLOURS, MARKERS, save_figure
-from hf_taskvec.weights.folders import write_json
+from hf_taskvec.weights.folders import read_json, write_json
 from paper.analysis import budgets_of, compare_budgets, over_seeds, scores
 from paper.comparison import INDIVIDUAL, JOINT
 from paper.results import Results
@@ -24,36 +24,32 @@ Data = dict[str, Any]
 
 def draw_figures(results: Results, folder: Path) -> list[str]:
     """Draws every figure as `<name>.png` beside `<name>.json`, and returns the names."""
-    figures: dict[str, tuple[Callable[[Results], Data], Callable[[Data], Figure]]] = {
-        "orders": (lambda r: r.orders, draw_orders),
-        "gradient_norms": (norm_data, draw_norms),
-        "directions": (direction_data, draw_directions),
-        "layers": (layer_data, draw_layers),
-        "geometry": (geometry_data, draw_geometry),
-        "trajectory": (trajectory_data, draw_trajectory),
-        "budgets": (budget_data, draw_budgets),
-        "differences": (difference_data, draw_differences),
-        "atm": (atm_data, draw_atm),
-    }
-    for name, (gather, draw) in figures.items():
-        data = gather(results)
-        write_json(folder / f"{name}.json", data)
-        save_figure(draw(data), folder / f"{name}.png")
-    return list(figures)
+    for name, (gather, _) in FIGURES.items():
+        write_json(folder / f"{name}.json", gather(results))
+    redraw(folder)
+    return list(FIGURES)
+
+
+def redraw(folder: Path) -> None:
+    """Draws every figure from the JSON in the folder."""
+    for name, (_, draw) in FIGURES.items():
+        save_figure(draw(read_json(folder / f"{name}.json")), folder / f"{name}.png")
 
 
 def draw_orders(data: Data) -> Figure:
-    """Distance and residual against the learning rate, on the network and on the base."""
+    """Distance of task arithmetic from joint training against the learning rate, on the network and on the base."""
     figure, panels = _panels(2)
     for axes, (key, title) in zip(
         panels, (("mlp", "tanh network, 3 tasks"), ("clip", "base, up to 3 tasks")), strict=True
     ):
         study = data[key]
         for index, (name, order, label) in enumerate(
-            (("distances", "order", "‖TA − MT‖"), ("residuals", "corrected_order", "after the correction"))
+            (("distances", "order", "task arithmetic"), ("residuals", "corrected_order", "after the correction"))
         ):
             _line(axes, study["learning_rates"], study[name], index, f"{label}, order {study[order]:.2f}")
-        axes.set(xscale="log", yscale="log", title=title, xlabel="learning rate η", ylabel="distance of the weights")
+        axes.set(
+            xscale="log", yscale="log", title=title, xlabel="learning rate η", ylabel="distance from joint training"
+        )
         axes.set_xticks(study["learning_rates"], [f"{rate:g}" for rate in study["learning_rates"]], rotation=30)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(frameon=False, loc="lower right")  # below both lines
@@ -107,10 +103,10 @@ def draw_directions(data: Data) -> Figure:
     for index, (name, course) in enumerate(data["courses"].items()):
         _band(left, range(1, len(course) + 1), course, index, COURSES[name])
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(xlabel="epoch", ylabel="cosine, mean over tasks", ylim=(None, 1.35))
-    left.legend(frameon=False, fontsize="small", loc="upper center")
+    left.set(xlabel="epoch", ylabel="cosine, mean over tasks")
+    left.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
     matrix = data["between_epochs"]
-    _heat(figure, right, matrix, [str(k + 1) for k in range(len(matrix))], "cosine between epochs' gradients")
+    _heat(figure, right, matrix, [str(k + 1) for k in range(len(matrix))], "cosine between epochs' gradients", [matrix])
     right.set(xlabel="epoch", ylabel="epoch")
     return figure
 
@@ -138,8 +134,8 @@ def draw_layers(data: Data) -> Figure:
     for index, (name, course) in enumerate((key, value) for key, value in data.items() if key != "layers"):
         _band(axes, range(len(layers)), course, index, name)
     axes.set_xticks(range(len(layers)), [layer.replace("encoder.", "") for layer in layers], rotation=35, ha="right")
-    axes.set(ylabel="cosine, mean over tasks", ylim=(None, 1.3))
-    axes.legend(frameon=False, fontsize="small", loc="upper center")
+    axes.set(ylabel="cosine, mean over tasks")
+    axes.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
@@ -158,7 +154,7 @@ def draw_geometry(data: Data) -> Figure:
     figure, panels = _panels(2)
     names = {"1": "after one epoch", "converged": "converged"}
     for axes, (budget, title) in zip(panels, names.items(), strict=True):
-        _heat(figure, axes, data[budget], data["tasks"], "cosine between task vectors")
+        _heat(figure, axes, data[budget], data["tasks"], "cosine between task vectors", [data[key] for key in names])
         axes.set_title(title)
     return figure
 
@@ -178,7 +174,14 @@ def draw_trajectory(data: Data) -> Figure:
         thick = name in main
         colour = ("black", COLOURS[5])[main.index(name)] if thick else COLOURS[index % 5]
         axes.plot(
-            x, y, color=colour, marker=MARKERS[index % 6], markersize=4, linewidth=2.5 if thick else 1, label=name
+            x,
+            y,
+            color=colour,
+            marker=MARKERS[index % 6],
+            markersize=4,
+            linestyle="-" if thick or index < 5 else "--",
+            linewidth=2.5 if thick else 1,
+            label=name,
         )
     shares = [f"component {k + 1} ({100 * share:.0f} % of the variance)" for k, share in enumerate(data["explained"])]
     axes.set(xlabel=shares[0], ylabel=shares[1])
@@ -321,17 +324,40 @@ def _band(
     axes.fill_between(x, low, high, color=COLOURS[index % 6], alpha=0.15, linewidth=0)
 
 
-def _heat(figure: Figure, axes: Axes, table: Sequence[Sequence[float]], labels: Sequence[str], title: str) -> None:
-    """A table of cosines in colours, with the figures in the cells; the diagonal, all ones, stays white."""
+def _heat(
+    figure: Figure,
+    axes: Axes,
+    table: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    title: str,
+    tables: Sequence[Sequence[Sequence[float]]],
+) -> None:
+    """A table of cosines in colours, with the figures in the cells; the diagonal, all ones, stays white.
+
+    One colour means one cosine in all `tables` of a figure.
+    """
     off = ~np.eye(len(table), dtype=bool)
-    values = np.where(off, np.array(table), np.nan)
-    low, high = min(0.0, float(np.nanmin(values))), float(np.nanmax(values))
+    values, every = np.where(off, np.array(table), np.nan), np.array(tables)[:, off]
+    low, high = min(0.0, float(every.min())), float(every.max())
     image = axes.imshow(values, cmap="cividis", vmin=low, vmax=high)
     for row, column in zip(*off.nonzero(), strict=True):
         value = values[row, column]
         dark = value < (low + high) / 2
-        text = f"{value:.2f}".replace("0.", ".", 1)
+        text = f"{value:z.2f}".replace("0.", ".", 1)
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     figure.colorbar(image, ax=axes, label=title, fraction=0.046, pad=0.04)
+
+
+FIGURES: dict[str, tuple[Callable[[Results], Data], Callable[[Data], Figure]]] = {
+    "orders": (lambda results: results.orders, draw_orders),
+    "gradient_norms": (norm_data, draw_norms),
+    "directions": (direction_data, draw_directions),
+    "layers": (layer_data, draw_layers),
+    "geometry": (geometry_data, draw_geometry),
+    "trajectory": (trajectory_data, draw_trajectory),
+    "budgets": (budget_data, draw_budgets),
+    "differences": (difference_data, draw_differences),
+    "atm": (atm_data, draw_atm),
+}
