@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,8 +46,6 @@ def arg(help: str, default: Any = dataclasses.MISSING) -> Any:
 
 def command_line() -> str:
     """The command that runs this process, as a user would type it."""
-    import shlex
-
     return shlex.join(["python", *sys.argv])
 
 
@@ -142,11 +141,15 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, Any]:
             raise ArgumentsError(f"a setting is name=value, got {text!r}")
         if name in result:
             raise ArgumentsError(f"the setting {name!r} comes twice")
-        try:
-            result[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            result[name] = value
+        result[name] = _value(value)
     return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -332,7 +335,7 @@ def _typed(value: Any) -> Any:
         return {name: _typed(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_typed(item) for item in value]
-    return parse_pairs([f"x={value}"])["x"] if value is not None else None
+    return None if value is None else _value(value)
 
 
 def _switch(value: str) -> str:

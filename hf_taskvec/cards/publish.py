@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -287,10 +288,6 @@ def create_collection(
     api = HfApi(token=token)
     repo_ids = [full_repo_id(repo_id, token=token) for repo_id in repo_ids]
 
-    def check(repo_id: str) -> None:
-        with hub_errors(repo_id, "collecting"):
-            with_retries(lambda: api.model_info(repo_id))
-
     def create() -> str:
         collection = api.create_collection(
             title, namespace=namespace, description=description, private=private, exists_ok=True
@@ -300,6 +297,7 @@ def create_collection(
         return collection.url
 
     for repo_id in repo_ids:
-        check(repo_id)
+        with hub_errors(repo_id, "collecting"):
+            with_retries(partial(api.model_info, repo_id))
     with hub_errors(f"the collection {title!r}", "writing"):
         return with_retries(create)

@@ -10,8 +10,9 @@ import email.utils
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx2
@@ -98,31 +99,15 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 @contextmanager
-def guarded() -> Iterator[Guard]:
+def guarded() -> Iterator[None]:
     """Puts a guard on the client that all exchanges share, for the length of the block."""
     guard, client = Guard(), get_session()
-    add(client, guard)
+    hooks: dict[str, Callable[..., Any]] = {"request": guard.on_request, "response": guard.on_response}
+    with _LOCK:
+        client.event_hooks = {kind: [*client.event_hooks[kind], hook] for kind, hook in hooks.items()}
     try:
-        yield guard
+        yield
     finally:
-        remove(client, guard)
-
-
-def add(client: httpx2.Client, guard: Guard) -> None:
-    """Hooks a guard on a client."""
-    with _LOCK:
-        hooks = client.event_hooks
-        client.event_hooks = {
-            "request": [*hooks["request"], guard.on_request],
-            "response": [*hooks["response"], guard.on_response],
-        }
-
-
-def remove(client: httpx2.Client, guard: Guard) -> None:
-    """Takes a guard off again."""
-    with _LOCK:
-        hooks = client.event_hooks
-        client.event_hooks = {
-            "request": [hook for hook in hooks["request"] if hook != guard.on_request],
-            "response": [hook for hook in hooks["response"] if hook != guard.on_response],
-        }
+        with _LOCK:
+            others = {kind: [one for one in client.event_hooks[kind] if one != hook] for kind, hook in hooks.items()}
+            client.event_hooks = others

@@ -58,7 +58,8 @@ class Algebra:
             return NotImplemented
         factor = check_scaling(factor)
         info = dataclasses.replace(self.info, scaling=check_scaling(self.info.scaling * factor))
-        return self._map(lambda delta: delta * factor, f"times {factor:g}", info=info)
+        scaled = {name: finite(delta * factor, name, f"times {factor:g}") for name, delta in self.deltas.items()}
+        return type(self)(scaled, info)
 
     __rmul__ = __mul__
 
@@ -175,9 +176,6 @@ class Algebra:
 
     def __repr__(self) -> str:
         return f"TaskVector({self.info.label!r}, {len(self)} parameters, {self.num_entries:,} entries)"
-
-    def _map(self, change: Callable[[Tensor], Tensor], doing: str, *, info: VectorInfo) -> Self:
-        return type(self)({name: finite(change(delta), name, doing) for name, delta in self.deltas.items()}, info)
 
     def _combine(self, other: Self, operation: Callable[[Tensor, Tensor], Tensor]) -> Self:
         if not isinstance(other, Algebra):

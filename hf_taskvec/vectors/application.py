@@ -11,6 +11,7 @@ from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import Parts
 from hf_taskvec.weights.fingerprint import tensor_hashes
+from hf_taskvec.weights.names import differences
 
 if TYPE_CHECKING:
     from hf_taskvec.models.base import Base
@@ -53,16 +54,12 @@ def check_fits(vector: Parts, weights: Mapping[str, Tensor], *, allow_other_base
         IncompatibleVectorsError: If names or shapes do not fit.
         BaseMismatchError: If the values are others.
     """
-    lines = []
-    for name, shape in vector.deltas.shapes.items():
-        if name not in weights:
-            lines.append(f"{name!r} is in the vector but not in the model")
-        elif weights[name].shape != shape:
-            lines.append(f"{name!r} has shape {tuple(shape)}, in the model {tuple(weights[name].shape)}")
-    if lines:
+    ours = vector.deltas.shapes
+    theirs = {name: weight.shape for name, weight in weights.items() if name in ours}
+    if lines := differences(ours, theirs, left_name="the vector", right_name="the model"):
         raise IncompatibleVectorsError(f"vector and model differ: {listed(lines, separator='; ')}", details=lines)
     info, known = vector.info, vector.info.base_hashes
-    hashes = tensor_hashes({name: weights[name] for name in vector.deltas.shapes if name in known})
+    hashes = tensor_hashes({name: weights[name] for name in ours if name in known})
     other = [name for name, value in hashes.items() if known[name] != value]
     if other and not allow_other_base:
         raise BaseMismatchError(

@@ -132,11 +132,11 @@ def _checked(name: str, commit: str | None, folder: Path | None, weights: Mappin
 
 def side_files(folder: Path) -> list[Path]:
     """Configuration, tokenizer and image processor of a checkpoint."""
-    found = [path for pattern in SIDE_FILES for path in sorted(folder.glob(pattern))]
-    kept = [path for path in found if not path.name.endswith(".index.json") and path.name != APPLIED_NAME]
-    for path in kept:
+    paths = [path for pattern in SIDE_FILES for path in sorted(folder.glob(pattern))]
+    paths = [path for path in paths if not path.name.endswith(".index.json") and path.name != APPLIED_NAME]
+    for path in paths:
         check_inside(path, folder)  # a link out of the folder could carry somebody's secret into what is written
-    return kept
+    return paths
 
 
 def check_exists(source: AnyPath) -> None:

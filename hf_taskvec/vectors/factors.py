@@ -29,6 +29,7 @@ from hf_taskvec.weights.names import (
     canonical,
     canonical_name,
     covered_names,
+    differences,
     shapes_of,
 )
 from hf_taskvec.weights.safetensors import open_safetensors
@@ -100,12 +101,9 @@ def _with_base(
     checkpoint = open_checkpoint(base, access=access)
     names = covered_names(checkpoint.tensors, include_projection=PROJECTION in factors)
     weights = {name: checkpoint.tensors[name] for name in names}
-    lines = [f"{name!r} is in the adapter but not in the base" for name in factors if name not in weights]
-    for name, item in factors.items():
-        if name in weights and weights[name].shape != item.shape:
-            shapes = f"{tuple(item.shape)} in the adapter and {tuple(weights[name].shape)} in the base"
-            lines.append(f"{name!r} has shape {shapes}")
-    if lines:
+    ours = {name: item.shape for name, item in factors.items()}
+    theirs = {name: weight.shape for name, weight in weights.items() if name in factors}
+    if lines := differences(ours, theirs, left_name="the adapter", right_name="the base"):
         raise IncompatibleVectorsError(f"adapter and base differ: {listed(lines, separator='; ')}", details=lines)
     info = dataclasses.replace(
         info, base=checkpoint.name, base_revision=checkpoint.commit, base_hashes=tensor_hashes(weights)

@@ -117,10 +117,7 @@ class VectorInfo:
             raise UnknownNameError("kind of vector", self.kind, typing.get_args(Kind))
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
-            if spec.name == "parents":
-                object.__setattr__(self, spec.name, tuple(value))
-                continue
-            value = plain(value, spec.name)
+            value = tuple(value) if spec.name == "parents" else plain(value, spec.name)
             object.__setattr__(self, spec.name, tuple(value) if isinstance(value, list) else value)
 
     def check_readable(self) -> None:

@@ -123,9 +123,9 @@ def write_sharded(
     stream = iter(tensors)
     digests = {}
     for filename, names in plan.filename_to_tensors.items():
-        part = {name: shapes[name] for name in names}
-        few = (next(stream) for _ in part)
-        if digest := write_safetensors(folder / filename, few, shapes=part, dtype=dtype, hashed=hashed):
+        inside = {name: shapes[name] for name in names}
+        few = (next(stream) for _ in names)
+        if digest := write_safetensors(folder / filename, few, shapes=inside, dtype=dtype, hashed=hashed):
             digests[filename] = digest
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

@@ -90,10 +90,10 @@ def clear_stale(target: Path, own: Own = nothing) -> None:
     """Removes what writers of `target` that died have left beside it; what was the user's goes back to its place."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.({PARTIAL}|{SWAPPING})")
     try:
-        found = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+        left_behind = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
     except OSError:  # no right to list the folder
         return
-    for path in found:
+    for path in left_behind:
         with held(path) as dead:
             if not dead or path.is_symlink():
                 continue
