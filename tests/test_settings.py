@@ -181,6 +181,7 @@ def test_a_task_may_be_named(tmp_path: Path) -> None:
         ({"processing_class": None}, "takes no processing_class: the base brings its processor"),
         ({"model_init": print}, "takes no model_init: every run starts from the base"),
         ({"callback": []}, "no argument 'callback'. Did you mean callbacks"),
+        ({"peft": None}, "Did you mean peft_config"),
     ],
 )
 def test_what_has_no_place_is_refused_in_a_sentence(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

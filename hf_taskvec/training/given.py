@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hf_taskvec.errors import nearest
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task, get_task
 from hf_taskvec.training.config import TaskVectorConfig
@@ -23,14 +24,13 @@ _REPLACED = {
 }
 
 
-def refuse(arguments: dict[str, Any]) -> None:
-    """Raises a `TypeError` that names an argument of `Trainer` which has no place here."""
+def refuse(arguments: Iterable[str], known: Sequence[str]) -> None:
+    """Raises a `TypeError` that names an argument of `Trainer` which has no place here, and the known ones."""
     for name in arguments:
         if name in _REPLACED:
             raise TypeError(f"TaskVectorTrainer takes no {name}: {_REPLACED[name]}")
-        known = ["task", "compute_metrics", "preprocess_logits_for_metrics", "callbacks", "optimizers"]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        close = nearest(name, known)
+        hint = f" Did you mean {close}?" if close else ""
         raise TypeError(f"TaskVectorTrainer takes no argument {name!r}.{hint} It takes {', '.join(known)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -104,13 +105,12 @@ class TaskVectorTrainer(ObjectiveTrainer):
         peft_config: Any = None,
         **refused: Any,
     ) -> None:
-        refuse(refused)
+        refuse(refused, inspect.getfullargspec(TaskVectorTrainer.__init__).kwonlyargs)
         args = checked_args(base, args)
         self.base, self.objective = base, objective_of(task)
         with args.main_process_first(local=True, desc="decoding images"):
             train = self.objective.images(base, "train")
-            wanted = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-            validation = self.objective.images(base, "validation") if wanted else None
+            validation = self.objective.images(base, "validation") if args.eval_strategy != "no" else None
         if args.full_batch:
             prepare_full_batch(args, len(train), base)
         model = self.objective.classifier(base, include_projection=args.include_projection)
@@ -319,10 +319,8 @@ class TaskVectorTrainer(ObjectiveTrainer):
 
     def _keeps_something(self) -> bool:
         args = self.args
-        checkpoints = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
-        return bool(
-            checkpoints or args.record_epochs or args.record_steps or args.record_fractions or args.record_gradients
-        )
+        kept = (args.record_epochs, args.record_steps, args.record_fractions, args.record_gradients)
+        return args.save_strategy != "no" or any(kept)
 
     def _what_is_left(self) -> str:
         """What an interrupted run leaves behind, and how to go on."""
