@@ -195,6 +195,7 @@ def test_the_defaults_violate_every_precondition_they_should() -> None:
         ({"learning_rate": 0.1, "epochs": 0}, "epochs must be"),
         ({"learning_rate": 0.1, "batch_size": 0}, "batch_size must be"),
         ({"learning_rate": 0.1, "weights": [1.0, 2.0]}, "one factor per task"),
+        ({"learning_rate": 0.1, "weights": [float("nan")]}, "weights must be finite"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:

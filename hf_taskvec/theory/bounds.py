@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,19 +95,19 @@ def measure_drift(
         >>> round(found.distance, 6), found.distance <= found.bound
         (0.0025, True)
     """
-    rate = {"learning_rate": learning_rate, "epochs": epochs}
-    joint = joint_path(losses, start, **rate)  # type: ignore[arg-type]
-    merged = merged_weights(losses, start, **rate)  # type: ignore[arg-type]
+    rate: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs}
+    joint = joint_path(losses, start, **rate)
+    merged = merged_weights(losses, start, **rate)
     zeta = beta = 0.0
     for point in joint[:-1]:
         gradients = torch.stack([loss.gradient(point) for loss in losses])
         zeta = max(zeta, float((gradients - gradients.mean(dim=0)).norm(dim=1).max()))
     for loss in losses:
-        own = task_path(loss, start, **rate)  # type: ignore[arg-type]
+        own = task_path(loss, start, **rate)
         for ours, theirs in zip(own[:-1], joint[:-1], strict=True):
             points = [ours] if torch.equal(ours, theirs) else [ours, (ours + theirs) / 2, theirs]
             beta = max(beta, *(hessian_norm(loss, point, iterations=iterations) for point in points))
-    return DriftBound(float((merged - joint[-1]).norm()), drift_bound(zeta, beta, **rate), zeta, beta)  # type: ignore[arg-type]
+    return DriftBound(float((merged - joint[-1]).norm()), drift_bound(zeta, beta, **rate), zeta, beta)
 
 
 def hessian_norm(loss: MeanLoss, weights: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> float:

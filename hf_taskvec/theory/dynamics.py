@@ -20,13 +20,12 @@ from hf_taskvec.errors import DataError
 from hf_taskvec.merging.geometry import cosines, inner_products, sign_conflicts
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
-from hf_taskvec.theory.gradients import gradient_vector
+from hf_taskvec.theory.gradients import descent_of
 from hf_taskvec.training.output import FULL_GRADIENTS, GRADIENT_VECTORS, VECTORS, RunFolder, epoch_name
-from hf_taskvec.training.plan import base_plan, task_plan
+from hf_taskvec.training.plan import base_plan, task_plan, vector_of
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import layer_of
-from hf_taskvec.weights.resume import compute_or_read
 
 TOTAL = "all"  # stands for the whole vector among the layers
 
@@ -128,23 +127,13 @@ def measure_dynamics(
         before = vectors[epoch - 1] if epoch else None
         plan = origin | {"start": fingerprint(tensor_hashes(before.deltas)) if before else "the base"}
 
-        def compute(target: Path, before: TaskVector | None = before) -> None:
+        def gradient(before: TaskVector | None = before) -> TaskVector:
             model = before.apply_to(base) if before else base
-            projection = vectors[0].info.include_projection
-            descent = gradient_vector(
-                model,
-                task,
-                learning_rate=1.0,
-                include_projection=projection,
-                trainable_parameters=list(vectors[0].deltas),
-                batch_size=batch_size,
-                progress=progress,
-            )
-            (-descent).save_pretrained(target)
+            return -descent_of(vectors[0], model, task, batch_size=batch_size, progress=progress)
 
         name = f"{FULL_GRADIENTS}/{epoch_name(epoch + 1)}"
         RunFolder(folder).adopt(name, f"{name}.plan.json")  # a later run in the folder replaces them
-        full.append(compute_or_read(folder / name, plan, compute=compute, read=TaskVector.from_pretrained))
+        full.append(vector_of(folder / name, plan, gradient))
     norms = tuple(float(vector.info.mean_gradient_norm or 0.0) for vector in accumulated)
     return Dynamics(task.name, norms, _by_layer(_strip([*full, *accumulated, *vectors])))
 

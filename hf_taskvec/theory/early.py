@@ -22,7 +22,7 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.text import listed
 from hf_taskvec.theory.early_search import EpochSearch
-from hf_taskvec.theory.gradients import gradient_vector
+from hf_taskvec.theory.gradients import descent_of
 from hf_taskvec.training.output import VECTORS
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -137,7 +137,7 @@ def choose_epochs(
     norms: dict[str, float] = {}
     if by == "gradient":
         for task in chosen_tasks:
-            descent = _descent(base, task, ordered[task.name][0], batch_size=batch_size, progress=progress)
+            descent = descent_of(ordered[task.name][0], base, task, batch_size=batch_size, progress=progress)
             figures[task.name] = step_cosines(ordered[task.name], descent)
             norms[task.name] = descent.norm()
     picks = tuple(_last_like_the_first(figures[name], threshold) for name in ordered)
@@ -240,19 +240,6 @@ def _last_like_the_first(figures: Sequence[float], threshold: float) -> int:
     """The last epoch before the first whose figure falls below the threshold."""
     below = (index for index, figure in enumerate(figures) if figure < threshold)
     return next(below, len(figures)) - 1
-
-
-def _descent(base: Base, task: Task, like: TaskVector, *, batch_size: int, progress: bool) -> TaskVector:
-    """−∇L of a task at the base, for the parameters of a vector."""
-    return gradient_vector(
-        base,
-        task,
-        learning_rate=1.0,
-        include_projection=like.info.include_projection,
-        trainable_parameters=list(like.deltas),
-        batch_size=batch_size,
-        progress=progress,
-    )
 
 
 def _choice(

@@ -22,7 +22,7 @@ from hf_taskvec.theory.gradients import gradient_vector
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.full_batch import Violation, check_deterministic, check_dtype, violated_preconditions
 from hf_taskvec.training.joint import JointTrainer
-from hf_taskvec.training.run import quiet
+from hf_taskvec.training.run import keeping_nothing, quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -169,7 +169,7 @@ def verify_equivalence(
     wide = in_dtype(base, torch.float64)
     results, total = [], None
     with tempfile.TemporaryDirectory() as folder:
-        args = _kept_nowhere(args, folder)
+        args = keeping_nothing(args, folder)
         for each in tasks:
             trained = _train(TaskVectorTrainer(wide, copy.copy(args), task=each))
             results.append(_compare(base, wide, each, trained, args))
@@ -236,13 +236,3 @@ def _train(trainer: TaskVectorTrainer) -> TaskVector:
 
 def _square_difference(vector: TaskVector, reference: TaskVector, name: str) -> float:
     return float((vector.deltas[name].double() - reference.deltas[name].double()).square().sum())
-
-
-def _kept_nowhere(args: TaskVectorConfig, folder: str) -> TaskVectorConfig:
-    args = copy.copy(args)
-    args.output_dir = folder
-    args.record_epochs, args.record_steps, args.record_fractions = False, [], []
-    args.track_gradients = args.record_gradients = False
-    for name in ("save_strategy", "eval_strategy"):
-        setattr(args, name, "no")
-    return args

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_taskvec.errors import DataError, NonFiniteError, check_positive
+from hf_taskvec.errors import DataError, NonFiniteError, check_finite_number, check_positive
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.models.heads import zero_shot_head
@@ -25,13 +25,12 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import PixelDataset, keep_batch, load_pixels
 from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.training.full_batch import check_deterministic, check_dtype
-from hf_taskvec.training.plan import base_plan, task_plan
+from hf_taskvec.training.plan import base_plan, task_plan, vector_of
 from hf_taskvec.vectors.info import VectorInfo, library_versions
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import scaled_sum
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.names import canonical, parameters_of
-from hf_taskvec.weights.resume import compute_or_read
 
 
 def gradient_vector(
@@ -105,7 +104,8 @@ def gradient_vector(
             )
         if epoch + 1 < epochs:
             _move(classifier, base, total, learning_rate=learning_rate, accelerator=accelerator)
-    deltas = {name: _wide(gradient.mul_(-learning_rate), base) for name, gradient in total.reduced(accelerator)}
+    place, dtype = base.device, next(base.model.parameters()).dtype
+    deltas = {name: sums.mul_(-learning_rate).to(place, dtype) for name, sums in total.reduced(accelerator)}
     info = _info(base, tasks, data, factors, learning_rate, epochs, sorted(deltas), include_projection)
     return TaskVector(deltas, info)
 
@@ -144,25 +144,25 @@ def gradient_stack(
     }
     origin, stack = base_plan(base), {}
     for task in as_tasks(tasks):
-
-        def compute(target: Path, task: Task = task) -> None:
-            vector = gradient_vector(base, task, **settings, batch_size=batch_size, progress=progress)
-            if PartialState().is_main_process:
-                vector.save_pretrained(target)
-
-        stack[task.name] = compute_or_read(
-            Path(output_dir) / task.name,
-            settings | origin | task_plan(task.provenance()),
-            compute=compute,
-            read=_shared,
-        )
+        make = partial(gradient_vector, base, task, **settings, batch_size=batch_size, progress=progress)
+        plan = settings | origin | task_plan(task.provenance())
+        stack[task.name] = vector_of(Path(output_dir) / task.name, plan, make)
     return stack
 
 
-def _shared(folder: Path) -> TaskVector:
-    """The vector in a folder, once every process is there."""
-    PartialState().wait_for_everyone()
-    return TaskVector.from_pretrained(folder)
+def descent_of(
+    vector: TaskVector, base: Base, task: Task, *, batch_size: int = 256, progress: bool = False
+) -> TaskVector:
+    """−∇L of a task at a base, for the parameters that a vector covers."""
+    return gradient_vector(
+        base,
+        task,
+        learning_rate=1.0,
+        include_projection=vector.info.include_projection,
+        trainable_parameters=list(vector.deltas),
+        batch_size=batch_size,
+        progress=progress,
+    )
 
 
 class GradientSum:
@@ -221,6 +221,8 @@ def _check_settings(
         raise DataError("gradient_vector needs at least one task, got none")
     if len(factors) != len(tasks):
         raise ValueError(f"weights must have one factor per task ({len(tasks)}), got {len(factors)}")
+    for factor in factors:
+        check_finite_number("weights", factor)
     check_positive("learning_rate", learning_rate)
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1 or value != int(value):
@@ -242,11 +244,6 @@ def _move(
     before, now = parameters_of(base.model), canonical(classifier.named_parameters())
     for name, gradient in total.reduced(accelerator):
         now[name].copy_(scaled_sum(before[name].to(gradient.device), gradient, -learning_rate))
-
-
-def _wide(delta: Tensor, base: Base) -> Tensor:
-    """A float64 delta in the base's own dtype and on its device."""
-    return delta.to(base.device, next(base.model.parameters()).dtype)
 
 
 def _info(

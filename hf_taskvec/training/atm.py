@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -20,15 +19,15 @@ from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.tasks.subsets import SubsetTask, subset
 from hf_taskvec.training.config import TaskVectorConfig
-from hf_taskvec.training.plan import base_plan, run_plan, task_plan
-from hf_taskvec.training.run import quiet
+from hf_taskvec.training.plan import base_plan, run_plan, task_plan, vector_of
+from hf_taskvec.training.run import keeping_nothing, quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import scaled_sum
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
-from hf_taskvec.weights.resume import claim_folder, compute_or_read
+from hf_taskvec.weights.resume import claim_folder
 
 SETTINGS = "atm_settings.json"
 
@@ -115,7 +114,7 @@ def alternating_tuning_and_merging(
         "scaling": scaling,
         "settings": settings,
         "train_on": train_on,
-        "start": _start_plan(start),
+        "start": None if start is None else fingerprint(tensor_hashes(start.deltas)),
         **base_plan(base),
         **run_plan(args),
     }
@@ -123,7 +122,7 @@ def alternating_tuning_and_merging(
         claim_folder(folder, plan, name=SETTINGS)
     total, kept = start, []
     for number in range(1, rounds + 1):
-        total = _round(base, tasks, args, plan, number=number, folder=folder, start=total)
+        total = _round(base, tasks, args, plan, number=number, folder=folder / f"round-{number}", start=total)
         kept.append(total)
     return AlternatingRun(tuple(kept))
 
@@ -139,56 +138,38 @@ def _round(
     start: TaskVector | None,
 ) -> TaskVector:
     """The vector from the base to the model merged in one round; read if it is there."""
-    target = folder / f"round-{number}" / "merged"
     stamp = {key: plan[key] for key in ("rounds", "method", "scaling", "settings", "train_on")} | {"round": number}
 
-    def compute(target: Path) -> None:
+    def make() -> TaskVector:
         current = base if start is None else start.apply_to(base)
-        vectors = [_tune(current, task, args, plan, number=number, folder=target.parent) for task in tasks]
-        merged = merge(vectors, plan["method"], **plan["settings"])
-        if PartialState().is_main_process:
-            _advance(base, start, merged, plan["scaling"], stamp).save_pretrained(target)
+        vectors = [_tune(current, task, args, plan, number=number, folder=folder) for task in tasks]
+        return _advance(base, start, merge(vectors, plan["method"], **plan["settings"]), plan["scaling"], stamp)
 
-    return compute_or_read(target, plan | {"round": number}, compute=compute, read=_shared)
-
-
-def _shared(folder: Path) -> TaskVector:
-    """The vector in a folder, once every process is there."""
-    PartialState().wait_for_everyone()
-    return TaskVector.from_pretrained(folder)
-
-
-def _start_plan(start: TaskVector | None) -> str | None:
-    return None if start is None else fingerprint(tensor_hashes(start.deltas))
+    return vector_of(folder / "merged", plan | {"round": number}, make)
 
 
 def _tune(
     current: Base, task: Task, args: TaskVectorConfig, plan: dict[str, Any], *, number: int, folder: Path
 ) -> TaskVector:
     """The vector of one task from one round's start; read if it is there."""
-    args = copy.copy(args)
-    args.output_dir = str(folder / "run")
+    args = keeping_nothing(args, folder / "run")
     args.num_train_epochs = args.num_train_epochs / plan["rounds"]
     # other batches in each round: with one seed every round would see the same fraction of an epoch
     args.data_seed = (args.data_seed if args.data_seed is not None else args.seed) + 7919 * number
-    args.record_epochs, args.record_steps, args.record_fractions = False, [], []
-    args.track_gradients = args.record_gradients = False
-    for name in ("save_strategy", "eval_strategy"):
-        setattr(args, name, "no")
 
-    def compute(target: Path) -> None:
-        train_on = plan["train_on"]
-        trainer = TaskVectorTrainer(current, args, task=task if train_on == "train" else _held_out(task, train_on))
+    def make() -> TaskVector:
+        trainer = TaskVectorTrainer(current, args, task=_training_on(plan["train_on"], task))
         quiet(trainer)
         trainer.train()
-        if args.should_save:
-            trainer.task_vector().save_pretrained(target)
+        return trainer.task_vector()
 
-    return compute_or_read(folder / task.name, plan | {"round": number}, compute=compute, read=_shared)
+    return vector_of(folder / task.name, plan | {"round": number}, make)
 
 
-def _held_out(task: Task, train_on: Split) -> Task:
-    """The task, training on another part of it."""
+def _training_on(train_on: Split, task: Task) -> Task:
+    """The task, training on that part of it."""
+    if train_on == "train":
+        return task
     if isinstance(task, SubsetTask):
         return dataclasses.replace(task, train_on=train_on)
     return subset(task, train_on=train_on)

@@ -123,9 +123,7 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "include_num_input_tokens_seen": (("no", False), "images have no tokens"),
     "label_names": ((None, ["labels"]), "batches hold 'labels'"),
 }
-
-
-_NUMBERS = (
+NUMBERS = (
     "learning_rate",
     "weight_decay",
     "adam_beta1",
@@ -137,12 +135,12 @@ _NUMBERS = (
     "warmup_steps",
     "seed",
     "label_smoothing_factor",
-)
+)  # that decide a run's vector
 
 
 def _check_numbers(args: TaskVectorConfig) -> None:
     """Raises a `ValueError` that names a setting that is no finite number, such as the text `1e-5` of a YAML file."""
-    for name in _NUMBERS:
+    for name in NUMBERS:
         value = getattr(args, name)
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {type(value).__name__} {value!r:.80}")
@@ -152,9 +150,9 @@ def _check_inherited(args: TaskVectorConfig) -> None:
     """Raises a `ValueError` that names an inherited setting with which the run would not do what it says."""
     for name, (allowed, reason) in _UNSUPPORTED.items():
         value = getattr(args, name)
-        if getattr(value, "value", value) not in allowed:
+        if value not in allowed:
             raise ValueError(f"{name} must be {' or '.join(map(repr, allowed[:2]))}, got {value!r}: {reason}")
-    if not (args.learning_rate >= 0 and math.isfinite(args.learning_rate)):
+    if args.learning_rate < 0:
         raise ValueError(f"learning_rate must be a number of at least 0, got {args.learning_rate}")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:

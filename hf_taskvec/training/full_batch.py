@@ -47,25 +47,25 @@ def apply_full_batch(args: TrainingArguments) -> None:
     """Gives every setting that still has its default the value that full-batch gradient descent needs."""
     defaults = {spec.name: spec.default for spec in dataclasses.fields(args)}
     for name, needed in FULL_BATCH_SETTINGS.items():
-        if _plain(getattr(args, name)) == _plain(defaults[name]):
+        if getattr(args, name) == defaults[name]:
             setattr(args, name, needed)
 
 
 def violated_preconditions(args: TrainingArguments) -> tuple[Violation, ...]:
     """Every setting of a run under which its first epoch's vector is not −η∇L."""
     needed = {"full_batch": True, **FULL_BATCH_SETTINGS}
-    if _plain(args.lr_scheduler_type) == "constant":
+    if args.lr_scheduler_type == "constant":
         needed.pop("warmup_steps")  # a constant schedule has no warm-up
     if args.max_grad_norm is None:
         needed.pop("max_grad_norm")  # no clipping either
-    found = [
-        Violation(name, _plain(getattr(args, name)), value)
-        for name, value in needed.items()
-        if _plain(getattr(args, name)) != value
+    violations = [
+        Violation(name, getattr(value, "value", value), wanted)  # of an enumeration's member, its string
+        for name, wanted in needed.items()
+        if (value := getattr(args, name)) != wanted
     ]
     if args.num_train_epochs != 1 or args.max_steps > 0:
-        found.append(Violation("num_train_epochs", args.num_train_epochs, 1))
-    return tuple(found)
+        violations.append(Violation("num_train_epochs", args.num_train_epochs, 1))
+    return tuple(violations)
 
 
 def prepare_full_batch(args: TrainingArguments, num_images: int, base: Base) -> None:
@@ -109,8 +109,3 @@ def check_dtype(base: Base) -> None:
         raise ValueError(
             f"the base must be on one device, its parameters are on {', '.join(sorted(map(str, devices)))}"
         )
-
-
-def _plain(value: Any) -> Any:
-    """The string of an enumeration's member; anything else as it is."""
-    return getattr(value, "value", value)

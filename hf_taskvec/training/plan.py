@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import xxhash
+from accelerate import PartialState
 
 from hf_taskvec.models.base import Base
-from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.config import NUMBERS, TaskVectorConfig
+from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
+from hf_taskvec.weights.resume import compute_or_read
 
-_DECISIVE = {
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
+_DECISIVE = (
+    *NUMBERS,
     "optim",
     "optim_args",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
-    "warmup_steps",
-    "num_train_epochs",
-    "max_steps",
-    "max_grad_norm",
-    "label_smoothing_factor",
     "train_sampling_strategy",
-    "seed",
     "bf16",
     "fp16",
     "full_batch",
     "include_projection",
     "trainable_parameters",
-}
+)
+
+
+def vector_of(path: Path, plan: Mapping[str, Any], make: Callable[[], TaskVector]) -> TaskVector:
+    """The vector in a folder, memory-mapped; made if it is not there yet. All processes of a run make and read it.
+
+    Args:
+        path: The folder.
+        plan: Everything the vector depends on, as JSON values.
+        make: Makes it; the first process writes what comes out.
+
+    Raises:
+        SettingsDifferError: If the vector there was made by another plan.
+    """
+
+    def compute(target: Path) -> None:
+        vector = make()
+        if PartialState().is_main_process:
+            vector.save_pretrained(target)
+
+    def read(folder: Path) -> TaskVector:
+        PartialState().wait_for_everyone()
+        return TaskVector.from_pretrained(folder)
+
+    return compute_or_read(path, plan, compute=compute, read=read)
 
 
 def base_plan(base: Base) -> dict[str, Any]:
@@ -64,13 +81,7 @@ def run_plan(args: TaskVectorConfig) -> dict[str, Any]:
 
     A batch counts over all processes and accumulated passes: how it is shared out changes nothing.
     """
-    names = [spec.name for spec in dataclasses.fields(args) if spec.name in _DECISIVE]
-    values = {name: _plain(getattr(args, name)) for name in names}
+    values = {name: getattr(args, name) for name in _DECISIVE}
     values["data_seed"] = args.data_seed if args.data_seed is not None else args.seed
     values["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return values
-
-
-def _plain(value: Any) -> Any:
-    """The string of an enumeration's member; anything else as it is."""
-    return getattr(value, "value", value)

@@ -36,7 +36,7 @@ def fine_tuned_info(
         base_revision=base.revision,
         epochs=float(state.epoch or 0),
         steps=state.global_step,
-        optimizer=plain(args.optim) if optimizer is None else type(optimizer).__name__,
+        optimizer=args.optim if optimizer is None else type(optimizer).__name__,
         learning_rate=float(args.learning_rate),
         weight_decay=float(args.weight_decay),
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -51,14 +51,14 @@ def fine_tuned_info(
 def _settings(args: TaskVectorConfig) -> dict[str, Any]:
     """The settings beside those with a field of their own; what is at rest (0, off) is left out."""
     always = {
-        "lr_scheduler_type": plain(args.lr_scheduler_type),
+        "lr_scheduler_type": args.lr_scheduler_type,
         "warmup_steps": args.warmup_steps,
         "max_grad_norm": args.max_grad_norm,
         "num_train_epochs": args.num_train_epochs,
         "trainable_parameters": list(args.trainable_parameters),
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
     }
-    if "adam" in plain(args.optim):
+    if "adam" in args.optim:
         always |= {"betas": [args.adam_beta1, args.adam_beta2], "epsilon": args.adam_epsilon}
     optional = {
         "bf16": args.bf16,
@@ -71,17 +71,6 @@ def _settings(args: TaskVectorConfig) -> dict[str, Any]:
     }
     if args.data_seed is not None:
         always["data_seed"] = args.data_seed
-    if plain(args.train_sampling_strategy) != "random":
-        always["train_sampling_strategy"] = plain(args.train_sampling_strategy)
+    if args.train_sampling_strategy != "random":
+        always["train_sampling_strategy"] = args.train_sampling_strategy
     return always | {name: value for name, value in optional.items() if value}
-
-
-def plain(value: Any) -> Any:
-    """The string of an enumeration's member; anything else as it is.
-
-    Example:
-        >>> from transformers.training_args import OptimizerNames
-        >>> plain(OptimizerNames.SGD)
-        'sgd'
-    """
-    return getattr(value, "value", value)

@@ -25,6 +25,17 @@ class ProgressBar(ProgressCallback):
         """Prints nothing; the logs are in the trainer's state."""
 
 
+def keeping_nothing(args: TaskVectorConfig, output_dir: str | Path) -> TaskVectorConfig:
+    """A copy of the settings with which a run in `output_dir` neither evaluates nor leaves anything."""
+    args = copy.copy(args)
+    args.output_dir = str(output_dir)
+    args.record_epochs, args.record_steps, args.record_fractions = False, [], []
+    args.track_gradients = args.record_gradients = False
+    for name in ("save_strategy", "eval_strategy"):
+        setattr(args, name, "no")
+    return args
+
+
 def quiet(trainer: Trainer) -> None:
     """Takes the printed log lines and the progress bar from a trainer."""
     trainer.remove_callback(ProgressCallback)
