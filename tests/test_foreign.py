@@ -222,8 +222,12 @@ def test_another_model_is_named(tmp_path: Path, model: str) -> None:
     assert "TaskVector.from_models" in str(error.value) or "model.safetensors" in str(error.value)
 
 
-def test_an_open_clip_folder_is_named(tmp_path: Path, checkpoints: Folders) -> None:
+@pytest.mark.parametrize("pickled", [False, True])
+def test_an_open_clip_folder_is_named(tmp_path: Path, checkpoints: Folders, pickled: bool) -> None:
     folder = write(tmp_path / "m", OPEN_CLIP, name="open_clip_model.safetensors")
+    if pickled:
+        (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
+        (folder / "open_clip_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="layout of open_clip"):
         TaskVector.from_checkpoints(checkpoints[0], folder)
 

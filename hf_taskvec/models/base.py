@@ -13,10 +13,9 @@ from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import HubAccess, HubKeywords, is_repo_id
-from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, fetch_folder
 from hf_taskvec.models.embedded import EMBEDDED as EMBEDDED
 from hf_taskvec.models.embedded import TINY_CLIP as TINY_CLIP
-from hf_taskvec.models.layouts import check_base_folder, no_weights
+from hf_taskvec.models.layouts import check_base_folder, fetch_checkpoint
 from hf_taskvec.text import listed, shortened, table
 from hf_taskvec.weights.dtypes import as_dtype
 from hf_taskvec.weights.folders import atomic_folder, write_json
@@ -137,10 +136,8 @@ def load_base(
         source = None  # by its name in provenance; no network is needed
     if base_name is not None:
         _check_base_name(base_name, source)
-    place, where = Path(TINY_CLIP if source is None else source), str(EMBEDDED if source is None else source)
-    if place.is_dir() and not any(place.glob("model*.safetensors*")):
-        raise no_weights(place, where, PICKLED)
-    folder = fetch_folder(TINY_CLIP if source is None else source, CHECKPOINT, revision=revision, access=access)
+    where = EMBEDDED if source is None else os.fspath(source)
+    folder = fetch_checkpoint(TINY_CLIP if source is None else source, revision=revision, access=access)
     check_base_folder(folder.path, where)
     model, processor = _read(folder.path, where, dtype)
     name = EMBEDDED if source is None else base_name or folder.name

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_taskvec.errors import CheckpointError
+from hf_taskvec.hub.access import AnyPath, HubAccess
+from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, Folder, Wanted, fetch_folder
 from hf_taskvec.text import shortened
 from hf_taskvec.weights.folders import check_inside, read_json
 from hf_taskvec.weights.safetensors import open_safetensors, shard_files
@@ -110,14 +113,20 @@ def check_base_folder(folder: Path, where: str) -> None:
             )
 
 
-def no_weights(folder: Path, where: str, pickled: str) -> CheckpointError:
-    """The error for a folder without `model.safetensors`.
+def fetch_checkpoint(
+    source: AnyPath, wanted: Wanted = CHECKPOINT, *, revision: str | None = None, access: HubAccess | None = None
+) -> Folder:
+    """The files of a checkpoint, as `fetch_folder` gives them; a folder without any is named by what it holds.
 
-    Args:
-        folder: The folder.
-        where: Its name.
-        pickled: What to say if its weights are pickled, or there are none.
+    Raises:
+        CheckpointError: If there is no such folder or repository, or it has no `model.safetensors`.
     """
+    if os.path.isdir(source) and not any(Path(source).glob("model*.safetensors*")):
+        raise _no_weights(Path(source), os.fspath(source))
+    return fetch_folder(source, wanted, revision=revision, access=access)
+
+
+def _no_weights(folder: Path, where: str) -> CheckpointError:
     if (folder / OPEN_CLIP_WEIGHTS).exists() or (folder / OPEN_CLIP_CONFIG).exists():
         return CheckpointError(f"{where} {_OPEN_CLIP}")
     if (folder / "adapter_config.json").exists():
@@ -129,7 +138,7 @@ def no_weights(folder: Path, where: str, pickled: str) -> CheckpointError:
         return CheckpointError(
             f"{where} has no model.safetensors but {others[0][:100]!r}; pass the path of the file if it is the one"
         )
-    return CheckpointError(f"{where} {pickled}")
+    return CheckpointError(f"{where} {PICKLED}")
 
 
 def _config(folder: Path | None) -> Mapping[str, Any]:

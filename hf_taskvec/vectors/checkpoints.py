@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
 from hf_taskvec.hub.access import AnyPath, HubAccess
-from hf_taskvec.hub.fetch import PICKLED, SIDE_FILES, WEIGHTS, Wanted, fetch_folder
+from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, SIDE_FILES, WEIGHTS, Wanted
 from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
-from hf_taskvec.models.layouts import CONFIG, OPEN_CLIP_CONFIG, check_is_clip, no_weights
+from hf_taskvec.models.layouts import CONFIG, check_is_clip, fetch_checkpoint
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.folders import atomic_folder, check_inside, check_output_folder, read_json, write_json
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from hf_taskvec.models.base import Base
 
 APPLIED_NAME = "task_vector_applied.json"
-ANY_WEIGHTS = ("*.safetensors",)
-TOWER = Wanted((*WEIGHTS, CONFIG, OPEN_CLIP_CONFIG), required=ANY_WEIGHTS, missing=PICKLED)
-WHOLE = Wanted((*WEIGHTS, *SIDE_FILES), required=ANY_WEIGHTS, missing=PICKLED)
+TOWER = Wanted((*WEIGHTS, CONFIG), required=CHECKPOINT.required, missing=PICKLED)
 Edit = Callable[[str, Tensor], Tensor]  # canonical name and weight of a parameter -> its new weight
 
 
@@ -98,9 +96,7 @@ def open_checkpoint(
         return _open_file(Path(source))
     check_exists(source)
     path = TINY_CLIP if os.fspath(source) == EMBEDDED else source
-    folder = fetch_folder(path, WHOLE if whole else TOWER, revision=revision, access=access)
-    if not any(folder.path.glob("model*.safetensors*")):
-        raise no_weights(folder.path, folder.name, PICKLED)
+    folder = fetch_checkpoint(path, CHECKPOINT if whole else TOWER, revision=revision, access=access)
     files = [folder.path / file for file in shard_files(folder.path, "model")]
     for file in files:
         check_inside(file, folder.path)
