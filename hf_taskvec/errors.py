@@ -6,6 +6,8 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import TypeGuard
 
 from hf_taskvec.text import listed, printable, shortened
 
@@ -118,6 +120,21 @@ def check_known(kind: str, name: object, known: Iterable[str]) -> None:
         raise UnknownNameError(kind, name, names)
 
 
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number, of Python or NumPy, that a float can hold; a truth value is none.
+
+    Example:
+        >>> [is_finite_number(value) for value in (1, 10**400, float("nan"), True, "1")]
+        [True, False, False, False, False]
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of an integer
+        return False
+
+
 def check_fraction(name: str, value: float) -> None:
     """Raises a `ValueError` unless `value` is in (0, 1]."""
     if not (0 < value <= 1):
@@ -126,11 +143,11 @@ def check_fraction(name: str, value: float) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raises a `ValueError` unless `value` is positive and finite."""
-    if not (value > 0 and math.isfinite(value)):
+    if not (is_finite_number(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def check_finite_number(name: str, value: float) -> None:
     """Raises a `ValueError` if `value` is NaN or infinite."""
-    if not math.isfinite(value):
+    if not is_finite_number(value):
         raise ValueError(f"{name} must be finite, got {value}")

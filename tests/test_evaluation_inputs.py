@@ -128,7 +128,7 @@ def test_scalings_may_be_any_numbers(base: Base, task: Task, vector: TaskVector,
     json.dumps([report.to_dict() for report in curve.values()])
 
 
-@pytest.mark.parametrize("scalings", ["0.1", 0.3, ["a"], np.ones((2, 2)), None])
+@pytest.mark.parametrize("scalings", ["0.1", 0.3, ["a"], np.ones((2, 2)), None, [0.1, True]])
 def test_scalings_that_are_no_numbers_are_refused_in_a_sentence(
     base: Base, task: Task, vector: TaskVector, scalings: Any
 ) -> None:
@@ -136,7 +136,7 @@ def test_scalings_that_are_no_numbers_are_refused_in_a_sentence(
         choose_scaling(base, vector, task, scalings=scalings)
 
 
-@pytest.mark.parametrize("scalings", [[], np.array([]), [0.1, float("nan")], [float("inf")]])
+@pytest.mark.parametrize("scalings", [[], np.array([]), [0.1, float("nan")], [float("inf")], [10**400]])
 def test_no_scaling_and_one_that_is_not_finite_are_refused(
     base: Base, task: Task, vector: TaskVector, scalings: Any
 ) -> None:
@@ -421,6 +421,7 @@ def damaged(**changes: Any) -> dict[str, Any]:
         damaged(metrics=3),
         damaged(metrics=[]),
         damaged(metrics={"f1": float("inf")}),
+        damaged(metrics={"f1": 10**400}),
         damaged(metrics={"a": {"b": {"c": {"d": {"e": {}}}}}}),
         damaged(metrics={"\x1b[2J": 1}),
         damaged(metrics={"a": ["\x07"]}),

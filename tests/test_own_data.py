@@ -614,7 +614,9 @@ def test_images_without_class_folders_hear_where_labels_come_from(tmp_path: Path
         Task.from_dataset(tmp_path)
 
 
-@pytest.mark.parametrize(("size", "shown"), [("0.2", "'0.2'"), (float("inf"), "inf"), (True, "True"), (1.5, "1.5")])
+@pytest.mark.parametrize(
+    ("size", "shown"), [("0.2", "'0.2'"), (float("inf"), "inf"), (True, "True"), (1.5, "1.5"), (10**400, "1000")]
+)
 def test_a_test_size_that_is_none_is_refused(size: Any, shown: str) -> None:
     flat = Dataset.from_dict({"image": [png(0)] * 8, "label": ["cat", "dog"] * 4})
     with pytest.raises(DataError, match=f"test_size must be .*{shown}"):

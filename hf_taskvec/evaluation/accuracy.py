@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hf_taskvec.errors import NonFiniteError, UnknownNameError
 from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, compute_metrics
 from hf_taskvec.evaluation.progress import progress_bar
-from hf_taskvec.evaluation.report import Report, check_reference, finite
-from hf_taskvec.evaluation.result import TaskResult
+from hf_taskvec.evaluation.report import Report, check_reference
+from hf_taskvec.evaluation.result import TaskResult, finite
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize, classify
 from hf_taskvec.models.heads import zero_shot_head

@@ -17,7 +17,8 @@ from hf_taskvec.evaluation.criteria import (
     warn_of_few_images,
 )
 from hf_taskvec.evaluation.progress import progress_bar
-from hf_taskvec.evaluation.report import Report, finite
+from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.result import finite
 from hf_taskvec.evaluation.scalings import check_scalings, choose_scaling, edit, touched
 from hf_taskvec.merging import merge
 from hf_taskvec.models.base import Base

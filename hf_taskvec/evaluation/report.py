@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
-from hf_taskvec.errors import CheckpointError, UnknownNameError
+from hf_taskvec.errors import CheckpointError, UnknownNameError, is_finite_number
 from hf_taskvec.evaluation.metrics import METRICS, PER_CLASS
-from hf_taskvec.evaluation.result import TaskResult, check_metrics, fraction, is_number
+from hf_taskvec.evaluation.result import TaskResult, check_metrics, finite, fraction
 from hf_taskvec.tasks import Split
 from hf_taskvec.text import listed, table
 from hf_taskvec.weights.folders import check_text, read_json, write_json
 
 MOST_RESULTS = 10_000
-MOST_SCALING = 1e300
 _REQUIRED = ("task", "accuracy", "num_images")
 
 
@@ -276,29 +273,13 @@ def percent(value: float | None) -> str:
 def _number_names(results: Iterable[TaskResult]) -> list[str]:
     """The metrics that are single numbers, in the order in which they come."""
     pairs = (pair for result in results for pair in result.metrics.items())
-    return list(dict.fromkeys(name for name, value in pairs if is_number(value)))
+    return list(dict.fromkeys(name for name, value in pairs if is_finite_number(value)))
 
 
 def _number(name: str, value: object) -> str:
-    if not is_number(value):
+    if not is_finite_number(value):
         return "–"
     return percent(value) if name in METRICS else f"{value:.4g}"
-
-
-def finite(value: object, what: str) -> float:
-    """The value as a float, if it is a finite number.
-
-    Raises:
-        ValueError: If it is not.
-
-    Example:
-        >>> finite(1, "scaling")
-        1.0
-    """
-    value = value.item() if isinstance(value, np.generic) else value
-    if not is_number(value) or not abs(value) <= MOST_SCALING:
-        raise ValueError(f"the {what} must be a finite number, got {value!r:.60}")
-    return float(value)
 
 
 def _read_result(entry: Mapping[str, Any]) -> TaskResult:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
+from hf_taskvec.errors import is_finite_number
 from hf_taskvec.evaluation.metrics import standard_error
 from hf_taskvec.text import printable, shortened
 
@@ -83,19 +83,24 @@ def fraction(value: object, what: str) -> float:
         >>> fraction(1, "accuracy")
         1.0
     """
-    if not is_number(value) or not 0 <= value <= 1:
+    if not is_finite_number(value) or not 0 <= value <= 1:
         raise ValueError(f"the {what} must be a number in [0, 1], got {_shown(value)}")
     return float(value)
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a real number of Python or NumPy, which a truth value is not.
+def finite(value: object, what: str) -> float:
+    """The value as a float, if it is a finite number.
+
+    Raises:
+        ValueError: If it is not.
 
     Example:
-        >>> is_number(1), is_number(True), is_number("1")
-        (True, False, False)
+        >>> finite(1, "scaling")
+        1.0
     """
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_finite_number(value):
+        raise ValueError(f"the {what} must be a finite number, got {_shown(value)}")
+    return float(value)
 
 
 def _count(value: object, what: str, *, least: int) -> int:
@@ -127,10 +132,8 @@ def check_metrics(metrics: Mapping[str, Any], where: str) -> None:
         elif isinstance(value, str):
             if len(value) > 1000 or printable(value) != value:
                 raise ValueError(f"the metrics of {where} hold an odd text: {_shown(value)}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"the metrics of {where} hold {value}")
-        elif value is not None and not isinstance(value, (bool, int, float)):
-            raise ValueError(f"the metrics of {where} hold a {type(value).__name__}")
+        elif not (value is None or isinstance(value, bool) or is_finite_number(value)):
+            raise ValueError(f"the metrics of {where} hold {_shown(value)}")
 
 
 def _shown(value: object) -> str:

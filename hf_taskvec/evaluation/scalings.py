@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -23,6 +22,7 @@ from hf_taskvec.evaluation.criteria import (
 )
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.result import finite
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, as_tasks
 from hf_taskvec.vectors.vector import TaskVector
@@ -177,14 +177,11 @@ def check_scalings(scalings: Iterable[float], what: str = "scalings") -> list[fl
     """
     values = scalings.tolist() if isinstance(scalings, (np.ndarray, Tensor)) else scalings
     values = list(values) if isinstance(values, Iterable) else [None]
-    if not all(isinstance(value, Real) for value in values):
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
         raise TypeError(f"{what} must be numbers, such as [0.1, 0.2] or np.arange(0.1, 1, 0.1), got {scalings!r:.80}")
     if not values:
         raise ValueError(f"{what} must hold at least one value")
-    factors = list(dict.fromkeys(map(float, values)))
-    if broken := [value for value in factors if not math.isfinite(value)]:
-        raise ValueError(f"{what} must be finite, got {broken[0]}")
-    return factors
+    return list(dict.fromkeys(finite(value, what) for value in values))
 
 
 @torch.no_grad()

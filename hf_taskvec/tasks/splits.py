@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from functools import lru_cache
-from numbers import Real
 
 import numpy as np
 from datasets import Dataset, ReadInstruction, concatenate_datasets
 from numpy.random import RandomState  # its streams are frozen: every version of NumPy holds out the same images
 from numpy.typing import NDArray
 
-from hf_taskvec.errors import DataError, UnknownNameError
+from hf_taskvec.errors import DataError, UnknownNameError, is_finite_number
 from hf_taskvec.text import listed
 
 logger = logging.getLogger(__name__)
@@ -145,10 +143,7 @@ def is_size(value: object) -> bool:
         >>> is_size(0.2), is_size(30), is_size(1.5), is_size("0.2")
         (True, True, False, False)
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        return False
-    size = float(value)
-    return 0 < size < 1 or (size >= 1 and size.is_integer())
+    return is_finite_number(value) and (0 < value < 1 or (value >= 1 and float(value).is_integer()))
 
 
 @lru_cache(maxsize=256)

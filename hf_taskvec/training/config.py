@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from hf_taskvec.errors import is_finite_number
 from hf_taskvec.training.full_batch import apply_full_batch
 
 
@@ -142,7 +141,7 @@ def _check_numbers(args: TaskVectorConfig) -> None:
     """Raises a `ValueError` that names a setting that is no finite number, such as the text `1e-5` of a YAML file."""
     for name in NUMBERS:
         value = getattr(args, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise ValueError(f"{name} must be a finite number, got {type(value).__name__} {value!r:.80}")
 
 
