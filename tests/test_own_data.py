@@ -451,6 +451,9 @@ def test_metadata_beside_class_folders_leave_the_folders_the_labels(tmp_path: Pa
     task = Task.from_dataset(root)
     assert named(task) == {100: "cat", 101: "cat", 110: "dog", 111: "dog"}
     assert len(task.load("train")) == 3
+    (root / "train" / "metadata.csv").write_text("file_name,note\ncat/0.png,a\ncat/1.png,b\n,no image\n")
+    with pytest.raises(DataError, match="0 columns of type ClassLabel"):
+        Task.from_dataset(root)
 
 
 def test_a_dataset_in_memory_is_a_task() -> None:

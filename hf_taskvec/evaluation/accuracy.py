@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_taskvec.errors import NonFiniteError, UnknownNameError
+from hf_taskvec.errors import NonFiniteError, check_known
 from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, compute_metrics
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.report import Report, check_reference
@@ -186,8 +186,7 @@ def vectors_by_task(
             if vector.info.task is not None:
                 by_task[vector.info.task] = vector
     for task in tasks:
-        if task.name not in by_task:
-            raise UnknownNameError("vector of task", task.name, by_task)
+        check_known("vector of task", task.name, by_task)
     return by_task
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeGuard, get_args
 
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import check_known
 from hf_taskvec.evaluation.accuracy import Tasks, evaluate_individually
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.models.base import Base
@@ -40,8 +40,7 @@ def score(report: Report, criterion: Criterion) -> float:
         >>> score(Report("m", "validation", [TaskResult("a", 0.5, 100, individual=0.8)]), "normalised")
         0.625
     """
-    if criterion not in get_args(Criterion):
-        raise UnknownNameError("criterion", criterion, get_args(Criterion))
+    check_known("criterion", criterion, get_args(Criterion))
     if criterion == "accuracy":
         return report.accuracy
     if report.normalized is None:
@@ -62,8 +61,7 @@ def check_criterion(criterion: Criterion, individual: Individual | None) -> None
     Example:
         >>> check_criterion("normalised", {"digits": 0.9})
     """
-    if criterion not in get_args(Criterion):
-        raise UnknownNameError("criterion", criterion, get_args(Criterion))
+    check_known("criterion", criterion, get_args(Criterion))
     if criterion == "normalised" and individual is None:
         raise ValueError(
             "criterion 'normalised' divides by the accuracy of each task's own model; pass individual= the tasks' "

@@ -13,7 +13,7 @@ import evaluate
 import numpy as np
 from torch import Tensor
 
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import check_known
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +143,7 @@ def as_metrics(metrics: MetricLike | Sequence[MetricLike]) -> tuple[MetricLike, 
         metrics = [metrics]
     for metric in metrics:
         if isinstance(metric, str):
-            if metric not in METRICS:
-                raise UnknownNameError("metric", metric, METRICS)
+            check_known("metric", metric, METRICS)
         elif isinstance(metric, type):
             raise TypeError(f"metrics must hold instances: {metric.__name__}(), not the class {metric.__name__}")
         elif not hasattr(metric, "compute"):

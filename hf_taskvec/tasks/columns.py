@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, Image, Value
-
-from hf_taskvec.errors import UnknownNameError
+from datasets import Dataset, Image, Value
 
 
 def is_image(feature: Any) -> bool:
@@ -44,7 +42,11 @@ def values_of(data: Dataset, column: str) -> pa.Array:
     return data.with_format("arrow", columns=[column])[:][column].combine_chunks()
 
 
-def check_column(features: Features, column: str, dataset: str) -> None:
-    """Raises an `UnknownNameError` if there is no such column."""
-    if column not in features:
-        raise UnknownNameError(f"column of {dataset}", column, features)
+def image_paths(data: Dataset, column: str) -> list[str | None]:
+    """Where the images of a column lie, as far as they are files.
+
+    Example:
+        >>> image_paths(Dataset.from_dict({"image": ["cat.png", None]}), "image")
+        ['cat.png', None]
+    """
+    return [image and image["path"] for image in data.cast_column(column, Image(decode=False))[column]]

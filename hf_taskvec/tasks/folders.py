@@ -13,6 +13,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, Image
 
 from hf_taskvec.errors import DataError
+from hf_taskvec.tasks.columns import image_paths
 from hf_taskvec.tasks.tables import IMAGES, TABLES, read_table
 from hf_taskvec.text import listed
 
@@ -163,21 +164,18 @@ def _with_folders(root: Path, described: LocalData, images: list[Parts]) -> Loca
         folders = _class_folders(root, images)
     except DataError:
         return described
+    labelled = [data for data in folders.splits.values() if "label" in data.features]
     by_path = {
-        row["path"]: label
-        for data in folders.splits.values()
-        if "label" in data.features
-        for row, label in zip(data.cast_column("image", Image(decode=False))["image"], data["label"], strict=True)
+        path: label for data in labelled for path, label in zip(image_paths(data, "image"), data["label"], strict=True)
     }
     splits = dict(described.splits)
     for name, data in described.splits.items():
         column = next((key for key, feature in data.features.items() if isinstance(feature, Image)), None)
-        if column is None or "label" in data.features or not by_path:
+        if column is None or "label" in data.features or not labelled:
             continue
-        paths = [value["path"] for value in data.cast_column(column, Image(decode=False))[column]]
-        if all(path in by_path for path in paths):
-            feature = next(data.features["label"] for data in folders.splits.values() if "label" in data.features)
-            splits[name] = data.add_column("label", [by_path[path] for path in paths], feature=feature)
+        labels = [by_path.get(path) for path in image_paths(data, column)]
+        if None not in labels:
+            splits[name] = data.add_column("label", labels, feature=labelled[0].features["label"])
     missing = {name: data for name, data in folders.splits.items() if name not in splits}
     return LocalData({**splits, **missing}, [*described.files, *(pair for pair in folders.files if pair[0] in missing)])
 

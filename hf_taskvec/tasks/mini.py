@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from numpy.random import RandomState
 from PIL import Image as PILImage
 
-from hf_taskvec.errors import UnknownNameError
+from hf_taskvec.errors import check_known
 from hf_taskvec.tasks.generated import (
     COUNTS,
     IMAGE_SIZE,
@@ -39,8 +39,7 @@ def builtin_splits(name: str) -> DatasetDict:
         >>> len(builtin_splits("shapes")["train"]), len(builtin_splits("shapes")["test"])
         (1200, 400)
     """
-    if name not in BUILTIN:
-        raise UnknownNameError("builtin dataset", name, BUILTIN)
+    check_known("builtin dataset", name, BUILTIN)
     train, test = BUILTIN[name]()
     return DatasetDict(train=train, test=test)
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import xxhash
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from hf_taskvec.errors import DataError
-from hf_taskvec.tasks.columns import check_column, is_image, is_text
+from hf_taskvec.errors import DataError, check_known
+from hf_taskvec.tasks.columns import is_image, is_text
 from hf_taskvec.tasks.labels import aliases, in_order, numbered, plain, read_class_names
 from hf_taskvec.text import listed
 
@@ -96,7 +96,7 @@ def image_column_of(features: Features, column: str | None, dataset: str) -> str
         'picture'
     """
     if column is not None:
-        check_column(features, column, dataset)
+        check_known(f"column of {dataset}", column, features)
         return column
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
     columns = columns or [name for name, feature in features.items() if is_image(feature)]
@@ -112,7 +112,7 @@ def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
     """
     features = data.features
     if column is not None:
-        check_column(features, column, dataset)
+        check_known(f"column of {dataset}", column, features)
         return column
     columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not columns:
@@ -171,7 +171,7 @@ def classes_of(
             labels = _labels_of_words(own, names, dataset) if is_text(data.features[column]) else ()
         return names, labels
     if names_column is not None:
-        check_column(data.features, names_column, dataset)
+        check_known(f"column of {dataset}", names_column, data.features)
         return read_class_names(_pairs(data, column, names_column, own, dataset), dataset)
     if own is None:
         raise DataError(

@@ -13,8 +13,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from numpy.typing import NDArray
 
-from hf_taskvec.errors import DataError, UnknownNameError
-from hf_taskvec.tasks.columns import check_column, is_image
+from hf_taskvec.errors import DataError, check_known
+from hf_taskvec.tasks.columns import is_image
 from hf_taskvec.tasks.labels import class_numbers, read_class_names
 from hf_taskvec.tasks.own import (
     MEMORY_PREFIX,
@@ -288,8 +288,7 @@ class Task:
             DataError: If the split is empty or its labels do not match the class names.
             NotCachedError: If the Hub is out of reach and the cache has no copy.
         """
-        if split not in get_args(Split):
-            raise UnknownNameError("split", split, get_args(Split))
+        check_known("split", split, get_args(Split))
         source = self._source()
         check_apart(source, self._parts(), self.dataset)
         data = self._part(source, split)
@@ -349,11 +348,10 @@ class Task:
     def _check_labels(self, source: Mapping[str, Dataset]) -> None:
         """Matches the labels of every split that the task reads, so that what does not fit is refused before work."""
         for name in self._parts().values():
-            data = read_split(source, name, self.dataset)
-            check_column(data.features, self.label_column, self.dataset)
-            self._numbers(data, self._where(name))
+            self._numbers(read_split(source, name, self.dataset), self._where(name))
 
     def _numbers(self, data: Dataset, where: str) -> NDArray[np.int64]:
+        check_known(f"column of {self.dataset}", self.label_column, data.features)
         on_hub = not (self.is_builtin or self.source is not None or is_local(self.dataset))
         return class_numbers(data, self.label_column, self.class_names, self.labels, where, trusted=on_hub)
 
@@ -363,8 +361,7 @@ class Task:
     def _standard(self, data: Dataset, split: str) -> Dataset:
         """The same rows with the columns `image` and `label`, checked against the class names."""
         where = self._where(split)
-        for column in (self.image_column, self.label_column):
-            check_column(data.features, column, self.dataset)
+        check_known(f"column of {self.dataset}", self.image_column, data.features)
         feature = data.features[self.image_column]
         if not is_image(feature):
             raise DataError(f"column {self.image_column!r} in {where} holds no images: {listed(data.features.items())}")
