@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,8 +53,10 @@ def test_one_round_is_one_shot_merging(tmp_path: Path) -> None:
 
 
 def test_the_rounds_share_the_budget_down_to_fractions_of_an_epoch(tmp_path: Path) -> None:
+    weights = np.array([0.5, 0.5])  # numbers of NumPy are numbers
+    args, folder = settings(num_train_epochs=1), tmp_path / "atm"
     run = alternating_tuning_and_merging(
-        toy_base(), TASKS, args=settings(num_train_epochs=1), rounds=2, output_dir=tmp_path / "atm"
+        toy_base(), TASKS, args=args, rounds=2, output_dir=folder, method="task_arithmetic", weights=weights
     )
     parts = [TaskVector.from_pretrained(tmp_path / "atm" / f"round-{n}" / "digits") for n in (1, 2)]
     assert [part.info.epochs for part in parts] == [0.5, 0.5]
@@ -120,4 +123,10 @@ def test_bad_settings_are_refused_before_work(tmp_path: Path) -> None:
         run(TASKS, scaling=0.0)
     with pytest.raises(UnknownNameError, match="average"):
         run(TASKS, method="avrage")
+    with pytest.raises(UnknownNameError, match="density"):
+        run(TASKS, method="ties", densty=0.1)
+    with pytest.raises(ValueError, match="slerp merges 2 to 2 vectors, got 1"):
+        run(TASKS[:1], method="slerp")
+    with pytest.raises(UnknownNameError, match="validation"):
+        run(TASKS, train_on="valid")
     assert not (tmp_path / "atm").exists()

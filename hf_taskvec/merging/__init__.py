@@ -3,14 +3,7 @@
 import importlib
 import pkgutil
 
-from hf_taskvec.merging.registry import (
-    METHODS,
-    MergeMethod,
-    get_method,
-    list_methods,
-    merge_method,
-    methods_table,
-)
+from hf_taskvec.merging.registry import METHODS, MergeMethod, get_method, list_methods, merge_method, methods_table
 from hf_taskvec.merging.run import merge
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):  # each family registers its methods

@@ -76,11 +76,7 @@ SceRule = Literal["paper", "fusechat"]
 
 @merge_method("sce", paper="2408.07990")
 def sce(
-    vectors: Sequence[TaskVector],
-    *,
-    density: float = 0.1,
-    scope: Scope = "parameter",
-    rule: SceRule = "paper",
+    vectors: Sequence[TaskVector], *, density: float = 0.1, scope: Scope = "parameter", rule: SceRule = "paper"
 ) -> TaskVector:
     """Keeps the entries that differ most, weights each vector by its energy there and erases minority signs.
 

@@ -233,14 +233,7 @@ class AheadDeltas(Deltas):
         description: Label of the progress bar.
     """
 
-    def __init__(
-        self,
-        deltas: Deltas,
-        pool: ThreadPoolExecutor,
-        *,
-        ahead: int,
-        description: str,
-    ) -> None:
+    def __init__(self, deltas: Deltas, pool: ThreadPoolExecutor, *, ahead: int, description: str) -> None:
         self.shapes, self.dtype, self.device = dict(deltas.shapes), deltas.dtype, deltas.device
         self._names = list(self.shapes)
         self._index = {name: index for index, name in enumerate(self._names)}

@@ -47,11 +47,7 @@ def ties(vectors: Sequence[TaskVector], *, density: float = 0.2, scope: Scope = 
 
 @merge_method("breadcrumbs", paper="2312.06795")
 def breadcrumbs(
-    vectors: Sequence[TaskVector],
-    *,
-    density: float = 0.143,
-    outliers: float = 0.007,
-    scope: Scope = "parameter",
+    vectors: Sequence[TaskVector], *, density: float = 0.143, outliers: float = 0.007, scope: Scope = "parameter"
 ) -> TaskVector:
     """Drops the largest and the many small entries of each vector and sums the rest.
 

@@ -13,13 +13,7 @@ from hf_taskvec.theory.bounds import (
     hessian_norm,
     measure_drift,
 )
-from hf_taskvec.theory.expansion import (
-    corrections,
-    joint_path,
-    leading_error,
-    merged_weights,
-    predicted_loss_gap,
-)
+from hf_taskvec.theory.expansion import corrections, joint_path, leading_error, merged_weights, predicted_loss_gap
 from hf_taskvec.theory.losses import ClipLosses, FeedForward, MeanLoss, clip_losses, feed_forward_loss
 from hf_taskvec.theory.orders import ConvergenceStudy, convergence_study, order_of_convergence
 

@@ -22,10 +22,7 @@ class Activation:
     second: float
 
 
-ACTIVATIONS = {
-    "tanh": Activation(1.0, 4 / (3 * math.sqrt(3))),
-    "gelu": Activation(1.129, 2 / math.sqrt(2 * math.pi)),
-}
+ACTIVATIONS = {"tanh": Activation(1.0, 4 / (3 * math.sqrt(3))), "gelu": Activation(1.129, 2 / math.sqrt(2 * math.pi))}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
 
-from hf_taskvec.errors import DataError, check_positive
+from hf_taskvec.errors import DataError, check_known, check_positive
 from hf_taskvec.merging import get_method, merge
+from hf_taskvec.merging.registry import natural
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.registry import as_tasks
@@ -84,10 +85,10 @@ def alternating_tuning_and_merging(
 
     Raises:
         DataError: If there is no task.
-        ValueError: If `rounds` is below 1 or `scaling` not positive.
+        ValueError: If `rounds` is below 1, `scaling` not positive, or the method cannot take that many vectors.
         SettingsDifferError: If `output_dir` holds a run with other settings.
         OutputExistsError: If it holds something else.
-        UnknownNameError: If there is no such merge method.
+        UnknownNameError: If there is no such merge method, setting of it, or part of the tasks.
 
     Example:
         >>> import tempfile
@@ -105,14 +106,15 @@ def alternating_tuning_and_merging(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     check_positive("scaling", scaling)
-    get_method(method)
+    get_method(method).check(tasks, settings)
+    check_known("part of the tasks", train_on, get_args(Split))
     folder = Path(output_dir)
     plan = {
         "tasks": [task_plan(task.provenance()) for task in tasks],
         "rounds": rounds,
         "method": method,
         "scaling": scaling,
-        "settings": settings,
+        "settings": natural(settings),
         "train_on": train_on,
         "start": None if start is None else fingerprint(tensor_hashes(start.deltas)),
         **base_plan(base),

@@ -51,11 +51,6 @@ def add_adapter(model: ImageClassifier, peft_config: Any, args: TaskVectorConfig
         inject_adapter_in_model(peft_config, model.vision_model)
 
 
-def has_adapter(model: ImageClassifier) -> bool:
-    """Whether the classifier is trained by factors."""
-    return any(isinstance(module, LoraLayer) for module in model.vision_model.modules())
-
-
 def adapter_deltas(model: ImageClassifier) -> dict[str, Tensor]:
     """The weight changes under canonical names: each product of factors, exact rather than a difference of weights."""
     return {
