@@ -279,15 +279,6 @@ def test_resuming_on_another_base_task_or_setting_is_refused_by_name(killed: Pat
     assert not (tmp_path / "own" / "vectors").exists()
 
 
-def test_a_run_that_is_over_is_not_trained_on(tmp_path: Path) -> None:
-    done = run(tmp_path, save_strategy="steps", max_steps=3)
-    done.train()
-    again = run(tmp_path, save_strategy="steps", max_steps=3)
-    again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == 3
-    assert equal_vectors(again.task_vector(), done.task_vector())
-
-
 def test_another_split_of_the_same_batch_is_the_same_run(killed: Path, tmp_path: Path) -> None:
     trainer = run(copied(killed, tmp_path), per_device_train_batch_size=5, gradient_accumulation_steps=2, **LONG)
     trainer.train(resume_from_checkpoint=True)

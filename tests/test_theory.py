@@ -82,10 +82,9 @@ def test_after_one_epoch_task_arithmetic_is_joint_training_whatever_alpha() -> N
         assert float((merged - joint).norm()) <= 1e-14
 
 
-@pytest.mark.parametrize("alpha", [0.25])
-def test_corrections_are_the_brute_force_double_sum(alpha: float) -> None:
+def test_corrections_are_the_brute_force_double_sum() -> None:
     losses, start, _ = problem()
-    epochs = 3
+    epochs, alpha = 3, 0.25
     path = joint_path(losses, start, learning_rate=0.1, epochs=epochs, alpha=alpha)
     for t, found in enumerate(corrections(losses, path, alpha=alpha)):
         expected = torch.zeros_like(start)
