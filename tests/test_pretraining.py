@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,56 +11,17 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from pretraining import state
 from pretraining.build import build_model, train_tokenizer
 from pretraining.config import PretrainingConfig
 from pretraining.losses import contrastive_loss
-from pretraining.pairs import Pairs, augment, balance, decode_pairs, image_processor
+from pretraining.pairs import augment, balance, decode_pairs, image_processor
 from pretraining.run import pretrain, running_base
 from pretraining.sources import Sources
-from pretraining.trainer import PairTrainer
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec.errors import CheckpointError, DataError, UnknownNameError
-
-TINY = PretrainingConfig(
-    width=64,
-    layers=1,
-    patch_size=16,
-    text_width=64,
-    text_layers=1,
-    projection_dim=16,
-    vocab_size=700,
-    steps=6,
-    batch_size=8,
-    warmup_steps=2,
-    save_steps=3,
-)
-COLOURS = {"a red square": (220, 20, 20), "a green square": (20, 220, 20), "a blue square": (20, 20, 220)}
-
-
-def toy_pairs(count: int = 24) -> Pairs:
-    texts = [list(COLOURS)[index % 3] for index in range(count)]
-    pixels = torch.stack([torch.tensor(COLOURS[text], dtype=torch.uint8) for text in texts])
-    return Pairs(pixels[:, :, None, None].expand(-1, 3, 32, 32).contiguous(), texts)
-
-
-def toy_folder(path: Path) -> str:
-    texts = [list(COLOURS)[index % 3] for index in range(24)]
-    images = [PILImage.new("RGB", (40, 32), (*COLOURS[text][:2], COLOURS[text][2] + i)) for i, text in enumerate(texts)]
-    features = Features({"image": Image(), "text": Value("string")})
-    for split in ("train", "test"):
-        (path / "data").mkdir(parents=True, exist_ok=True)
-        table = Dataset.from_dict({"image": images, "text": texts}, features=features)
-        table.to_parquet(str(path / "data" / f"{split}-00000-of-00001.parquet"))
-    return str(path)
-
-
-def toy_trainer(folder: Path, config: PretrainingConfig = TINY) -> PairTrainer:
-    torch.manual_seed(0)
-    pairs = toy_pairs()
-    tokenizer = train_tokenizer(pairs.texts, config)
-    processor = CLIPProcessor(image_processor=image_processor(32), tokenizer=tokenizer)
-    return PairTrainer(build_model(config, tokenizer), processor, pairs, config=config, output_dir=str(folder))
+from tests.pairs import COLOURS, FEATURES, TINY, toy_folder, toy_pairs, toy_trainer
 
 
 def test_loss_is_clip_when_no_caption_repeats() -> None:
@@ -89,11 +49,6 @@ def test_loss_on_unique_captions_equals_repeated_captions_as_positives() -> None
     torch.testing.assert_close(loss, (to_text + to_image) / 2)
 
 
-FEATURES = replace(
-    TINY, patch_dropout=0.5, view_weight=1.0, caption_mates=True, descriptor_weight=1.0, schedule="constant"
-)
-
-
 @pytest.mark.parametrize("config", [TINY, FEATURES], ids=["captions", "features"])
 def test_resumed_run_equals_the_uninterrupted_one(config: PretrainingConfig, tmp_path: Path) -> None:
     whole = toy_trainer(tmp_path / "whole", config)
@@ -110,9 +65,19 @@ def test_resumed_run_equals_the_uninterrupted_one(config: PretrainingConfig, tmp
     assert resumed.log == whole.log
 
 
-def test_a_kill_between_two_states_loses_neither(tmp_path: Path) -> None:
-    toy_trainer(tmp_path).train(stop_at=3)
-    shutil.move(tmp_path / "state", tmp_path / "state.new")  # written whole, not yet renamed
+@pytest.mark.parametrize("when", ["save_file", "write_json"])
+def test_a_kill_while_a_state_is_written_leaves_the_former(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    trainer = toy_trainer(tmp_path)
+    trainer.train(stop_at=3)
+    monkeypatch.setattr(state, when, die)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    monkeypatch.undo()
     resumed = toy_trainer(tmp_path)
     assert resumed.resume()
     assert resumed.step == 3

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from pretraining.captions import coarse_caption, source_of, subject
-from pretraining.config import PretrainingConfig
 from pretraining.descriptors import CELLS, ORIENTATIONS, descriptors
 from pretraining.losses import view_loss
 from pretraining.pairs import Pairs, image_processor
@@ -21,24 +20,9 @@ from transformers import CLIPModel
 
 from hf_taskvec import get_task
 from hf_taskvec.errors import DataError
+from tests.pairs import FEATURES
 
 SHAPES, PATTERNS = get_task("shapes"), get_task("patterns")
-TINY = PretrainingConfig(
-    width=64,
-    layers=1,
-    patch_size=16,
-    text_width=64,
-    text_layers=1,
-    projection_dim=16,
-    vocab_size=700,
-    steps=3,
-    batch_size=8,
-    warmup_steps=2,
-    save_steps=3,
-    view_weight=1.0,
-    caption_mates=True,
-    descriptor_weight=1.0,
-)
 
 
 def test_loss_of_two_views_is_simclr() -> None:
@@ -108,10 +92,10 @@ def test_subject_is_the_same_in_every_sentence(caption: str, expected: str) -> N
 def test_coarse_captions_tell_no_class_and_leave_the_subject_known() -> None:
     texts = ["a handwritten two", "the handwritten digit nine", "an emoji of a ship"]
     pairs = Pairs(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), texts, ["mnist_1.png", "mnist_2.png", "noto_1F.jpg"])
-    coarse = describe(pairs, replace(TINY, fine_captions=0.0))
+    coarse = describe(pairs, replace(FEATURES, fine_captions=0.0))
     assert coarse.texts == ["a handwritten digit", "a handwritten digit", "an emoji of a ship"]
     assert coarse.subjects == ["two", "nine", "ship"]
-    assert describe(pairs, TINY).texts == texts
+    assert describe(pairs, FEATURES).texts == texts
 
 
 def test_sources_and_coarse_captions_go_by_name() -> None:
@@ -139,30 +123,30 @@ def test_a_validation_image_is_refused_too() -> None:
 
 
 def test_unlabelled_images_are_the_training_part_and_equal_ones_count_once() -> None:
-    once = gather_pairs(Sources(unlabelled=[SHAPES]), TINY)
+    once = gather_pairs(Sources(unlabelled=[SHAPES]), FEATURES)
     assert len(once.pairs) + once.duplicates == len(SHAPES.load("train"))
     assert set(once.pairs.texts) == {"an image"}
     assert set(once.pairs.subjects or []) == {""}
-    twice = gather_pairs(Sources(generated=20), TINY)
+    twice = gather_pairs(Sources(generated=20), FEATURES)
     assert (len(twice.pairs), twice.duplicates) == (20, 0)
 
 
 def test_equal_images_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 32, 32)[[0, 1, 0, 2, 1]].contiguous()
     monkeypatch.setattr("pretraining.sources.load_pairs", lambda *_: Pairs(pixels, list("abcde"), [""] * 5))
-    gathered = gather_pairs(Sources(["folder"]), TINY)
+    gathered = gather_pairs(Sources(["folder"]), FEATURES)
     assert gathered.duplicates == 2
     assert gathered.pairs.texts == ["a", "b", "d"]
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to pretrain on"):
-        gather_pairs(Sources(), TINY)
+        gather_pairs(Sources(), FEATURES)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_features_run_saves_a_clip_without_its_heads(precision: str, tmp_path: Path) -> None:
-    config = replace(TINY, precision=precision, attention="eager", patch_dropout=0.25)
+    config = replace(FEATURES, precision=precision, attention="eager", patch_dropout=0.25)
     pretrain(Sources(generated=16, unlabelled=[SHAPES], held_out=[PATTERNS]), config=config, output_dir=str(tmp_path))
     _, loading = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values())

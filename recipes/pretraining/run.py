@@ -11,14 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import get_dataset_split_names
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from hf_taskvec.weights.folders import read_json, write_json
 from pretraining.build import build_model, train_tokenizer
 from pretraining.config import PretrainingConfig
 from pretraining.pairs import Pairs, image_processor, load_pairs, normalize
 from pretraining.sources import Gathered, Sources, gather_pairs
-from pretraining.state import load_average
+from pretraining.state import averaged_clip, load_average
 from pretraining.trainer import PairTrainer
 
 LOG_NAME = "training_log.json"
@@ -77,7 +77,7 @@ def pretrain(
     trainer.accelerator.wait_for_everyone()
     if not trainer.accelerator.is_main_process:
         return {}
-    trainer.averaged_model().half().save_pretrained(output_dir)
+    averaged_clip(trainer.module.clip.config, trainer.average).half().save_pretrained(output_dir)
     save_processor(processor, output_dir)
     figures = recall_at_5(sources.pairs, processor, output_dir)
     write_json(Path(output_dir) / LOG_NAME, training_log(sources, gathered, trainer, figures))
@@ -94,9 +94,7 @@ def save_processor(processor: CLIPProcessor, output_dir: str) -> None:
 
 def running_base(output_dir: str) -> CLIPModel:
     """The averaged weights of an unfinished run, in float32."""
-    model = CLIPModel(CLIPModel.config_class.from_pretrained(output_dir))
-    model.load_state_dict(load_average(Path(output_dir)))
-    return model.eval()
+    return averaged_clip(CLIPConfig.from_pretrained(output_dir), load_average(Path(output_dir)))
 
 
 def recall_at_5(sources: Sequence[str], processor: CLIPProcessor, output_dir: str) -> dict[str, float]:

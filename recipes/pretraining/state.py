@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
 
-from hf_taskvec.weights.folders import read_json
+from hf_taskvec.weights.folders import atomic_folder, read_json, write_json
 
 MODEL, AVERAGE, OPTIMIZER, FACTS = "model.safetensors", "average.safetensors", "optimizer.safetensors", "state.json"
 
@@ -38,23 +36,17 @@ class State:
 
 def save_state(folder: Path, state: State) -> None:
     """Writes the state into `folder/state`; a kill in between leaves the former one."""
-    new, final = folder / "state.new", folder / "state"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file(_contiguous(state.model), new / MODEL)
-    save_file(_contiguous(state.average), new / AVERAGE)
     flat = {f"{index}.{key}": value for index, entry in state.optimizer.items() for key, value in entry.items()}
-    save_file(_contiguous(flat), new / OPTIMIZER)
-    (new / FACTS).write_text(json.dumps(state.facts), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(new, final)
+    with atomic_folder(folder / "state", marker=FACTS) as new:
+        save_file(_contiguous(state.model), new / MODEL)
+        save_file(_contiguous(state.average), new / AVERAGE)
+        save_file(_contiguous(flat), new / OPTIMIZER)
+        write_json(new / FACTS, state.facts)
 
 
 def load_state(folder: Path) -> State | None:
     """The state in `folder/state`, if there is one."""
-    state, new = folder / "state", folder / "state.new"
-    if not state.exists() and (new / FACTS).is_file():  # written last: killed just before the renaming
-        os.replace(new, state)
+    state = folder / "state"
     if not (state / FACTS).is_file():
         return None
     optimizer: dict[int, dict[str, Tensor]] = {}
@@ -65,9 +57,16 @@ def load_state(folder: Path) -> State | None:
 
 
 def load_average(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights of the CLIP of an unfinished run."""
-    average = load_file(folder / "state" / AVERAGE)
-    return {name.removeprefix("clip."): value for name, value in average.items() if name.startswith("clip.")}
+    """The averaged weights of an unfinished run."""
+    return load_file(folder / "state" / AVERAGE)
+
+
+def averaged_clip(config: CLIPConfig, average: Mapping[str, Tensor]) -> CLIPModel:
+    """The CLIP of averaged weights, without the heads, in float32 on the CPU."""
+    model = CLIPModel(config)
+    clip = {name.removeprefix("clip."): value for name, value in average.items() if name.startswith("clip.")}
+    model.load_state_dict(clip)
+    return model.eval()
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -66,6 +66,7 @@ class PairTrainer:
         self.step, self.loss, self.views_per_second = 0, 0.0, 0.0
         self.log: list[dict[str, float]] = []
         self.pixels = pairs.pixels.to(self.device)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
         self._index_captions()
         if config.descriptor_weight:
             self.shift, self.spread = self._descriptor_statistics()
@@ -102,7 +103,7 @@ class PairTrainer:
         """This step's rows: a fresh order per epoch, one slice per process."""
         per_epoch = len(self.pairs) // self.config.batch_size
         epoch, index = divmod(self.step, per_epoch)
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 100_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.pairs), generator=generator)
         rows = self._order[index * self.config.batch_size :][: self.config.batch_size]
@@ -226,13 +227,6 @@ class PairTrainer:
             group["lr"] = rate
         self.scheduler.load_state_dict(facts["scheduler"])
         return True
-
-    def averaged_model(self) -> CLIPModel:
-        """A copy of the CLIP with the averaged weights, on the CPU."""
-        model = CLIPModel(self.module.clip.config)
-        clip = {name.removeprefix("clip."): value for name, value in self.average.items() if name.startswith("clip.")}
-        model.load_state_dict(clip)
-        return model.eval()
 
 
 def _groups(model: TrainedClip, weight_decay: float) -> list[dict[str, Any]]:
