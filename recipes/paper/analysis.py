@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from hf_taskvec.evaluation.intervals import (
@@ -70,17 +71,11 @@ def compare_budgets(cells: Sequence[Cell], optimizer: str, method: str) -> Compa
     """One epoch against convergence over the seeds of an optimiser."""
     first, last = (scores(cells, optimizer, method, budget) for budget in ("1", CONVERGED))
     reference = [score.accuracy for score in scores(cells, optimizer, INDIVIDUAL, CONVERGED)]
-    parts = [cell.subsets for cell in cells]
-    subset_pairs = [
-        pair
-        for part in parts
-        for pair in zip(
-            [score for score in part if _is(score, optimizer, method, "1")],
-            [score for score in part if _is(score, optimizer, method, CONVERGED)],
-            strict=True,
-        )
-    ]
-    trials = [*zip(first, last, strict=True), *subset_pairs]
+    on_subsets = [score for cell in cells for score in cell.subsets]
+    subsets_first, subsets_last = (
+        [score for score in on_subsets if _is(score, optimizer, method, budget)] for budget in ("1", CONVERGED)
+    )
+    trials = list(zip([*first, *subsets_first], [*last, *subsets_last], strict=True))
     means = [score.mean for score in first], [score.mean for score in last]
     return Comparison(
         optimizer=optimizer,
@@ -92,7 +87,7 @@ def compare_budgets(cells: Sequence[Cell], optimizer: str, method: str) -> Compa
             [score.normalized(own) for score, own in zip(first, reference, strict=True)],
             [score.normalized(own) for score, own in zip(last, reference, strict=True)],
         ),
-        wins=sum(one.mean >= other.mean for one, other in trials) / len(trials),
+        wins=fmean(one.mean >= other.mean for one, other in trials),
         trials=len(trials),
         equivalence=equivalence_test(*means, margin=TIE) if len(first) > 1 else None,
     )
@@ -100,8 +95,8 @@ def compare_budgets(cells: Sequence[Cell], optimizer: str, method: str) -> Compa
 
 def scores(cells: Sequence[Cell], optimizer: str, method: str, budget: str) -> list[Score]:
     """The scores on all tasks, one per seed, by seed."""
-    found = [score for cell in cells for score in cell.scores if _is(score, optimizer, method, budget)]
-    return sorted(found, key=lambda score: score.seed)
+    matching = [score for cell in cells for score in cell.scores if _is(score, optimizer, method, budget)]
+    return sorted(matching, key=lambda score: score.seed)
 
 
 def budgets_of(cells: Sequence[Cell], optimizer: str) -> list[str]:
@@ -111,10 +106,10 @@ def budgets_of(cells: Sequence[Cell], optimizer: str) -> list[str]:
 
 def over_seeds(items: Sequence[Mapping[str, Any]], values: Sequence[float]) -> Interval:
     """The interval over seeds of one value per item; the items of one seed are averaged first."""
-    means: dict[int, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
     for item, value in zip(items, values, strict=True):
-        means.setdefault(item["seed"], []).append(value)
-    return bootstrap_interval([sum(part) / len(part) for part in means.values()])
+        by_seed.setdefault(item["seed"], []).append(value)
+    return bootstrap_interval([fmean(of_seed) for of_seed in by_seed.values()])
 
 
 def _is(score: Score, optimizer: str, method: str, budget: str) -> bool:

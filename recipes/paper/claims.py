@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal, get_args
 
 from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval, equivalence_test, paired_difference
@@ -134,7 +135,7 @@ def claim_directions(results: Results) -> Claim:
         "last epoch's gradient with the first's": [c["accumulated_to_first"][-1] for c in courses],
     }
     cells = [cell for cell in results.cells if cell.scores[0].optimizer == results.settings.dynamics_optimizer]
-    converged = bootstrap_interval([_mean(list(cell.first_to_converged.values())) for cell in cells])
+    converged = bootstrap_interval([fmean(cell.first_to_converged.values()) for cell in cells])
     before, after = (
         bootstrap_interval([cell.geometry[budget]["means"]["cosines"] for cell in cells]) for budget in ("1", CONVERGED)
     )
@@ -153,7 +154,7 @@ def claim_directions(results: Results) -> Claim:
 
 def claim_one_epoch(results: Results) -> Claim:
     """Merging one-epoch models is often comparable; where merging gains little, that says nothing."""
-    settings, zero_shot = results.settings, _mean(list(results.zero_shot.values()))
+    settings, zero_shot = results.settings, fmean(results.zero_shot.values())
     found = [
         compare_budgets(results.cells, optimizer, method)
         for optimizer in settings.optimizers
@@ -218,9 +219,9 @@ def claim_multitask(results: Results) -> Claim:
 def claim_atm(results: Results) -> Claim:
     """Alternating tuning and merging beats one-shot merging."""
     items = results.atm
-    means = {count: [_mean(list(item["rounds"][count].values())) for item in items] for count in items[0]["rounds"]}
-    joint = [_mean(list(item[JOINT].values())) for item in items]
-    best = max((count for count in means if count != "1"), key=lambda count: _mean(means[count]), default="1")
+    means = {count: [fmean(item["rounds"][count].values()) for item in items] for count in items[0]["rounds"]}
+    joint = [fmean(item[JOINT].values()) for item in items]
+    best = max((count for count in means if count != "1"), key=lambda count: fmean(means[count]), default="1")
     gain: Interval = paired_difference(means[best], means["1"])
     to_joint = paired_difference(means[best], joint)
     listed = ", ".join(f"{count}: {bootstrap_interval(values)}" for count, values in means.items())
@@ -245,7 +246,3 @@ def _extremes(ratios: Mapping[str, Interval]) -> list[str]:
     """The names of the smallest and of the largest mean."""
     names = sorted(ratios, key=lambda name: ratios[name].mean)
     return [names[0], names[-1]]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

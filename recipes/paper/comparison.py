@@ -6,13 +6,15 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from numpy.random import RandomState
 from tqdm.auto import tqdm
 
-from hf_taskvec.evaluation.accuracy import evaluate
+from hf_taskvec.evaluation.accuracy import evaluate, evaluate_individually
 from hf_taskvec.merging import merge
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
@@ -25,7 +27,6 @@ from paper.settings import CONVERGED, Reproduction, ScaledMethod
 
 JOINT = "joint"
 INDIVIDUAL = "individual"
-ZERO_SHOT = "zero-shot"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Score:
     @property
     def mean(self) -> float:
         """Mean accuracy over the tasks."""
-        return sum(self.accuracy.values()) / len(self.accuracy)
+        return fmean(self.accuracy.values())
 
     def normalized(self, individual: Mapping[str, float]) -> float:
         """Mean of accuracy divided by the converged individual model's, over the tasks where that is not 0."""
         ratios = [value / individual[task] for task, value in self.accuracy.items() if individual[task] > 0]
-        return sum(ratios) / len(ratios) if ratios else math.nan
+        return fmean(ratios) if ratios else math.nan
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def _folder(settings: Reproduction, optimizer: str, seed: int) -> Path:
 
 def _measure(settings: Reproduction, base: Base, tasks: Sequence[Task], optimizer: str, seed: int) -> Cell:
     folder = _folder(settings, optimizer, seed)
-    train = {"optimizer": optimizer, "seed": seed}
-    runs = {t.name: train_run(settings, base, [t], folder=folder / t.name, **train) for t in tasks}  # type: ignore[arg-type]
-    joint = train_run(settings, base, tasks, folder=folder / JOINT, **train)  # type: ignore[arg-type]
+    train = partial(train_run, settings, base, optimizer=optimizer, seed=seed)
+    runs = {task.name: train([task], folder=folder / task.name) for task in tasks}
+    joint = train(tasks, folder=folder / JOINT)
     budgets = [*(f"{budget:g}" for budget in run_budgets(settings, optimizer)), CONVERGED]
     scores = [
         Score(optimizer, seed, budget, method, accuracy)
@@ -165,13 +166,13 @@ def _score_budget(
 ) -> dict[str, dict[str, float]]:
     """Accuracies of every merge, of joint training and of the individual models at one budget."""
     vectors = {name: run.vector(budget) for name, run in runs.items()}
-    found = {
+    scores = {
         text: accuracies(merged_model(base, list(vectors.values()), method, seed=seed), tasks)
         for text, method in settings.scaled_methods().items()
     }
-    found[JOINT] = accuracies(joint.vector(budget).apply_to(base), tasks)
-    found[INDIVIDUAL] = {task.name: accuracies(vectors[task.name].apply_to(base), [task])[task.name] for task in tasks}
-    return found
+    scores[JOINT] = accuracies(joint.vector(budget).apply_to(base), tasks)
+    scores[INDIVIDUAL] = evaluate_individually(base, vectors, tasks)
+    return scores
 
 
 def _score_subsets(

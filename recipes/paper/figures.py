@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,7 @@ def budget_data(results: Results) -> Data:
             for method, parts in found.items()
         }
         optimizers[optimizer] = {"budgets": budgets, "methods": courses}
-    return {"zero_shot": sum(results.zero_shot.values()) / len(results.zero_shot), "optimizers": optimizers}
+    return {"zero_shot": fmean(results.zero_shot.values()), "optimizers": optimizers}
 
 
 def draw_budgets(data: Data) -> Figure:
@@ -265,7 +266,7 @@ def atm_data(results: Results) -> Data:
     one_shot = {method: scores(results.cells, settings.atm_optimizer, method, budget) for method in settings.merges}
 
     def over(accuracies: Sequence[Mapping[str, float]]) -> Any:
-        return vars(over_seeds(items, [sum(each.values()) / len(each) for each in accuracies]))
+        return vars(over_seeds(items, [fmean(each.values()) for each in accuracies]))
 
     return {
         "budget": settings.atm_budget,

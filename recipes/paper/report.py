@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval
@@ -98,11 +99,7 @@ def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
         budgets = budgets_of(cells, optimizer)
         own = [score.accuracy for score in scores(cells, optimizer, INDIVIDUAL, CONVERGED)]
         epochs = bootstrap_interval(
-            [
-                sum(cell.converged_epochs.values()) / len(cell.converged_epochs)
-                for cell in cells
-                if cell.scores[0].optimizer == optimizer
-            ]
+            [fmean(cell.converged_epochs.values()) for cell in cells if cell.scores[0].optimizer == optimizer]
         )
         lines += [
             f"**{optimizer}**, converged after {epochs.mean:.1f} epochs on average; absolute (normalised), percent",
@@ -115,7 +112,7 @@ def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
                 found = scores(cells, optimizer, method, budget)
                 normal = [score.normalized(reference) for score, reference in zip(found, own, strict=True)]
                 absolute = bootstrap_interval([score.mean for score in found])
-                entries.append(f"{points(absolute)} ({percent(sum(normal) / len(normal))})")
+                entries.append(f"{points(absolute)} ({percent(fmean(normal))})")
             rows.append([method, *entries])
         lines += [table(["method", *budgets], rows), ""]
     return lines
@@ -147,7 +144,7 @@ def points(interval: Interval) -> str:
 
 
 def _head(results: Results, command: str) -> list[str]:
-    settings, zero_shot = results.settings, sum(results.zero_shot.values()) / len(results.zero_shot)
+    settings, zero_shot = results.settings, fmean(results.zero_shot.values())
     bounds = ", ".join(
         f"at most {limit} {name}"
         for name, limit in (("training", settings.max_train), ("test", settings.max_test))
