@@ -19,6 +19,7 @@ import interrupts  # noqa: F401
 from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually
+from hf_taskvec.evaluation.report import percent
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import Mean
 from hf_taskvec.models.base import Base
@@ -71,7 +72,7 @@ def main(args: ComparisonArguments) -> str:
             )
             report = Report.from_dict(values).with_references(zero_shot=zero_shot, individual=individual)
             results[method].append((report, values["seconds"]))
-            print(f"{seed.name} {method}: {100 * report.accuracy:.1f} at {report.scaling:g}", flush=True)
+            print(f"{seed.name} {method}: {percent(report.accuracy)} % at {report.scaling:g}", flush=True)
     text = methods_table(results)
     write_text(args.table, text)
     print(text)

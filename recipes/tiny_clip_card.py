@@ -5,7 +5,6 @@ python recipes/tiny_clip_card.py --data_dir <folder> --tasks mnist eurosat mini 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.cards import render_base_card
 from hf_taskvec.models.base import TINY_CLIP
 from hf_taskvec.vectors.info import library_versions
-from hf_taskvec.weights.folders import write_json, write_text
+from hf_taskvec.weights.folders import read_json, write_json, write_text
 
 LIMITS = [
     "Made to try task vectors without a network: 32 px images, a few thousand words, no broad knowledge of the world.",
@@ -46,7 +45,7 @@ class CardArguments:
 
 def main(args: CardArguments) -> str:
     base, output_dir = load_base(), Path(args.output_dir)
-    log = json.loads((TINY_CLIP / "training_log.json").read_text(encoding="utf-8"))
+    log = read_json(TINY_CLIP / "training_log.json")
     report = evaluate(base, get_tasks(args.tasks, data_dir=args.data_dir), label="zero-shot", progress=True)
     parameters = sum(parameter.numel() for parameter in base.model.parameters())
     config = {

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from paper.analysis import compare_budgets
 from paper.comparison import INDIVIDUAL, Cell, Score, merged_model
 from paper.estimate import count_images, estimate
@@ -17,6 +18,7 @@ from paper.results import claim_folder, reproduce
 from paper.runs import StopWhenConverged, train_run
 from paper.settings import CONVERGED, Reproduction, ScaledMethod
 
+from hf_taskvec import TaskVector
 from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError, SettingsDifferError, UnknownNameError
 from hf_taskvec.evaluation.intervals import bootstrap_interval, paired_difference
@@ -155,6 +157,14 @@ def test_merging_with_one_over_t_is_averaging(tmp_path: Path) -> None:
         assert float((weight - expected[name]).abs().max()) <= 1e-6
 
 
+def test_a_budget_of_a_warm_up_s_first_step_alone_scores_as_zero_shot() -> None:
+    vector = TaskVector.from_models(toy_base().model, toy_base().model)
+    info = dataclasses.replace(vector.info, kind="fine-tuned", steps=1)
+    model = merged_model(toy_base(), [TaskVector(vector.deltas, info)] * 2, ScaledMethod.parse("ties@1"), seed=0)
+    for name, weight in model.model.state_dict().items():
+        assert torch.equal(weight, toy_base().model.state_dict()[name])
+
+
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="adam"):
         small(tmp_path, optimizers=["adm"])
@@ -223,7 +233,7 @@ def test_the_whole_reproduction_writes_its_report_and_repeats_no_finished_work(t
     stamps = {path: path.stat().st_mtime_ns for part in ("cells", "studies") for path in (out / part).iterdir()}
     (out / "cells" / "adam-1.json").unlink()  # as if it had been killed there
     again = reproduce(settings, progress=False)
-    kept = {path: stamp for path, stamp in stamps.items() if path.name != "adam-1.json"}
+    kept = {path: stamp for path, stamp in stamps.items() if not path.name.startswith("adam-1.json")}  # nor its plan
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert comparison_table(settings, again.cells)
     assert json.loads((out / "cells" / "adam-1.json").read_text())["scores"][0]["seed"] == 1

@@ -1,4 +1,4 @@
-"""One merge by fusion-bench, timed: `python -m …_fusion_bench FOLDER COUNT CLASS ARGUMENTS_JSON OUT`."""
+"""One merge by fusion-bench, timed: `merging_fusion_bench.py FOLDER COUNT CLASS ARGUMENTS_JSON OUT`."""
 
 from __future__ import annotations
 

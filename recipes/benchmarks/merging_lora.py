@@ -1,4 +1,4 @@
-"""One sum of LoRA adapters, timed: `python -m …_lora FOLDER SIZE COUNT ours|peft`."""
+"""One sum of LoRA adapters, timed: `merging_lora.py FOLDER SIZE COUNT ours|peft`."""
 
 from __future__ import annotations
 

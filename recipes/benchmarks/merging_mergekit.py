@@ -1,4 +1,4 @@
-"""One merge by mergekit, timed: `python -m …_mergekit FOLDER COUNT METHOD PARAMETERS_JSON OUT`."""
+"""One merge by mergekit, timed: `merging_mergekit.py FOLDER COUNT METHOD PARAMETERS_JSON OUT`."""
 
 from __future__ import annotations
 

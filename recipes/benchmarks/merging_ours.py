@@ -1,4 +1,4 @@
-"""One merge by `hf_taskvec`, timed: `python -m …_ours FOLDER COUNT METHOD SETTINGS_JSON OUT`.
+"""One merge by `hf_taskvec`, timed: `merging_ours.py FOLDER COUNT METHOD SETTINGS_JSON OUT`.
 
 The method `reading` only adds up the entries of the vectors: what no merge of mapped files can undercut.
 """

@@ -22,10 +22,12 @@ from transformers import CLIPProcessor
 
 from hf_taskvec import Task, evaluate, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
+from hf_taskvec.evaluation.report import percent
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize
 from hf_taskvec.tasks import Split
 from hf_taskvec.tasks.pixels import load_pixels
+from hf_taskvec.text import table, table_row
 
 INVERSE_PENALTY = 0.03
 
@@ -47,11 +49,11 @@ class Probe:
 
     def row(self) -> str:
         """The figures in percent as two rows of a table: linear probe and zero-shot, the mean last."""
-        lines = []
+        rows = []
         for name, scores in (("linear probe", self.linear), ("zero-shot", self.zero_shot)):
             values = [*scores.values(), fmean(scores.values())]
-            lines.append(f"| {self.variant} | {name} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |")
-        return "\n".join(lines)
+            rows.append(table_row([self.variant, name, *map(percent, values)]))
+        return "\n".join(rows)
 
 
 def open_variant(variant: str) -> Base:
@@ -94,8 +96,7 @@ def probe(variant: str, tasks: Sequence[Task]) -> Probe:
 def main(args: ProbeArguments) -> list[Probe]:
     """Prints the table and returns its rows."""
     tasks = get_tasks(args.tasks, data_dir=args.data_dir)
-    print("| base | | " + " | ".join(task.name for task in tasks) + " | mean |")
-    print("|---" * (len(tasks) + 3) + "|")
+    print(table(["base", "", *(task.name for task in tasks), "mean"], [], align="ll" + "r" * (len(tasks) + 1)))
     probes = []
     for variant in args.variants:
         probes.append(probe(variant, tasks))

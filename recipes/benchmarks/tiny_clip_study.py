@@ -8,7 +8,6 @@ python recipes/benchmarks/tiny_clip_study.py --config recipes/configs/quickstart
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, get_tasks, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.accuracy import evaluate_individually
+from hf_taskvec.evaluation.report import percent
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.models.base import TINY_CLIP, Base
 from hf_taskvec.text import table
 from hf_taskvec.training.run import train_vector
-from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.folders import read_json, write_json, write_text
 from hf_taskvec.weights.resume import compute_or_read
 
 TASKS = ["mnist", "fashion-mnist", "cifar10", "eurosat", "gtsrb", "flowers5", "quickdraw5", "plantvillage-apple"]
@@ -97,7 +97,7 @@ def best_merge(
 def mean_recall(folder: Path) -> float | None:
     """The mean retrieval figure in a variant's training log, if it has one."""
     log = folder / "training_log.json"
-    return fmean(json.loads(log.read_text(encoding="utf-8"))["recall_at_5"].values()) if log.is_file() else None
+    return fmean(read_json(log)["recall_at_5"].values()) if log.is_file() else None
 
 
 def comparison(judgements: Sequence[Mapping[str, Any]]) -> str:
@@ -106,8 +106,7 @@ def comparison(judgements: Sequence[Mapping[str, Any]]) -> str:
     titles = ["variant", "fine-tuning", "recall at 5", "zero-shot", "individual", *methods]
     rows = []
     for one in sorted(judgements, key=lambda one: (one["zero_shot"], one["individual"])):
-        recall = "–" if one["recall"] is None else f"{100 * one['recall']:.1f}"
-        cells = [one["variant"], one["settings"], recall, f"{100 * one['zero_shot']:.1f}"]
+        cells = [one["variant"], one["settings"], percent(one["recall"]), percent(one["zero_shot"])]
         cells.append(against(one["individual"], one["zero_shot"]))
         for method in methods:
             best = one["merges"][method]
@@ -118,16 +117,14 @@ def comparison(judgements: Sequence[Mapping[str, Any]]) -> str:
 
 def against(accuracy: float, zero_shot: float) -> str:
     """An accuracy in percent with its points above zero-shot."""
-    return f"{100 * accuracy:.1f} ({100 * (accuracy - zero_shot):+.1f})"
+    return f"{percent(accuracy)} ({100 * (accuracy - zero_shot):+.1f})"
 
 
-def main(args: StudyArguments, config: TaskVectorConfig) -> list[Mapping[str, Any]]:
+def main(args: StudyArguments, config: TaskVectorConfig) -> list[dict[str, Any]]:
     for variant in args.variants:
         judge(variant, args, config)
-    files = sorted(Path(str(config.output_dir)).glob("*/judgement.json"))
-    judgements = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    Path(args.table).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.table).write_text(comparison(judgements), encoding="utf-8")
+    judgements = [read_json(path) for path in sorted(Path(str(config.output_dir)).glob("*/judgement.json"))]
+    write_text(args.table, comparison(judgements))
     print(comparison(judgements))
     return judgements
 

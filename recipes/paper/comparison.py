@@ -142,7 +142,8 @@ def _measure(settings: Reproduction, base: Base, tasks: Sequence[Task], optimize
     mean = merge(list(last.values()), "average")
     mean.save_pretrained(converged_merge(settings, optimizer, seed))
     courses = {name: [run.vector(budget) for budget in budgets[:-1]] for name, run in runs.items()}
-    courses["task arithmetic"] = [merge(list(step), "average") for step in zip(*courses.values(), strict=True)]
+    steps = zip(*courses.values(), strict=True)
+    courses["task arithmetic"] = [merge(list(step), "average", allow_zero=True) for step in steps]
     courses[JOINT] = [joint.vector(budget) for budget in budgets[:-1]]
     return Cell(
         scores=scores,
@@ -197,9 +198,14 @@ def _score_subsets(
 
 
 def merged_model(base: Base, vectors: list[TaskVector], method: ScaledMethod, *, seed: int) -> Base:
-    """The base plus the merged vectors; methods that draw at random draw by `seed`."""
+    """The base plus the merged vectors; methods that draw at random draw by `seed`.
+
+    Vectors may be zero: of a budget whose one step is a warm-up's first.
+    """
     settings: dict[str, Any] = {"seed": seed} if "seed" in method.settings else {}
-    return merge(vectors, method.method, **settings).apply_to(base, scaling=method.factor(len(vectors)))
+    return merge(vectors, method.method, allow_zero=True, **settings).apply_to(
+        base, scaling=method.factor(len(vectors))
+    )
 
 
 def accuracies(model: Base, tasks: Sequence[Task]) -> dict[str, float]:
