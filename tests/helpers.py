@@ -83,3 +83,9 @@ def rewrite_weights(folder: Path, change: dict[str, Tensor | None], *, prefix: t
     old, new = prefix
     renamed = {new + name.removeprefix(old): value for name, value in weights.items() if value is not None}
     save_file(renamed, path, metadata={"format": "pt"})
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is no page of a file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))

@@ -64,6 +64,11 @@ def save_adapter(model: nn.Module, folder: Path, **settings: object) -> nn.Modul
     return adapted.merge_and_unload()
 
 
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def check_against_peft(model: nn.Module, merged: nn.Module, vector: TaskVector) -> None:
     before, after = parameters_of(model), parameters_of(merged)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -151,8 +156,7 @@ def test_whatever_is_no_product_of_factors_is_refused_with_the_reason(
     settings: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     save_adapter(vision_model(), tmp_path, target_modules=["q_proj"])
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **settings}))
+    edit_config(tmp_path, **settings)
     with pytest.raises(CheckpointError, match=reason):
         read_adapter(tmp_path)
 
@@ -165,8 +169,7 @@ def test_other_adapter_types_are_refused(tmp_path: Path) -> None:
 
 def test_settings_of_a_newer_peft_are_refused(tmp_path: Path) -> None:
     save_adapter(vision_model(), tmp_path, target_modules=["q_proj"])
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_zora": True}))
+    edit_config(tmp_path, use_zora=True)
     with pytest.raises(CheckpointError, match="use_zora"):
         read_adapter(tmp_path)
 
@@ -208,11 +211,6 @@ def test_a_saved_adapter_loads_in_peft(tmp_path: Path) -> None:
 
 
 # -- what comes beside the tower, and from other versions -------------------------------------------------------------
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_the_towers_part_of_an_adapter_is_taken_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ from hf_taskvec.weights.deltas import TensorDeltas
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.weights.folders import atomic_folder
 from hf_taskvec.weights.safetensors import open_safetensors, write_safetensors
-from tests.helpers import equal_vectors, random_deltas, tiny_vector
+from tests.helpers import anonymous_bytes, equal_vectors, random_deltas, tiny_vector
 
 INFO = VectorInfo(
     kind="fine-tuned",
@@ -196,11 +196,6 @@ def test_writing_into_a_loaded_vector_leaves_the_file_alone(tmp_path: Path) -> N
     vector.save_pretrained(tmp_path / "v")
     TaskVector.from_pretrained(tmp_path / "v").deltas["a"].zero_()
     assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), vector)
-
-
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
 def test_the_fingerprint_tells_names_shapes_dtypes_and_values_apart_but_not_their_order() -> None:
