@@ -78,6 +78,7 @@ def test_names_of_branches_tags_and_commits_are_revisions(name: str) -> None:
         "a.",
         "\x1b[2J",
         "a" * 300,
+        "a\u202eb",
     ],
 )
 def test_what_leads_elsewhere_is_no_revision(hub: HubServer, tmp_path: Path, name: str) -> None:

@@ -68,6 +68,12 @@ def test_layer_norms_add_up_to_the_norm() -> None:
         assert all(value == pytest.approx(1.0) for value in A.cosines(A, by=by).values())
 
 
+def test_rounding_takes_no_cosine_beyond_one() -> None:
+    for seed in range(50):
+        vector = TaskVector({"w": torch.randn(7, generator=torch.Generator().manual_seed(seed))})
+        assert max(vector.cosine(vector * 3.0), *vector.cosines(vector * 3.0).values()) <= 1
+
+
 def test_scaling_is_recorded() -> None:
     assert (A * 0.5 * 0.5).info.scaling == pytest.approx(0.25)
 

@@ -210,13 +210,7 @@ def _refused(error: HfHubHTTPError, repository: _Repository) -> TaskVecError:
     """The error for a clear no of the Hub, which tells of a copy in the cache and does not use it."""
     refusal = translated(error, repository.where, "reading")
     try:
-        snapshot_download(
-            repository.id,
-            revision=repository.revision,
-            cache_dir=repository.cache,
-            local_files_only=True,
-            allow_patterns=[],
-        )
+        _snapshot(repository, [])
     except (OSError, ValueError):
         return refusal
     return type(refusal)(f"{refusal}. An earlier copy is in the cache: local_files_only=True reads it")
@@ -298,15 +292,7 @@ def _download(repository: _Repository, listing: _Listing) -> Path:
 def _offline(repository: _Repository, wanted: Wanted, listing: _Listing) -> Path:
     """The folder of whatever commit the cache has, if it has all that is wanted."""
     try:
-        snapshot = Path(
-            snapshot_download(
-                repository.id,
-                revision=repository.revision,
-                cache_dir=repository.cache,
-                local_files_only=True,
-                allow_patterns=[repository.inside + pattern for pattern in wanted.patterns],
-            )
-        )
+        snapshot = _snapshot(repository, [repository.inside + pattern for pattern in wanted.patterns])
     except LocalEntryNotFoundError as error:
         raise listing.trouble or error from None
     path = snapshot / repository.subfolder
@@ -318,6 +304,19 @@ def _offline(repository: _Repository, wanted: Wanted, listing: _Listing) -> Path
             f"the cache has only a part of {repository.where}; fetch the rest while online: hf download {repository.id}"
         ) from error
     return snapshot
+
+
+def _snapshot(repository: _Repository, patterns: list[str]) -> Path:
+    """The cache's folder of the commit that it knows the revision as."""
+    return Path(
+        snapshot_download(
+            repository.id,
+            revision=repository.revision,
+            cache_dir=repository.cache,
+            local_files_only=True,
+            allow_patterns=patterns,
+        )
+    )
 
 
 def _checked(repository: _Repository, wanted: Wanted, snapshot: Path, listing: _Listing) -> Folder:

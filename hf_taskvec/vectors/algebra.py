@@ -96,8 +96,7 @@ class Algebra:
 
     def cosine(self, other: Self) -> float:
         """The cosine of the angle to another vector; 0.0 if either is zero."""
-        product = self.norm() * other.norm()
-        return max(-1.0, min(1.0, self.dot(other) / product)) if product > 0 else 0.0
+        return _cosine(self.dot(other), self.norm(), other.norm())
 
     def norms(self, *, by: By = "parameter") -> dict[str, float]:
         """The norm of each parameter's delta, or of each layer's."""
@@ -117,10 +116,7 @@ class Algebra:
     def cosines(self, other: Self, *, by: By = "parameter") -> dict[str, float]:
         """The cosine with another vector, per parameter or per layer; 0.0 where either is zero."""
         left, right = self.norms(by=by), other.norms(by=by)
-        return {
-            key: value / (left[key] * right[key]) if left[key] * right[key] > 0 else 0.0
-            for key, value in self.dots(other, by=by).items()
-        }
+        return {key: _cosine(value, left[key], right[key]) for key, value in self.dots(other, by=by).items()}
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -235,6 +231,11 @@ class Algebra:
         hashes |= self.info.base_hashes
         info = dataclasses.replace(self.info, base_hashes=hashes, include_projection=projection)
         return type(self)(filled(self.deltas, wanted), info)
+
+
+def _cosine(product: float, left: float, right: float) -> float:
+    """The cosine from an inner product and two norms; rounding does not take it out of [-1, 1]."""
+    return max(-1.0, min(1.0, product / (left * right))) if left * right > 0 else 0.0
 
 
 def _check_tensors(deltas: Mapping[str, Tensor]) -> None:
