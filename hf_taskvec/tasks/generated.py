@@ -11,6 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from numpy.random import RandomState  # its streams are frozen: every version of NumPy draws the same images
 from PIL import Image as PILImage
 
+Drawing = Callable[[RandomState, int, str, str], np.ndarray]
+
 IMAGE_SIZE = 32
 COLOURS = {
     "red": (214, 44, 40),
@@ -41,13 +43,11 @@ _TASK_STREAM, _PAIR_STREAM = 1, 2
 _ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] + 0.5
 
 
-def generated_split(
-    draw: Callable[[RandomState, int], np.ndarray], names: Iterable[str], count: int, *, seed: int
-) -> Dataset:
+def generated_split(draw: Drawing, names: Iterable[str], count: int, *, seed: int) -> Dataset:
     """Draws `count` images with equally many of each class, in a shuffled order.
 
     Args:
-        draw: Draws one image of a class, as uint8 of shape (32, 32, 3).
+        draw: Draws one image of a class in two colours, as uint8 of shape (32, 32, 3).
         names: The class names.
         count: How many images.
         seed: Another seed gives other images.
@@ -62,7 +62,7 @@ def generated_split(
     names = list(names)
     random = RandomState([_TASK_STREAM, seed])
     labels = random.permutation(np.arange(count) % len(names))
-    images = [draw(random, label) for label in labels]
+    images = [draw(random, label, *_two_colours(random)) for label in labels]
     return image_dataset(images, "label", labels.tolist(), ClassLabel(names=names))
 
 
@@ -97,36 +97,6 @@ def image_dataset(images: list[np.ndarray], column: str, values: list[Any], feat
     return Dataset.from_dict({"image": encoded, column: values}, features=features)
 
 
-def draw_shape(random: RandomState, label: int) -> np.ndarray:
-    """Draws `SHAPES[label]` in two colours at a random place, size and tilt.
-
-    Example:
-        >>> draw_shape(RandomState(0), 0).shape
-        (32, 32, 3)
-    """
-    return _shape(random, label, *_two_colours(random))
-
-
-def draw_pattern(random: RandomState, label: int) -> np.ndarray:
-    """Draws `PATTERNS[label]` in two colours with a random period, phase and tilt.
-
-    Example:
-        >>> draw_pattern(RandomState(0), 0).shape
-        (32, 32, 3)
-    """
-    return _pattern(random, label, *_two_colours(random))
-
-
-def draw_count(random: RandomState, label: int) -> np.ndarray:
-    """Draws `label + 1` separate dots of one colour and random sizes.
-
-    Example:
-        >>> draw_count(RandomState(0), 0).shape
-        (32, 32, 3)
-    """
-    return _dots(random, label, *_two_colours(random))
-
-
 def _shape_pair(random: RandomState) -> tuple[np.ndarray, str]:
     label, (front, back) = random.randint(len(SHAPES)), _two_colours(random)
     texts = (
@@ -134,26 +104,32 @@ def _shape_pair(random: RandomState) -> tuple[np.ndarray, str]:
         f"{_a(front)} {SHAPES[label]}",
         f"{_a(front)} {SHAPES[label]} on {_a(back)} background",
     )
-    return _shape(random, label, front, back), _one_of(random, texts)
+    return draw_shape(random, label, front, back), _one_of(random, texts)
 
 
 def _pattern_pair(random: RandomState) -> tuple[np.ndarray, str]:
     label, (front, back) = random.randint(len(PATTERNS)), _two_colours(random)
     texts = (PATTERNS[label], f"{PATTERNS[label]} in {front} and {back}", f"a pattern of {PATTERNS[label]}")
-    return _pattern(random, label, front, back), _one_of(random, texts)
+    return draw_pattern(random, label, front, back), _one_of(random, texts)
 
 
 def _count_pair(random: RandomState) -> tuple[np.ndarray, str]:
     label, (front, back) = random.randint(len(COUNTS)), _two_colours(random)
     number, noun = COUNTS[label].split()
     texts = (COUNTS[label], f"{number} {front} {noun}", f"{number} {front} {noun} on {_a(back)} background")
-    return _dots(random, label, front, back), _one_of(random, texts)
+    return draw_count(random, label, front, back), _one_of(random, texts)
 
 
 _PAIRS = (_shape_pair, _pattern_pair, _count_pair)
 
 
-def _shape(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+def draw_shape(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+    """Draws `SHAPES[label]` at a random place, size and tilt.
+
+    Example:
+        >>> draw_shape(RandomState(0), 0, "red", "white").shape
+        (32, 32, 3)
+    """
     radius = random.uniform(8, 13)
     row, column = random.uniform(radius, IMAGE_SIZE - radius, size=2)
     angle = random.uniform(-0.3, 0.3)
@@ -185,7 +161,13 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.nda
     return distance
 
 
-def _pattern(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+def draw_pattern(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+    """Draws `PATTERNS[label]` with a random period, phase and tilt.
+
+    Example:
+        >>> draw_pattern(RandomState(0), 0, "red", "white").shape
+        (32, 32, 3)
+    """
     name = PATTERNS[label]
     angle = random.uniform(-0.2, 0.2)
     if name == "vertical stripes":
@@ -207,7 +189,13 @@ def _pattern(random: RandomState, label: int, front: str, back: str) -> np.ndarr
     return _paint(random, 0.5 + cover, front, back)
 
 
-def _dots(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+def draw_count(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
+    """Draws `label + 1` separate dots of random sizes.
+
+    Example:
+        >>> draw_count(RandomState(0), 0, "red", "white").shape
+        (32, 32, 3)
+    """
     placed: list[tuple[float, float, float]] = []
     while len(placed) <= label:
         radius = random.uniform(2.5, 4.0)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
-from numpy.random import RandomState
 from PIL import Image as PILImage
 
 from hf_taskvec.errors import check_known
@@ -29,22 +27,26 @@ DIGITS = tuple(
     f"handwritten digit {word}"
     for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 )
+_DRAWN = {"shapes": (draw_shape, SHAPES, 0), "patterns": (draw_pattern, PATTERNS, 1), "counts": (draw_count, COUNTS, 2)}
 
 
 @cache
 def builtin_splits(name: str) -> DatasetDict:
-    """The `train` and `test` splits of one of `BUILTIN`, made in memory once per process.
+    """The `train` and `test` splits of a task of suite `mini`, made in memory once per process.
 
     Example:
         >>> len(builtin_splits("shapes")["train"]), len(builtin_splits("shapes")["test"])
         (1200, 400)
     """
-    check_known("builtin dataset", name, BUILTIN)
-    train, test = BUILTIN[name]()
-    return DatasetDict(train=train, test=test)
+    check_known("builtin dataset", name, ("digits", *_DRAWN))
+    if name == "digits":
+        return _digits()
+    draw, names, seed = _DRAWN[name]
+    train = generated_split(draw, names, TRAIN_IMAGES, seed=2 * seed)
+    return DatasetDict(train=train, test=generated_split(draw, names, TEST_IMAGES, seed=2 * seed + 1))
 
 
-def _digits() -> tuple[Dataset, Dataset]:
+def _digits() -> DatasetDict:
     """The 1,797 real 8 x 8 digits of scikit-learn, drawn up to 32 px, split with equal class shares."""
     from sklearn.datasets import load_digits  # slow to import, needed by this task only
     from sklearn.model_selection import train_test_split
@@ -58,30 +60,10 @@ def _digits() -> tuple[Dataset, Dataset]:
         labels = [int(digits.target[row]) for row in rows]
         return image_dataset([images[row] for row in rows], "label", labels, ClassLabel(names=list(DIGITS)))
 
-    return part(train), part(test)
+    return DatasetDict(train=part(train), test=part(test))
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:
     """From 8 x 8 with values in [0, 16] to 32 x 32 RGB in uint8."""
     grey = PILImage.fromarray((image * (255 / 16)).round().astype(np.uint8))
     return np.asarray(grey.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BICUBIC).convert("RGB"))
-
-
-def _drawn(
-    draw: Callable[[RandomState, int], np.ndarray], names: tuple[str, ...], seed: int
-) -> Callable[[], tuple[Dataset, Dataset]]:
-    def make() -> tuple[Dataset, Dataset]:
-        return (
-            generated_split(draw, names, TRAIN_IMAGES, seed=2 * seed),
-            generated_split(draw, names, TEST_IMAGES, seed=2 * seed + 1),
-        )
-
-    return make
-
-
-BUILTIN: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
-    "digits": _digits,
-    "shapes": _drawn(draw_shape, SHAPES, seed=0),
-    "patterns": _drawn(draw_pattern, PATTERNS, seed=1),
-    "counts": _drawn(draw_count, COUNTS, seed=2),
-}
