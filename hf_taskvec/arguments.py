@@ -136,7 +136,7 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for text in texts:
-        name, equals, value = (part.strip() for part in text.partition("="))
+        name, equals, value = (piece.strip() for piece in text.partition("="))
         if not equals or not name:
             raise ArgumentsError(f"a setting is name=value, got {text!r}")
         if name in result:

@@ -26,8 +26,8 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
         return bare[close[0]]
     words = [word for word in _WORD_END.split(name.lower()) if word]
     for candidate in known:
-        parts = [part for part in _WORD_END.split(candidate.lower()) if part]
-        if words and ("".join(part[0] for part in parts) == "".join(words) or set(words) <= set(parts)):
+        parts = [word for word in _WORD_END.split(candidate.lower()) if word]
+        if words and ("".join(word[0] for word in parts) == "".join(words) or set(words) <= set(parts)):
             return candidate
     return None
 

@@ -94,6 +94,16 @@ def test_the_code_of_the_package_stays_within_its_bound() -> None:
     assert sum(map(lines_of_code, SOURCES.values())) <= MOST_CODE
 
 
+def test_names_say_what_they_hold() -> None:
+    names = {
+        (str(path), node.id if isinstance(node, ast.Name) else node.arg)
+        for path, source in SOURCES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Name, ast.arg))
+    }
+    assert {(path, name) for path, name in names if name in {"part", "found", "res", "tmp"}} == set()
+
+
 def test_others_see_the_types() -> None:
     assert (PACKAGE / "py.typed").is_file()
 

@@ -56,7 +56,7 @@ def by_number(name: str) -> list[tuple[int, str]]:
         >>> sorted(["layer 10", "layer 2", "end"], key=by_number)
         ['end', 'layer 2', 'layer 10']
     """
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"([0-9]+)", name)]
 
 
 def bars(values: Mapping[str, float], *, width: int = 30) -> str:

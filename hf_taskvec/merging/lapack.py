@@ -32,9 +32,9 @@ def largest_eigenpairs(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
     support, integers, work = np.empty(2 * rank, np.intc), np.empty(10 * size, np.intc), np.empty(_WORK * size)
     n, first, unused, tolerance = _int(size), _int(size - rank + 1), np.zeros(1), np.zeros(1)
     count, info = _int(0), _int(0)
-    wanted = [b"V", b"I", b"L", n, destroyed, n, unused, unused, first, n, tolerance]
-    found = [count, values, vectors, n, support]
-    routine(*wanted, *found, work, _int(work.size), integers, _int(integers.size), info)
+    inputs = [b"V", b"I", b"L", n, destroyed, n, unused, unused, first, n, tolerance]
+    outputs = [count, values, vectors, n, support]
+    routine(*inputs, *outputs, work, _int(work.size), integers, _int(integers.size), info)
     if info[0] != 0 or count[0] != rank:
         raise np.linalg.LinAlgError(f"dsyevr found {count[0]} of {rank} eigenvalues (info {info[0]})")
     return values[:rank], vectors.T

@@ -35,7 +35,7 @@ class ClassTokenLayer(nn.Module):
         attention: Any = self.self_attn
         heads = (len(states), -1, attention.num_heads, attention.head_dim)
         query = attention.q_proj(states[:, :1]).view(heads).transpose(1, 2)
-        key, value = (part(states).view(heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
+        key, value = (project(states).view(heads).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
         kind = attention.config._attn_implementation
         interface: Any = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
         dropout = attention.dropout if self.training else 0.0

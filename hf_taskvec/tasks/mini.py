@@ -56,11 +56,11 @@ def _digits() -> DatasetDict:
     indices = np.arange(len(images))
     train, test = train_test_split(indices, test_size=TEST_IMAGES, stratify=digits.target, random_state=0)
 
-    def part(rows: np.ndarray) -> Dataset:
+    def split_of(rows: np.ndarray) -> Dataset:
         labels = [int(digits.target[row]) for row in rows]
         return image_dataset([images[row] for row in rows], "label", labels, ClassLabel(names=list(DIGITS)))
 
-    return DatasetDict(train=part(train), test=part(test))
+    return DatasetDict(train=split_of(train), test=split_of(test))
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:

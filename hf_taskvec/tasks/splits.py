@@ -53,18 +53,18 @@ def check_apart(source: Mapping[str, Dataset], splits: Mapping[str, str], datase
         >>> check_apart({"train": rows}, {"train": "train[:80%]", "test": "train[80%:]"}, "numbers")
     """
     seen: list[tuple[str, str, range]] = []
-    for part, split in splits.items():
+    for use, split in splits.items():
         if split not in source and not _is_slice(split):
             continue  # told by who reads it
         for name, rows in _pieces(source, split, dataset):
             span = range(*rows)
             for other, theirs, taken in seen:
-                if other != part and theirs == name and max(span.start, taken.start) < min(span.stop, taken.stop):
+                if other != use and theirs == name and max(span.start, taken.start) < min(span.stop, taken.stop):
                     raise DataError(
-                        f"{part}_split={split!r} and {other}_split={splits[other]!r} of {dataset} share rows: "
+                        f"{use}_split={split!r} and {other}_split={splits[other]!r} of {dataset} share rows: "
                         f"{max(span.start, taken.start)} of {name!r} is in both"
                     )
-            seen.append((part, name, span))
+            seen.append((use, name, span))
 
 
 def _pieces(source: Mapping[str, Dataset], split: str, dataset: str) -> list[tuple[str, tuple[int, int]]]:
@@ -161,7 +161,7 @@ def tell_small_validation(task: str, count: int) -> None:
 
 
 @lru_cache(maxsize=256)
-def tell_absent_classes(task: str, part: str, absent: tuple[str, ...]) -> None:
+def tell_absent_classes(task: str, split: str, absent: tuple[str, ...]) -> None:
     """Says once that a part has no image of some classes."""
     if absent:
-        logger.warning("the %s part of task %r has no image of %s", part, task, listed(map(repr, absent), room=150))
+        logger.warning("the %s part of task %r has no image of %s", split, task, listed(map(repr, absent), room=150))

@@ -34,12 +34,12 @@ class SubsetTask(Task):
 
     def load(self, split: Split) -> Dataset:
         """Loads one part of the task, cut to its size; see `Task.load`."""
-        part = self.train_on if split == "train" else split
-        data = super().load(part)
-        limit = {"train": self.max_train, "validation": self.max_validation, "test": self.max_test}[part]
+        source = self.train_on if split == "train" else split
+        data = super().load(source)
+        limit = {"train": self.max_train, "validation": self.max_validation, "test": self.max_test}[source]
         if limit is None or len(data) <= limit:
             return data
-        seed = [len(data), self.train_seed if part == "train" else 0]
+        seed = [len(data), self.train_seed if source == "train" else 0]
         return data.select(np.sort(RandomState(seed).permutation(len(data))[:limit]))
 
 

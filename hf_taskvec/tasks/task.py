@@ -343,7 +343,7 @@ class Task:
         names = {"train": self.train_split, "validation": self.validation_split}
         if self.test_size is None:
             names["test"] = self.test_split
-        return {part: name for part, name in names.items() if name is not None}
+        return {use: name for use, name in names.items() if name is not None}
 
     def _check_labels(self, source: Mapping[str, Dataset]) -> None:
         """Matches the labels of every split that the task reads, so that what does not fit is refused before work."""

@@ -119,7 +119,7 @@ def measure_dynamics(
     if epochs == 0 or not all(path.is_dir() for path in wanted):
         raise DataError(f"{folder} lacks epochs; train with record_epochs=True and record_gradients=True")
     accumulated, vectors = (
-        [TaskVector.from_pretrained(path) for path in part] for part in (wanted[:epochs], wanted[epochs:])
+        [TaskVector.from_pretrained(path) for path in paths] for paths in (wanted[:epochs], wanted[epochs:])
     )
     origin = base_plan(base) | task_plan(task.provenance())
     full = []

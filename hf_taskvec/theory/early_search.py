@@ -87,7 +87,7 @@ class EpochSearch:
 
     def accuracy(self, picks: Picks) -> float:
         """Mean accuracy over the tasks of a merge, on the images that the choice goes by."""
-        return math.fsum(float(part[CHOOSING].mean()) for part in self._correct(picks)) / len(self.tasks)
+        return math.fsum(float(correct[CHOOSING].mean()) for correct in self._correct(picks)) / len(self.tasks)
 
     def evidence(self) -> dict[str, tuple[float, ...]]:
         """For each recorded epoch of each series the best accuracy of a merge with it."""
@@ -108,10 +108,12 @@ class EpochSearch:
         ]
         random = np.random.default_rng(0)
         draws = np.zeros(RESAMPLES)
-        for part in differences:  # each is -1, 0 or 1: a resample is three counts
-            counts = random.multinomial(len(part), [float((part == value).mean()) for value in (-1, 0, 1)], RESAMPLES)
-            draws += (counts[:, 2] - counts[:, 0]) / len(part) / len(differences)
-        mean = math.fsum(float(part.mean()) for part in differences) / len(differences)
+        for changes in differences:  # each is -1, 0 or 1: a resample is three counts
+            counts = random.multinomial(
+                len(changes), [float((changes == value).mean()) for value in (-1, 0, 1)], RESAMPLES
+            )
+            draws += (counts[:, 2] - counts[:, 0]) / len(changes) / len(differences)
+        mean = math.fsum(float(changes.mean()) for changes in differences) / len(differences)
         low, high = np.quantile(draws, [0.025, 0.975])
         return Interval(mean, float(low), float(high), sum(map(len, differences)))
 
@@ -133,6 +135,6 @@ class EpochSearch:
         if picks not in self.tried:
             vectors = [run[pick] for run, pick in zip(self.series.values(), picks, strict=True)]
             edit(self.model, self.originals, merge(vectors, self.method, scaling=self.scaling, **self.settings))
-            found = (predict(self.model, task, "validation", batch_size=self.batch_size) for task in self.tasks)
-            self.tried[picks] = [(logits.argmax(dim=-1) == labels).numpy() for logits, labels in found]
+            predictions = (predict(self.model, task, "validation", batch_size=self.batch_size) for task in self.tasks)
+            self.tried[picks] = [(logits.argmax(dim=-1) == labels).numpy() for logits, labels in predictions]
         return self.tried[picks]

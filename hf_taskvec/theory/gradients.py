@@ -279,7 +279,7 @@ def _info(
             **(task.provenance() if task else {}),
         )
 
-    parts = [info(*part) for part in zip(tasks, map(len, data), [[factor] for factor in factors], strict=True)]
+    parts = [info(*values) for values in zip(tasks, map(len, data), [[factor] for factor in factors], strict=True)]
     if len(parts) == 1:
         return parts[0]
     return dataclasses.replace(info(None, sum(map(len, data)), factors), parents=tuple(parts))

@@ -41,22 +41,22 @@ class MeanLoss:
     def value(self, weights: Tensor) -> float:
         """The loss."""
         with torch.no_grad():
-            return sum(float(part(weights)) for part in self.parts)
+            return sum(float(batch_loss(weights)) for batch_loss in self.parts)
 
     def gradient(self, weights: Tensor) -> Tensor:
         """The gradient, (n,)."""
         total = torch.zeros_like(weights)
-        for part in self.parts:
+        for batch_loss in self.parts:
             point = weights.detach().requires_grad_()
-            total += torch.autograd.grad(part(point), point)[0]
+            total += torch.autograd.grad(batch_loss(point), point)[0]
         return total
 
     def hessian_product(self, weights: Tensor, direction: Tensor) -> Tensor:
         """The Hessian times a direction, (n,), by differentiating the gradient once more."""
         total = torch.zeros_like(weights)
-        for part in self.parts:
+        for batch_loss in self.parts:
             point = weights.detach().requires_grad_()
-            gradient = torch.autograd.grad(part(point), point, create_graph=True)[0]
+            gradient = torch.autograd.grad(batch_loss(point), point, create_graph=True)[0]
             total += torch.autograd.grad(gradient, point, grad_outputs=direction)[0]
         return total
 
@@ -87,7 +87,7 @@ class FeedForward:
         """W_1 … W_L as parts of the flat weights."""
         shapes = list(zip(self.widths[1:], self.widths, strict=False))
         parts = weights.split([a * b for a, b in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return [entries.view(shape) for entries, shape in zip(parts, shapes, strict=True)]
 
     def logits(self, weights: Tensor, inputs: Tensor) -> Tensor:
         """The logits (N, C) of inputs (N, F)."""
@@ -184,4 +184,4 @@ class _ClipPart:
 
 def _unflatten(flat: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     parts = flat.split([shape.numel() for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return {name: entries.view(shape) for (name, shape), entries in zip(shapes.items(), parts, strict=True)}

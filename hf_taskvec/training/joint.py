@@ -53,9 +53,9 @@ class JointPixels(PixelDataset):
         rows = np.where(wanted == PADDING, PADDING, wanted - self.starts[owners])
         pixels = torch.zeros(len(wanted), *self.parts[0].shape, dtype=torch.uint8)
         labels = torch.full((len(wanted),), IGNORED)
-        for number, part in enumerate(self.parts):
+        for number, images in enumerate(self.parts):
             mine = np.flatnonzero(owners == number)
-            batch = part.__getitems__(rows[mine].tolist())
+            batch = images.__getitems__(rows[mine].tolist())
             pixels[mine] = batch["pixel_values"]
             labels[mine] = torch.where(batch["labels"] == IGNORED, IGNORED, batch["labels"] + self.offsets[number])
         return {"pixel_values": pixels, "labels": labels, "owners": torch.from_numpy(owners)}
@@ -118,7 +118,7 @@ class JointTasks:
                 f"label_smoothing_factor must be 0 in joint training, got {label_smoothing}: a label would be spread "
                 "over the classes of other tasks"
             )
-        sizes = [len(part) for part in images.parts] if isinstance(images, JointPixels) else []
+        sizes = [len(task_images) for task_images in images.parts] if isinstance(images, JointPixels) else []
         factors = [sum(sizes) / (len(sizes) * size) for size in sizes]
         weight = torch.tensor(factors, dtype=torch.float64).repeat_interleave(torch.tensor(self._num_classes()))
         return summed_cross_entropy(weight=weight)

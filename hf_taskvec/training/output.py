@@ -61,7 +61,7 @@ class RunFolder:
         there = self._read()
         if there:
             theirs, ours = (
-                {key: part[key] for key in IDENTITY if key in part} for part in (there["plan"], plain(plan))
+                {key: settings[key] for key in IDENTITY if key in settings} for settings in (there["plan"], plain(plan))
             )
             check_plan(theirs, ours, what=f"the run in {self.path}")
         written = list(there.get("written", []))
@@ -135,19 +135,19 @@ class RunFolder:
         return there
 
     def _check_strangers(self, written: Sequence[str]) -> None:
-        found = [
-            f"{part}/{path.name}"
-            for part in (VECTORS, GRADIENT_VECTORS, FULL_GRADIENTS)
-            for path in sorted((self.path / part).glob("*"))
-            if _RECORDED.fullmatch(path.name) and f"{part}/{path.name}" not in written
+        strangers = [
+            f"{folder}/{path.name}"
+            for folder in (VECTORS, GRADIENT_VECTORS, FULL_GRADIENTS)
+            for path in sorted((self.path / folder).glob("*"))
+            if _RECORDED.fullmatch(path.name) and f"{folder}/{path.name}" not in written
         ]
         checkpoints = [path for path in self.path.glob("*") if _CHECKPOINT.fullmatch(path.name)]
-        found += [path.name for path in checkpoints if not (path / RUN_FILE).is_file() and list(path.glob("[!.]*"))]
-        if found:
+        strangers += [path.name for path in checkpoints if not (path / RUN_FILE).is_file() and list(path.glob("[!.]*"))]
+        if strangers:
             raise OutputExistsError(
-                f"{self.path} holds {listed(found)}, which no run of this folder wrote and this one might replace; "
+                f"{self.path} holds {listed(strangers)}, which no run of this folder wrote and this one might replace; "
                 "choose another output_dir",
-                details=found,
+                details=strangers,
             )
 
     def _remove(self, written: Sequence[str]) -> None:
@@ -166,8 +166,8 @@ class RunFolder:
 
 def _is_ours(name: str) -> bool:
     """Whether a name in a run's file is one that a run can have written, and stays in the folder."""
-    part, _, last = name.partition("/")
-    return part in (VECTORS, GRADIENT_VECTORS, FULL_GRADIENTS) and bool(
+    folder, _, last = name.partition("/")
+    return folder in (VECTORS, GRADIENT_VECTORS, FULL_GRADIENTS) and bool(
         _RECORDED.fullmatch(last.removesuffix(".plan.json")) or re.fullmatch(r"[\w][\w.+-]*", last)
     )
 
@@ -204,9 +204,9 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
         >>> last_checkpoint(tempfile.mkdtemp()) is None
         True
     """
-    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := _CHECKPOINT.fullmatch(path.name))]
+    numbered = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := _CHECKPOINT.fullmatch(path.name))]
     current = _run_of(Path(folder))
-    ordered = sorted(found, key=lambda each: (_run_of(each[1]) == current, each[0]), reverse=True)
+    ordered = sorted(numbered, key=lambda each: (_run_of(each[1]) == current, each[0]), reverse=True)
     lacking = {path: missing_in(path) for _, path in ordered}
     for path, what in lacking.items():
         if what is None:

@@ -33,7 +33,7 @@ def canonical_name(name: str) -> str:
         'vision_model.encoder.layers.0.mlp.fc1.bias'
     """
     if _WRAPPERS & {*(parts := name.split("."))}:  # of torch.compile, FSDP and checkpointing; no module is called so
-        name = ".".join(part for part in parts if part not in _WRAPPERS)
+        name = ".".join(word for word in parts if word not in _WRAPPERS)
     return VISION_PREFIX + name if name.split(".", 1)[0] in _FLAT_HEADS else name
 
 
