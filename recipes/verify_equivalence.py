@@ -32,10 +32,10 @@ def main(args: VerifyArguments, config: TaskVectorConfig) -> Equivalence:
     tasks = [subset(task, max_train=args.max_train) for task in get_tasks(args.tasks, data_dir=args.data_dir)]
     if not args.own_settings and (given := changed(config)):
         raise ValueError(f"{', '.join(given)}: without own_settings, full-batch descent is checked and no other flag")
-    found = verify_equivalence(load_base(args.base), tasks, args=config if args.own_settings else None)
+    result = verify_equivalence(load_base(args.base), tasks, args=config if args.own_settings else None)
     if PartialState().is_main_process:
-        print(found.to_markdown())
-    return found
+        print(result.to_markdown())
+    return result
 
 
 def changed(config: TaskVectorConfig) -> list[str]:

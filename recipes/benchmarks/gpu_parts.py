@@ -185,11 +185,11 @@ def bare_rate(base: Base, task: Task, *, bf16: bool, batch_size: int, steps: int
 def gradient_rate(base: Base, task: Task, *, batch_size: int) -> float:
     """Images a second of `gradient_vector`, on the device it chooses."""
     images = len(load_pixels(task, "train", base.processor.image_processor))
-    found = measured(
+    run = measured(
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         lambda: gradient_vector(base, task, learning_rate=1.0, batch_size=batch_size),
     )
-    return images / found.seconds
+    return images / run.seconds
 
 
 def _batches(pixels: PixelDataset, batch_size: int, steps: int) -> list[list[int]]:

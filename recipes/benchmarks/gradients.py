@@ -53,7 +53,7 @@ def _bare(base: Base, task: Task, batch_size: int) -> float:
     model = ImageClassifier(base, task).eval()
     pixels = load_pixels(task, "train", base.processor.image_processor)
     rows = [range(i, min(i + batch_size, len(pixels))) for i in range(0, len(pixels), batch_size)]
-    batches = [pixels.__getitems__(part) for part in rows]
+    batches = [pixels.__getitems__(numbers) for numbers in rows]
     started = time.perf_counter()
     for batch in batches:
         logits = model(batch["pixel_values"])["logits"]

@@ -37,11 +37,11 @@ PARTS = {
 def bounds_table(bench: Bench, size: str, count: int) -> None:
     """Each method's parts, their sum, and the time of our merge."""
     make_vectors(bench.folder / size, size=size, count=count)
-    found = _seconds(bench, size, count)
+    seconds = _seconds(bench, size, count)
     header(f"{size}, T = {count}", "parts s", "sum s", "merge s")
     for method, parts in PARTS.items():
-        each = ", ".join(f"{part} {found[part]:.2f}" for part in parts)
-        total, merging = sum(found[part] for part in parts), bench.merge(size, count, method).merging
+        each = ", ".join(f"{name} {seconds[name]:.2f}" for name in parts)
+        total, merging = sum(seconds[name] for name in parts), bench.merge(size, count, method).merging
         line(method, each, f"{total:.2f}", f"{merging:.2f}")
 
 
@@ -74,8 +74,8 @@ def _seconds(bench: Bench, size: str, count: int) -> dict[str, float]:
         "eigen of bases": partial(_run, lambda shape: np.linalg.eigh(grams[shape]), bases),
         "1/T of each": partial(_run, lambda shape: _largest(grams[shape], 1 / count), matrices * count),
     }
-    found = {name: min(_time(part) for _ in range(bench.ours)) for name, part in all_parts.items()}
-    return {**found, "read": bench.merge(size, count, "reading").merging}
+    seconds = {name: min(_time(work) for _ in range(bench.ours)) for name, work in all_parts.items()}
+    return {**seconds, "read": bench.merge(size, count, "reading").merging}
 
 
 def _run(function: Callable[[Any], object], items: Sequence[Any]) -> None:

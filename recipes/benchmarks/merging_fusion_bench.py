@@ -9,20 +9,20 @@ from pathlib import Path
 from merging_meter import Meter
 
 meter = Meter()
-with meter.part("import"):
+with meter.timed("import"):
     import fusion_bench.method
     from fusion_bench import BaseModelPool
     from transformers import CLIPVisionModel
 
 if __name__ == "__main__" and len(sys.argv) > 1:
     folder, count, name, arguments, out = sys.argv[1:]
-    with meter.part("load"):
+    with meter.timed("load"):
         sources = {f"task-{index}": f"task-{index}" for index in range(int(count))}
         if name != "SlerpMergeAlgorithm":  # which wants exactly two models
             sources["_pretrained_"] = "base"
         models = {key: CLIPVisionModel.from_pretrained(Path(folder) / source) for key, source in sources.items()}
-    with meter.part("merge"):
+    with meter.timed("merge"):
         merged = getattr(fusion_bench.method, name)(**json.loads(arguments)).run(BaseModelPool(models))
-    with meter.part("save"):
+    with meter.timed("save"):
         merged.save_pretrained(out)
     meter.report()

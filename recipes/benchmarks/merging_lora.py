@@ -8,7 +8,7 @@ from pathlib import Path
 from merging_meter import Meter
 
 meter = Meter()
-with meter.part("import"):
+with meter.timed("import"):
     import torch
     from merging_data import SIZES
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -36,23 +36,23 @@ def make_adapters(folder: Path, model: CLIPVisionModel, count: int) -> None:
 
 
 def by_ours(folders: list[Path], out: Path) -> None:
-    with meter.part("load"):
+    with meter.timed("load"):
         adapters = [read_adapter(folder) for folder in folders]
-    with meter.part("merge"):
+    with meter.timed("merge"):
         merged = merge_adapters(adapters, rank=RANK)
-    with meter.part("save"):
+    with meter.timed("save"):
         merged.save_pretrained(out)
 
 
 def by_peft(model: CLIPVisionModel, folders: list[Path], out: Path) -> None:
-    with meter.part("load"):
+    with meter.timed("load"):
         adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name="0")
         for folder in folders[1:]:
             adapted.load_adapter(str(folder), adapter_name=folder.name)
-    with meter.part("merge"):
+    with meter.timed("merge"):
         names = [folder.name for folder in folders]
         adapted.add_weighted_adapter(names, [1.0] * len(names), "sum", combination_type="svd", svd_rank=RANK)
-    with meter.part("save"):
+    with meter.timed("save"):
         adapted.save_pretrained(str(out), selected_adapters=["sum"])
 
 

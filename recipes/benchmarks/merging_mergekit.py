@@ -9,7 +9,7 @@ from pathlib import Path
 from merging_meter import Meter
 
 meter = Meter()
-with meter.part("import"):
+with meter.timed("import"):
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -21,7 +21,7 @@ if __name__ == "__main__" and len(sys.argv) > 1:
     config = {"merge_method": method, "models": models, "parameters": own["all"], "dtype": "float32"}
     if own["base"]:
         config["base_model"] = str(Path(folder) / own["base"])
-    with meter.part("merge and save"):
+    with meter.timed("merge and save"):
         options = MergeOptions(copy_tokenizer=False, allow_crimes=True, quiet=True)
         run_merge(MergeConfiguration.model_validate(config), out, options)
     meter.report()

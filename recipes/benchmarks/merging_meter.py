@@ -23,7 +23,7 @@ class Meter:
         self._thread.start()
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
         """Times one part."""
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         yield
@@ -39,8 +39,8 @@ class Meter:
         """Prints one line of JSON: seconds and processor time of each part, peak memory in bytes and other values."""
         self._done.set()
         self._thread.join()
-        found = {"seconds": self.seconds, "processor": self.processor, "peak": self.peak}
-        print("METER " + json.dumps({**found, **values}), flush=True)
+        figures = {"seconds": self.seconds, "processor": self.processor, "peak": self.peak}
+        print("METER " + json.dumps({**figures, **values}), flush=True)
 
     def _watch(self) -> None:
         while not self._done.wait(0.005):

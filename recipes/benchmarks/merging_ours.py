@@ -12,7 +12,7 @@ from pathlib import Path
 from merging_meter import Meter
 
 meter = Meter()
-with meter.part("import"):
+with meter.timed("import"):
     import torch
 
     from hf_taskvec.merging import merge
@@ -21,14 +21,14 @@ with meter.part("import"):
 
 if __name__ == "__main__":
     folder, count, method, settings, out = sys.argv[1:]
-    with meter.part("load"):
+    with meter.timed("load"):
         vectors = [TaskVector.from_pretrained(Path(folder) / f"vector-{index}") for index in range(int(count))]
     if method == "reading":
         deltas = [delta for vector in vectors for delta in vector.deltas.values()]
-        with meter.part("read"):
+        with meter.timed("read"):
             parallel(torch.sum, deltas, description="reading")
         meter.report(threads=torch.get_num_threads())
         sys.exit()
-    with meter.part("merge and save"):
+    with meter.timed("merge and save"):
         merge(vectors, method, output_dir=out, **json.loads(settings))
     meter.report(threads=torch.get_num_threads())

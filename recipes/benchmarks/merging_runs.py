@@ -50,18 +50,18 @@ class Runs:
 
     def median(self, key: Sequence[object], run: Callable[[], Run], count: int) -> Run:
         """The median of each figure over the runs of `key`, after as many more as `count` asks for."""
-        found = self.all(key, run, count)
-        parts = {name: median(one.parts[name] for one in found) for name in found[0].parts}
-        return Run(median(one.seconds for one in found), parts, int(median(one.peak for one in found)))
+        runs = self.all(key, run, count)
+        parts = {name: median(one.parts[name] for one in runs) for name in runs[0].parts}
+        return Run(median(one.seconds for one in runs), parts, int(median(one.peak for one in runs)))
 
     def all(self, key: Sequence[object], run: Callable[[], Run], count: int) -> list[Run]:
         """The runs of `key`, after as many more as `count` asks for."""
-        found = [Run(**line["run"]) for line in self._lines() if line["key"] == list(key)]
-        while len(found) < count:
-            found.append(run())
+        runs = [Run(**line["run"]) for line in self._lines() if line["key"] == list(key)]
+        while len(runs) < count:
+            runs.append(run())
             with self.path.open("a") as file:
-                file.write(json.dumps({"key": list(key), "run": dataclasses.asdict(found[-1])}) + "\n")
-        return found
+                file.write(json.dumps({"key": list(key), "run": dataclasses.asdict(runs[-1])}) + "\n")
+        return runs
 
     def _lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -105,12 +105,18 @@ def spread_table(bench: Bench, size: str, count: int, *, method: str = "task_ari
     """Where runs of our shortest merge differ: means over the fastest third of the runs, the middle and the slowest."""
     make_vectors(bench.folder / size, size=size, count=count)
     work = partial(run_ours, bench.folder / size, count, method, {}, bench.folder / "merged")
-    found = sorted(bench.runs.all(["spread", size, count, method], work, runs), key=lambda run: run.merging)
-    header(f"{size}, T = {count}, {len(found)} runs", "", "merge s", "processor s outside the kernel", "in the kernel")
-    third = len(found) // 3
-    for name, part in (("fastest", found[:third]), ("middle", found[third:-third]), ("slowest", found[-third:])):
-        outside, inside = (fmean(run.processor["merge and save"][place] for run in part) for place in (0, 1))
-        line(method, name, f"{fmean(run.merging for run in part):.2f}", f"{outside:.2f}", f"{inside:.2f}")
+    ordered = sorted(bench.runs.all(["spread", size, count, method], work, runs), key=lambda run: run.merging)
+    header(
+        f"{size}, T = {count}, {len(ordered)} runs", "", "merge s", "processor s outside the kernel", "in the kernel"
+    )
+    third = len(ordered) // 3
+    for name, third_of_runs in (
+        ("fastest", ordered[:third]),
+        ("middle", ordered[third:-third]),
+        ("slowest", ordered[-third:]),
+    ):
+        outside, inside = (fmean(run.processor["merge and save"][place] for run in third_of_runs) for place in (0, 1))
+        line(method, name, f"{fmean(run.merging for run in third_of_runs):.2f}", f"{outside:.2f}", f"{inside:.2f}")
 
 
 def lora_table(bench: Bench, size: str, *, count: int = 8) -> None:

@@ -54,11 +54,11 @@ def judge(results: Results) -> list[Claim]:
 def claim_equivalence(results: Results) -> Claim:
     """One epoch of full-batch gradient descent is −η∇L."""
     exact = results.equivalence["full_batch"]
-    others = {name: part for name, part in results.equivalence.items() if name != "full_batch"}
+    others = {name: outcome for name, outcome in results.equivalence.items() if name != "full_batch"}
     explained = "; ".join(
-        f"{name} on {part['tasks'][0]['task']}: error {part['tasks'][0]['error_float64']:.2g}, "
-        f"cosine {part['tasks'][0]['cosine']:.3f}, because of {', '.join(v['name'] for v in part['violations'])}"
-        for name, part in others.items()
+        f"{name} on {outcome['tasks'][0]['task']}: error {outcome['tasks'][0]['error_float64']:.2g}, "
+        f"cosine {outcome['tasks'][0]['cosine']:.3f}, because of {', '.join(v['name'] for v in outcome['violations'])}"
+        for name, outcome in others.items()
     )
     joint = "" if exact["joint_error"] is None else f", against joint training {exact['joint_error']:.1e}"
     in_float64 = max(exact["relative_error_float64"], exact["joint_error"] or 0.0) <= TOLERANCE_FLOAT64
@@ -78,22 +78,22 @@ def claim_equivalence(results: Results) -> Claim:
 
 def claim_orders(results: Results) -> Claim:
     """Over several epochs the error is of second order."""
-    names, parts = ("tanh network", "base"), [results.orders["mlp"], results.orders["clip"]]
-    checks = [abs(part["order"] - 2) <= 0.15 for part in parts]
-    checks += [abs(part["corrected_order"] - 3) <= 0.3 for part in parts]
-    checks += [part["drift"]["distance"] <= part["drift"]["bound"] for part in parts]
+    names, studies = ("tanh network", "base"), [results.orders["mlp"], results.orders["clip"]]
+    checks = [abs(study["order"] - 2) <= 0.15 for study in studies]
+    checks += [abs(study["corrected_order"] - 3) <= 0.3 for study in studies]
+    checks += [study["drift"]["distance"] <= study["drift"]["bound"] for study in studies]
     here = "; ".join(
-        f"{name}: order {part['order']:.2f}, corrected {part['corrected_order']:.2f}, distance "
-        f"{part['drift']['distance']:.1e} under the bound {part['drift']['bound']:.1e} at η = {part['bound_rate']:g}"
-        for name, part in zip(names, parts, strict=True)
+        f"{name}: order {study['order']:.2f}, corrected {study['corrected_order']:.2f}, distance "
+        f"{study['drift']['distance']:.1e} under the bound {study['drift']['bound']:.1e} at η = {study['bound_rate']:g}"
+        for name, study in zip(names, studies, strict=True)
     )
     return Claim(
         "Over several epochs task arithmetic differs from joint training by a second-order term, which is bounded.",
         "fitted order 2.0 ± 0.15, after the correction 3.0 ± 0.3, distance below the bound",
         _verdict(checks),
         "; ".join(
-            f"{name}: order {part['order']:.2f}, corrected {part['corrected_order']:.2f}"
-            for name, part in zip(names, parts, strict=True)
+            f"{name}: order {study['order']:.2f}, corrected {study['corrected_order']:.2f}"
+            for name, study in zip(names, studies, strict=True)
         ),
         here,
         "a theorem",
@@ -129,7 +129,7 @@ def claim_directions(results: Results) -> Claim:
     courses = [item["courses"]["all"] for item in items]
     with_last = [c["accumulated_to_final_vector"] for c in courses]
     lead = over_seeds(items, [first - max(later) for first, *later in with_last])
-    found = {
+    cosines = {
         "vector after the first epoch with the last": [c["vector_to_final_vector"][0] for c in courses],
         "last vector with −∇L at the base": [c["vector_to_first_full_gradient"][-1] for c in courses],
         "last epoch's gradient with the first's": [c["accumulated_to_first"][-1] for c in courses],
@@ -146,7 +146,7 @@ def claim_directions(results: Results) -> Claim:
         _verdict([lead.low > 0, converged.low >= 0.42]),
         f"one-epoch with converged vector: cosine {converged}; lead of the first epoch's gradient {lead}",
         f"first epoch's lead over the best later one {lead}; one-epoch with converged vector {converged}; "
-        + "; ".join(f"{name} {over_seeds(items, values)}" for name, values in found.items())
+        + "; ".join(f"{name} {over_seeds(items, values)}" for name, values in cosines.items())
         + f"; between tasks {before} after one epoch, {after} converged",
         "one-epoch with converged vector about .42; with −∇L .115 early, .062 at the end; between tasks .027 and .069",
     )
@@ -155,25 +155,25 @@ def claim_directions(results: Results) -> Claim:
 def claim_one_epoch(results: Results) -> Claim:
     """Merging one-epoch models is often comparable; where merging gains little, that says nothing."""
     settings, zero_shot = results.settings, fmean(results.zero_shot.values())
-    found = [
+    comparisons = [
         compare_budgets(results.cells, optimizer, method)
         for optimizer in settings.optimizers
         for method in settings.merges
     ]
-    return judge_one_epoch(found, zero_shot, settings.merges[0])
+    return judge_one_epoch(comparisons, zero_shot, settings.merges[0])
 
 
-def judge_one_epoch(found: Sequence[Comparison], zero_shot: float, shown: str) -> Claim:
+def judge_one_epoch(comparisons: Sequence[Comparison], zero_shot: float, shown: str) -> Claim:
     """The claim on one epoch, of every pair of optimiser and method; the figures are those of the method `shown`."""
-    testable = [one for one in found if one.testable(zero_shot)]
+    testable = [one for one in comparisons if one.testable(zero_shot)]
     counts = {name: sum(one.finding == name for one in testable) for name in get_args(Finding)}
-    listed = [(one, one.gain(zero_shot)) for one in found if one.method == shown]
+    listed = [(one, one.gain(zero_shot)) for one in comparisons if one.method == shown]
     short = "; ".join(f"{one.optimizer} {one.difference} ({gain.mean:+.3f})" for one, gain in listed)
     cells = [
         f"{one.optimizer}: {one.difference}, ties or wins in {100 * one.wins:.0f} %, over zero-shot {gain}"
         for one, gain in listed
     ]
-    summary = f"the merge gains {100 * TESTABLE_GAIN:g} points for {len(testable)} of {len(found)} pairs"
+    summary = f"the merge gains {100 * TESTABLE_GAIN:g} points for {len(testable)} of {len(comparisons)} pairs"
     if testable:
         summary += ", of which one epoch is " + ", ".join(f"{name} for {n}" for name, n in counts.items() if n)
     good = counts["comparable"] + counts["better"]

@@ -85,8 +85,11 @@ def count_images(settings: Reproduction, tasks: Sequence[Task], train: list[int]
     for optimizer in settings.optimizers:
         budgets = run_budgets(settings, optimizer)
         more = sum(budgets) if optimizer == "adamw_cosine" else 0
-        for part, size in [*zip([[task] for task in tasks], train, strict=True), (tasks, images)]:  # and all jointly
-            trained += (max(settings.most_epochs(optimizer, part), *budgets) + more) * size
+        for trained_on, size in [
+            *zip([[task] for task in tasks], train, strict=True),
+            (tasks, images),
+        ]:  # and all jointly
+            trained += (max(settings.most_epochs(optimizer, trained_on), *budgets) + more) * size
         evaluated += (len(budgets) + 1) * (merges + 2) * tested
         if settings.subset_size < len(train):
             evaluated += settings.num_subsets * 2 * merges * tested * settings.subset_size / len(train)

@@ -196,10 +196,10 @@ def budget_data(results: Results) -> Data:
     optimizers = {}
     for optimizer in results.settings.optimizers:
         budgets = budgets_of(results.cells, optimizer)
-        found = {m: [scores(results.cells, optimizer, m, budget) for budget in budgets] for m in methods}
+        all_scores = {m: [scores(results.cells, optimizer, m, budget) for budget in budgets] for m in methods}
         courses = {
-            method: [vars(bootstrap_interval([score.mean for score in part])) for part in parts]
-            for method, parts in found.items()
+            method: [vars(bootstrap_interval([score.mean for score in at_budget])) for at_budget in by_budget]
+            for method, by_budget in all_scores.items()
         }
         optimizers[optimizer] = {"budgets": budgets, "methods": courses}
     return {"zero_shot": fmean(results.zero_shot.values()), "optimizers": optimizers}
@@ -209,12 +209,12 @@ def draw_budgets(data: Data) -> Figure:
     """One panel per optimiser."""
     count = len(data["optimizers"])
     figure, panels = _panels(count, rows=math.ceil(count / 2), share=True)
-    for axes, (optimizer, part) in zip(panels, data["optimizers"].items(), strict=False):  # an odd one leaves a gap
-        places = range(len(part["budgets"]))
-        for index, (method, course) in enumerate(part["methods"].items()):
+    for axes, (optimizer, panel) in zip(panels, data["optimizers"].items(), strict=False):  # an odd one leaves a gap
+        places = range(len(panel["budgets"]))
+        for index, (method, course) in enumerate(panel["methods"].items()):
             _band(axes, places, course, index, method, percent=True)
         axes.axhline(100 * data["zero_shot"], color="black", linestyle=":", label="zero-shot")
-        axes.set_xticks(list(places), part["budgets"], rotation=30)
+        axes.set_xticks(list(places), panel["budgets"], rotation=30)
         axes.set(title=optimizer, xlabel="budget (epochs per task)")
     for axes in panels[::2]:
         axes.set_ylabel("mean test accuracy (%)")
@@ -228,10 +228,10 @@ def draw_budgets(data: Data) -> Figure:
 def difference_data(results: Results) -> Data:
     """One epoch minus converged, per optimiser and method."""
     settings = results.settings
-    found = [compare_budgets(results.cells, o, m) for o in settings.optimizers for m in settings.merges]
+    comparisons = [compare_budgets(results.cells, o, m) for o in settings.optimizers for m in settings.merges]
     rows = [
         {"optimizer": c.optimizer, "method": c.method, "wins": c.wins, "trials": c.trials, **vars(c.difference)}
-        for c in found
+        for c in comparisons
     ]
     return {"rows": rows}
 
@@ -271,9 +271,9 @@ def atm_data(results: Results) -> Data:
     return {
         "budget": settings.atm_budget,
         "one_shot": {
-            method: vars(bootstrap_interval([score.mean for score in found]))
-            for method, found in one_shot.items()
-            if found
+            method: vars(bootstrap_interval([score.mean for score in one_per_seed]))
+            for method, one_per_seed in one_shot.items()
+            if one_per_seed
         },
         "rounds": {count: over([item["rounds"][count] for item in items]) for count in items[0]["rounds"]},
         JOINT: over([item[JOINT] for item in items]),

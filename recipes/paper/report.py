@@ -109,9 +109,9 @@ def budget_tables(settings: Reproduction, cells: Sequence[Cell]) -> list[str]:
         for method in [*settings.merges, JOINT, INDIVIDUAL]:
             entries = []
             for budget in budgets:
-                found = scores(cells, optimizer, method, budget)
-                normal = [score.normalized(reference) for score, reference in zip(found, own, strict=True)]
-                absolute = bootstrap_interval([score.mean for score in found])
+                seed_scores = scores(cells, optimizer, method, budget)
+                normal = [score.normalized(reference) for score, reference in zip(seed_scores, own, strict=True)]
+                absolute = bootstrap_interval([score.mean for score in seed_scores])
                 entries.append(f"{points(absolute)} ({percent(fmean(normal))})")
             rows.append([method, *entries])
         lines += [table(["method", *budgets], rows), ""]

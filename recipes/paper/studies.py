@@ -99,7 +99,7 @@ def _orders(losses: Sequence[MeanLoss], start: torch.Tensor, *, rates: list[floa
 
 def study_dynamics(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Values]:
     """Norms and cosines of the epochs' gradients, one entry per seed and task."""
-    found, optimizer = [], settings.dynamics_optimizer
+    entries, optimizer = [], settings.dynamics_optimizer
     pairs = [(seed, task) for seed in settings.seeds for task in settings.load_tasks(seed)]
     for seed, task in tqdm(pairs, desc="dynamics", disable=not progress):
         folder = Path(settings.output_dir) / "work" / "dynamics"
@@ -116,13 +116,13 @@ def study_dynamics(settings: Reproduction, base: Base, *, progress: bool = True)
             shutil.rmtree(folder)
             return dynamics.to_dict() | {"seed": seed}
 
-        found.append(once(settings, f"dynamics-{task.name}-{seed}", compute))
-    return found
+        entries.append(once(settings, f"dynamics-{task.name}-{seed}", compute))
+    return entries
 
 
 def study_atm(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Values]:
     """Accuracies of rounds at equal budget, of joint training with that budget, and of post-hoc rounds, per seed."""
-    found = []
+    entries = []
     for seed in tqdm(settings.seeds, desc="alternating tuning and merging", disable=not progress):
         work = Path(settings.output_dir) / "work" / f"atm-{seed}"
 
@@ -144,8 +144,8 @@ def study_atm(settings: Reproduction, base: Base, *, progress: bool = True) -> l
             shutil.rmtree(work)
             return result
 
-        found.append(once(settings, f"atm-{seed}", compute))
-    return found
+        entries.append(once(settings, f"atm-{seed}", compute))
+    return entries
 
 
 def _joint(settings: Reproduction, base: Base, tasks: Sequence[Task], *, seed: int, folder: Path) -> dict[str, float]:

@@ -30,7 +30,7 @@ _FRAMES = re.compile(
 def subject(caption: str) -> str:
     """What a caption is about, without its sentence and article: "a doodle of a rainbow" gives "rainbow"."""
     if match := _FRAMES.fullmatch(caption):
-        caption = next(part for part in match.groups() if part)
+        caption = next(group for group in match.groups() if group)
     return re.sub(r"^(?:an?|the) ", "", caption)
 
 

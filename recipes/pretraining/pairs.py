@@ -36,16 +36,16 @@ class Pairs:
 
     def select(self, rows: Sequence[int]) -> Pairs:
         """Some of the pairs."""
-        files, subjects = ([part[row] for row in rows] if part else None for part in (self.files, self.subjects))
+        files, subjects = ([names[row] for row in rows] if names else None for names in (self.files, self.subjects))
         return Pairs(self.pixels[list(rows)], [self.texts[row] for row in rows], files, subjects)
 
 
-def join(parts: Sequence[Pairs]) -> Pairs:
+def join(sets: Sequence[Pairs]) -> Pairs:
     """All pairs of several sets, in their order."""
-    files = [name for part in parts for name in part.files or [""] * len(part)]
-    subjects = [name for part in parts for name in part.subjects or [""] * len(part)]
-    texts = [text for part in parts for text in part.texts]
-    return Pairs(torch.cat([part.pixels for part in parts]), texts, files, subjects)
+    files = [name for pairs in sets for name in pairs.files or [""] * len(pairs)]
+    subjects = [name for pairs in sets for name in pairs.subjects or [""] * len(pairs)]
+    texts = [text for pairs in sets for text in pairs.texts]
+    return Pairs(torch.cat([pairs.pixels for pairs in sets]), texts, files, subjects)
 
 
 def image_processor(size: int) -> CLIPImageProcessorPil:

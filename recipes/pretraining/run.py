@@ -102,7 +102,7 @@ def recall_at_5(sources: Sequence[str], processor: CLIPProcessor, output_dir: st
     saved = CLIPModel.from_pretrained(output_dir, dtype=torch.float32)
     tested = [source for source in sources if "test" in get_dataset_split_names(source)]
     parts = {Path(source).name: load_pairs(source, "test", processor.image_processor) for source in tested}
-    return {name: retrieval(saved, processor, part) for name, part in parts.items()}
+    return {name: retrieval(saved, processor, pairs) for name, pairs in parts.items()}
 
 
 def training_log(

@@ -65,7 +65,7 @@ def gather_pairs(sources: Sources, config: PretrainingConfig) -> Gathered:
         raise DataError("there is nothing to pretrain on: name pair sets, generated pairs or unlabelled tasks")
     tasks = {task.name: task for task in (*sources.unlabelled, *sources.held_out)}
     refuse_held_out(parts, list(tasks.values()), processor)
-    named = {name: describe(part, config) for name, part in parts.items()}
+    named = {name: describe(pairs, config) for name, pairs in parts.items()}
     pairs = join(list(named.values()))
     unique = without_duplicates(pairs)
     return Gathered(balance(unique, config.max_pairs_per_text, seed=config.seed), len(pairs) - len(unique))
@@ -90,8 +90,8 @@ def refuse_held_out(parts: dict[str, Pairs], tasks: Sequence[Task], processor: C
         for split in ("validation", "test"):
             for row, image in enumerate(task_pixels(task, split, processor)):
                 held.setdefault(pixel_hash(image), f"row {row} of {split} of {task.name!r}")
-    for name, part in parts.items() if held else ():
-        for row, image in enumerate(part.pixels):
+    for name, pairs in parts.items() if held else ():
+        for row, image in enumerate(pairs.pixels):
             if (mark := pixel_hash(image)) in held:
                 raise DataError(
                     f"row {row} of {name} (pixel hash {mark}) is {held[mark]}: a base that has seen it cannot be "

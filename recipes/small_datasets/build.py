@@ -87,8 +87,8 @@ def build(name: str, source: Source, folder: Path, *, seed: int) -> dict[str, in
     with atomic_folder(folder, marker=PLAN) as temporary:
         (temporary / "data").mkdir()
         for split in ("train", "test"):
-            part, rows = _draw(data, split, numbers, source, seed=seed)
-            small = _encoded(part.select(rows), numbers, source)
+            images, rows = _draw(data, split, numbers, source, seed=seed)
+            small = _encoded(images.select(rows), numbers, source)
             small.to_parquet(str(temporary / "data" / f"{split}-00000-of-00001.parquet"))
             sizes[split] = len(rows)
         write_text(temporary / "README.md", _card(name, source, sizes, seed=seed))
@@ -113,8 +113,8 @@ def _draw(
 ) -> tuple[Dataset, list[int]]:
     """Which rows of which part: of each class at most so many at random, and none in both splits."""
     divided = "test" not in data  # then the training part gives both
-    part = data["train" if divided else split]
-    labels, rows = np.asarray(part["label"]), []
+    images = data["train" if divided else split]
+    labels, rows = np.asarray(images["label"]), []
     for number in numbers:
         shuffled = RandomState(seed).permutation(np.flatnonzero(labels == number))
         if divided:  # a fifth at most for testing, so that a small class keeps images to train on
@@ -123,16 +123,16 @@ def _draw(
         if not len(shuffled):
             raise DataError(f"{source.dataset} has no {split} image of class {number}")
         rows += shuffled[: source.train if split == "train" else source.test].tolist()
-    return part, sorted(rows)
+    return images, sorted(rows)
 
 
-def _encoded(part: Dataset, numbers: Sequence[int], source: Source) -> Dataset:
+def _encoded(rows: Dataset, numbers: Sequence[int], source: Source) -> Dataset:
     """The rows with PNG images of the wanted size and the small dataset's labels."""
     labels = {number: index for index, number in enumerate(numbers)}
     features = Features({"image": Image(), "label": ClassLabel(names=source.names)})
     columns = {
-        "image": [{"bytes": _png(image, source), "path": None} for image in part["image"]],
-        "label": [labels[number] for number in part["label"]],
+        "image": [{"bytes": _png(image, source), "path": None} for image in rows["image"]],
+        "label": [labels[number] for number in rows["label"]],
     }
     return Dataset.from_dict(columns, features=features)
 
