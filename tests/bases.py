@@ -66,9 +66,9 @@ def save_colour_dataset(folder: Path, *, train: int = 90, test: int = 30, seed: 
             pixels = rng.integers(0, 120, size=(40, 36, 3), dtype=np.uint8)
             pixels[..., label] += 100
             images.append(Image.fromarray(pixels))
-        part = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        images_of_split = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        images_of_split.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
 
 

@@ -221,19 +221,19 @@ def file_info(path: str, entry: Entry) -> dict[str, Any]:
 def list_repos(api: Api, request: Request, kind: str) -> Response:
     query = {key: values[0] for key, values in request.query.items()}
     start, limit = int(query.get("cursor", 0)), min(int(query.get("limit", api.page)), api.page)
-    found = []
+    infos = []
     for repo in sorted((r for r in api.store.repos.values() if f"{r.type}s" == kind), key=lambda r: r.id):
         info = info_of(api, repo, repo.head)
         hidden = repo.private and (request.token is None or request.token.user != repo.namespace)
         fits = query.get("author", repo.namespace) == repo.namespace and query.get("search", "") in repo.id
         if api.bare or (not hidden and fits and set(request.query.get("filter", [])) <= set(info["tags"])):
-            found.append(info)
+            infos.append(info)
     headers = {}
-    if start + limit < len(found) and "limit" not in query:
+    if start + limit < len(infos) and "limit" not in query:
         pairs = [(key, value) for key, values in request.query.items() if key != "cursor" for value in values]
         text = "&".join(f"{key}={quote(value, safe='')}" for key, value in [*pairs, ("cursor", str(start + limit))])
         headers["Link"] = f'<{api.url}/api/{kind}?{text}>; rel="next"'
-    return as_json(found[start : start + limit], headers=headers)
+    return as_json(infos[start : start + limit], headers=headers)
 
 
 @route("GET", rf"/api/{REPO}(?:/revision/(?P<revision>[^/]+))?")

@@ -15,8 +15,8 @@ SLUG = r"(?P<slug>[^/]+/[^/]+)"
 def collections(api: Api, request: Request) -> Response:
     if request.method == "GET":
         owners = request.query.get("owner", [])
-        found = [c for c in api.collections.values() if not owners or c["owner"]["name"] in owners]
-        return as_json([{key: value for key, value in c.items() if key != "position"} for c in found])
+        matching = [c for c in api.collections.values() if not owners or c["owner"]["name"] in owners]
+        return as_json([{key: value for key, value in c.items() if key != "position"} for c in matching])
     values = request.json()
     api.check_write(request, values["namespace"])
     name = re.sub(r"\W+", "-", values["title"].lower()).strip("-")
@@ -48,15 +48,15 @@ def collection(api: Api, request: Request, slug: str) -> Response:
 
 @route("POST", rf"/api/collections/{SLUG}/items")
 def add_item(api: Api, request: Request, slug: str) -> Response:
-    found = api.collections.get(slug)
-    if found is None:
+    collection = api.collections.get(slug)
+    if collection is None:
         raise HubError(404, "Collection not found")
-    api.check_write(request, found["owner"]["name"])
+    api.check_write(request, collection["owner"]["name"])
     values = request.json()
     item = values["item"]
     api.repo(request, item["type"] + "s", item["id"])
-    if any((known["id"], known["type"]) == (item["id"], item["type"]) for known in found["items"]):
+    if any((known["id"], known["type"]) == (item["id"], item["type"]) for known in collection["items"]):
         raise HubError(409, "This item is already in the collection")
     note = {"note": {"text": values["note"]}} if "note" in values else {}
-    found["items"].append({"_id": uuid.uuid4().hex[:24], **item, "position": len(found["items"]), **note})
-    return as_json(found)
+    collection["items"].append({"_id": uuid.uuid4().hex[:24], **item, "position": len(collection["items"]), **note})
+    return as_json(collection)

@@ -34,7 +34,7 @@ def upload_of(api: Api, item: dict[str, Any], *, prefix: str, id: str) -> dict[s
     if size > api.multipart:
         api.parts[key] = {}
         count = math.ceil(size / api.multipart)
-        header = {str(part): f"{api.url}/lfs/{key}/{oid}/{part}" for part in range(1, count + 1)}
+        header = {str(number): f"{api.url}/lfs/{key}/{oid}/{number}" for number in range(1, count + 1)}
         header["chunk_size"] = str(api.multipart)
     verify = {"href": f"{api.url}/{prefix}{id}.git/info/lfs/verify"}
     return {"oid": oid, "size": size, "actions": {"upload": {"href": href, "header": header}, "verify": verify}}
@@ -45,15 +45,15 @@ def put(api: Api, request: Request, key: str, oid: str) -> Response:
     return Response(headers={"ETag": f'"{api.store.add_blob(request.body, expected=oid)}"'})
 
 
-@route("PUT", r"/lfs/(?P<key>[0-9a-f]+)/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)")
-def put_part(api: Api, request: Request, key: str, oid: str, part: str) -> Response:
-    api.parts[key][int(part)] = api.store.add_blob(request.body)
-    return Response(headers={"ETag": f'"{api.parts[key][int(part)]}"'})
+@route("PUT", r"/lfs/(?P<key>[0-9a-f]+)/(?P<oid>[0-9a-f]{64})/(?P<number>\d+)")
+def put_part(api: Api, request: Request, key: str, oid: str, number: str) -> Response:
+    api.parts[key][int(number)] = api.store.add_blob(request.body)
+    return Response(headers={"ETag": f'"{api.parts[key][int(number)]}"'})
 
 
 @route("POST", r"/lfs/(?P<key>[0-9a-f]+)/(?P<oid>[0-9a-f]{64})")
 def complete(api: Api, request: Request, key: str, oid: str) -> Response:
-    named = [part["etag"].strip('"') for part in request.json()["parts"]]
+    named = [upload["etag"].strip('"') for upload in request.json()["parts"]]
     if named != [sha256 for _, sha256 in sorted(api.parts.get(key, {}).items())]:
         raise HubError(400, "the parts are not those that were uploaded")
     whole = io.BytesIO()

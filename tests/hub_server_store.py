@@ -206,7 +206,7 @@ class Store:
 
 
 def check_path(path: str) -> None:
-    if path.startswith("/") or any(part in ("", ".", "..") for part in path.removesuffix("/").split("/")):
+    if path.startswith("/") or any(step in ("", ".", "..") for step in path.removesuffix("/").split("/")):
         raise HubError(400, f"Invalid path: {path}")
 
 

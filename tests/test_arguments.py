@@ -93,10 +93,10 @@ def test_a_file_of_defaults_is_chosen_when_the_arguments_are_known(
     file = Path(write(tmp_path, "density: 0.7\n"))
     config = tmp_path / "own.yaml"
     config.write_text("method: a\n")
-    (found,) = parse_recipe(
+    (arguments,) = parse_recipe(
         Arguments, argv=["--config", str(config), *argv], defaults=lambda known: file if known.method == "a" else None
     )
-    assert found.density == density
+    assert arguments.density == density
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -172,8 +172,8 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
 
 
 def test_pairs_hold_json_or_words() -> None:
-    found = parse_pairs(["a=1e-5", "b=word", "c=[1, 2]", "d=true", "e=", "f=x=y"])
-    assert found == {"a": 1e-5, "b": "word", "c": [1, 2], "d": True, "e": "", "f": "x=y"}
+    pairs = parse_pairs(["a=1e-5", "b=word", "c=[1, 2]", "d=true", "e=", "f=x=y"])
+    assert pairs == {"a": 1e-5, "b": "word", "c": [1, 2], "d": True, "e": "", "f": "x=y"}
 
 
 # -- how a recipe ends ------------------------------------------------------------------------------------------------

@@ -59,8 +59,8 @@ def test_the_rounds_share_the_budget_down_to_fractions_of_an_epoch(tmp_path: Pat
         toy_base(), TASKS, args=args, rounds=2, output_dir=folder, method="task_arithmetic", weights=weights
     )
     parts = [TaskVector.from_pretrained(tmp_path / "atm" / f"round-{n}" / "digits") for n in (1, 2)]
-    assert [part.info.epochs for part in parts] == [0.5, 0.5]
-    assert [part.info.steps for part in parts] == [1, 1]
+    assert [parent.info.epochs for parent in parts] == [0.5, 0.5]
+    assert [parent.info.steps for parent in parts] == [1, 1]
     assert parts[0].info.base_hashes != parts[1].info.base_hashes  # the second starts from the merged model
     run.vector.apply_to(toy_base())  # and the result is a vector of the base
     assert len(run.rounds) == 2
@@ -72,8 +72,8 @@ def test_it_resumes_after_the_last_finished_fine_tuning(tmp_path: Path) -> None:
 
     whole = run(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    for part in ("merged", "shapes"):  # as if it had been killed during the last fine-tuning
-        shutil.rmtree(tmp_path / "b" / "round-2" / part)
+    for folder in ("merged", "shapes"):  # as if it had been killed during the last fine-tuning
+        shutil.rmtree(tmp_path / "b" / "round-2" / folder)
     kept = tmp_path / "b" / "round-2" / "digits" / "task_vector.safetensors"
     stamp = kept.stat().st_mtime_ns
     again = run(tmp_path / "b")

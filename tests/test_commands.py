@@ -29,29 +29,29 @@ PATH = re.compile(r"\brecipes/[\w./-]*\w")
 @cache
 def documents() -> dict[str, str]:
     """Everything that tells a user what to run: Markdown, docstrings, help texts and comments of YAML files."""
-    found = {}
+    texts = {}
     for pattern in ("*.md", ".github/*.md", "recipes/**/*.md", "hub_cards/*/*.md", "hf_taskvec/**/*.md"):
-        found |= {path: path.read_text("utf-8") for path in ROOT.glob(pattern)}
-    found |= {path: re.sub(r"(?m)^# ?", "", path.read_text("utf-8")) for path in CONFIGS}
+        texts |= {path: path.read_text("utf-8") for path in ROOT.glob(pattern)}
+    texts |= {path: re.sub(r"(?m)^# ?", "", path.read_text("utf-8")) for path in CONFIGS}
     for path in [*ROOT.glob("recipes/**/*.py"), *ROOT.glob("hf_taskvec/**/*.py")]:
         with tokenize.open(path) as file:
             text = file.read()
         strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
         comments = re.findall(r"#.*", text)
-        found[path] = "\n".join([*(string for string in strings if isinstance(string, str)), *comments])
-    return {str(path.relative_to(ROOT)): text for path, text in sorted(found.items())}
+        texts[path] = "\n".join([*(string for string in strings if isinstance(string, str)), *comments])
+    return {str(path.relative_to(ROOT)): text for path, text in sorted(texts.items())}
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
     """Where each command stands, its recipe, and its arguments as the shell would give them."""
-    found = []
+    calls = []
     for where, text in documents().items():
         for line in text.replace("\\\n", " ").splitlines():
             for recipe, rest in COMMAND.findall(line):
                 words = shlex.split(PLACE.sub("X", rest), comments=True)
                 if "…" not in rest and "[" not in rest:
-                    found.append((where, recipe, words))
-    return found
+                    calls.append((where, recipe, words))
+    return calls
 
 
 @cache

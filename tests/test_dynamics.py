@@ -44,18 +44,18 @@ def test_accumulated_gradients_of_plain_sgd_are_the_steps_between_vectors(run: P
 
 
 def test_dynamics_are_the_norms_and_cosines_of_the_saved_vectors(run: Path) -> None:
-    found = measure_dynamics(toy_base(), toy_task(), run)
-    assert found.num_epochs == 3
-    assert sum(found.shares) == pytest.approx(1.0)
+    dynamics = measure_dynamics(toy_base(), toy_task(), run)
+    assert dynamics.num_epochs == 3
+    assert sum(dynamics.shares) == pytest.approx(1.0)
     first = gradient_vector(toy_base(), toy_task(), learning_rate=1.0)
     last = TaskVector.from_pretrained(run / "vectors" / "epoch-3")
-    assert found.norms("full")[0] == pytest.approx(first.norm(), rel=1e-5)
-    assert found.norms("vector")[2] == pytest.approx(last.norm(), rel=1e-5)
-    assert float(found.cosines("vector", "full")[2, 0]) == pytest.approx(last.cosine(first), abs=1e-5)
+    assert dynamics.norms("full")[0] == pytest.approx(first.norm(), rel=1e-5)
+    assert dynamics.norms("vector")[2] == pytest.approx(last.norm(), rel=1e-5)
+    assert float(dynamics.cosines("vector", "full")[2, 0]) == pytest.approx(last.cosine(first), abs=1e-5)
     per_layer = last.cosines(first, by="layer")
     for layer, expected in per_layer.items():
-        assert float(found.cosines("vector", "full", layer=layer)[2, 0]) == pytest.approx(expected, abs=1e-4)
-    assert found.to_dict()["courses"]["all"]["vector_to_final_vector"][-1] == pytest.approx(1.0)
+        assert float(dynamics.cosines("vector", "full", layer=layer)[2, 0]) == pytest.approx(expected, abs=1e-4)
+    assert dynamics.to_dict()["courses"]["all"]["vector_to_final_vector"][-1] == pytest.approx(1.0)
 
 
 def test_a_second_reading_computes_no_gradient(run: Path) -> None:
@@ -79,9 +79,9 @@ def test_a_run_without_gradients_is_refused(tmp_path: Path) -> None:
 
 def test_a_gradient_counts_as_a_descent_direction() -> None:
     products = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]], dtype=torch.float64)
-    found = Dynamics("t", (1.0,), {"all": products})  # the vector is minus the gradient
-    assert float(found.cosines("vector", "full")) == 1.0
-    assert float(found.cosines("full", "accumulated")) == 1.0
+    dynamics = Dynamics("t", (1.0,), {"all": products})  # the vector is minus the gradient
+    assert float(dynamics.cosines("vector", "full")) == 1.0
+    assert float(dynamics.cosines("full", "accumulated")) == 1.0
 
 
 def test_geometry_of_vectors_by_hand() -> None:
@@ -90,11 +90,11 @@ def test_geometry_of_vectors_by_hand() -> None:
         "b": TaskVector({"w": torch.tensor([[0.0, 0.0], [1.0, 0.0]]), "b": torch.tensor([1.0, -1.0])}),
         "c": TaskVector({"w": torch.tensor([[-2.0, 0.0], [0.0, 0.0]]), "b": torch.tensor([-2.0, -2.0])}),
     }
-    found = task_geometry(vectors, rank=1)
-    assert found.cosines[0].tolist() == pytest.approx([1.0, 0.0, -1.0])
-    assert found.sign_agreement[0].tolist() == pytest.approx([1.0, 5 / 6, 0.5])
-    assert found.subspace_overlap[0].tolist() == pytest.approx([1.0, 0.0, 1.0])
-    assert found.random_overlap == 0.5
+    geometry = task_geometry(vectors, rank=1)
+    assert geometry.cosines[0].tolist() == pytest.approx([1.0, 0.0, -1.0])
+    assert geometry.sign_agreement[0].tolist() == pytest.approx([1.0, 5 / 6, 0.5])
+    assert geometry.subspace_overlap[0].tolist() == pytest.approx([1.0, 0.0, 1.0])
+    assert geometry.random_overlap == 0.5
     with pytest.raises(DataError, match="two or more"):
         task_geometry({"a": vectors["a"]})
 
@@ -102,8 +102,8 @@ def test_geometry_of_vectors_by_hand() -> None:
 def test_random_subspaces_overlap_as_chance_says() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = {str(k): TaskVector({"w": torch.randn(64, 64, generator=generator)}) for k in range(4)}
-    found = task_geometry(vectors, rank=8)
-    assert found.mean("subspace_overlap") == pytest.approx(found.random_overlap, rel=0.15)
+    geometry = task_geometry(vectors, rank=8)
+    assert geometry.mean("subspace_overlap") == pytest.approx(geometry.random_overlap, rel=0.15)
 
 
 def test_a_projection_keeps_the_distances_of_a_plane() -> None:
@@ -111,9 +111,9 @@ def test_a_projection_keeps_the_distances_of_a_plane() -> None:
     axes = torch.linalg.qr(torch.randn(50, 2, generator=generator, dtype=torch.float64))[0]
     coordinates = torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 3.0], [-1.0, 1.0]], dtype=torch.float64)
     vectors = [TaskVector({"w": axes @ point}) for point in coordinates]
-    found = project_trajectories({"run": vectors[:2], "joint": vectors[2:]})
-    points = torch.cat([found.points["run"], found.points["joint"][1:]])
+    projection = project_trajectories({"run": vectors[:2], "joint": vectors[2:]})
+    points = torch.cat([projection.points["run"], projection.points["joint"][1:]])
     expected = torch.cat([torch.zeros(1, 2, dtype=torch.float64), coordinates])
     torch.testing.assert_close(torch.cdist(points, points), torch.cdist(expected, expected))
-    assert sum(found.explained) == pytest.approx(1.0)
-    assert found.points["joint"][0].tolist() == [0.0, 0.0]
+    assert sum(projection.explained) == pytest.approx(1.0)
+    assert projection.points["joint"][0].tolist() == [0.0, 0.0]

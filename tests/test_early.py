@@ -85,7 +85,7 @@ def test_the_gain_is_that_over_the_last_epochs_on_images_the_choice_has_not_seen
     )
     picks = tuple(int(epochs) - 1 for epochs in choice().epochs.values())
     mine, last = (
-        torch.stack([torch.tensor(part[1::2].mean()) for part in search._correct(each)]).mean()
+        torch.stack([torch.tensor(correct[1::2].mean()) for correct in search._correct(each)]).mean()
         for each in (picks, search.last)
     )
     gain = choice().gain
@@ -108,25 +108,25 @@ def replace_epoch(vector: TaskVector, epoch: int) -> TaskVector:
 
 
 def test_slack_gives_accuracy_up_for_fewer_steps() -> None:
-    found = choose_epochs(base(), spoilt_series(), [DIGITS, SHAPES], slack=1.0)
-    assert set(found.epochs.values()) == {1}
-    assert found.saved == pytest.approx(2 / 3)
+    chosen = choose_epochs(base(), spoilt_series(), [DIGITS, SHAPES], slack=1.0)
+    assert set(chosen.epochs.values()) == {1}
+    assert chosen.saved == pytest.approx(2 / 3)
 
 
 def test_without_rounds_all_series_have_one_number_of_epochs_and_short_ones_their_last() -> None:
     series = {"digits": spoilt_series()["digits"], "shapes": spoilt_series()["shapes"][:1]}
-    found = choose_epochs(base(), series, [DIGITS, SHAPES], rounds=0)
-    assert found.epochs["shapes"] == 1
-    assert len(found.evidence["digits"]) == 3
+    chosen = choose_epochs(base(), series, [DIGITS, SHAPES], rounds=0)
+    assert chosen.epochs["shapes"] == 1
+    assert len(chosen.evidence["digits"]) == 3
 
 
 def test_growth_keeps_a_straight_run_and_cuts_a_random_walk_after_its_first_epoch() -> None:
     series = {"digits": line(1, 2, 3, 4), "shapes": line(*(epoch**0.5 for epoch in range(1, 5)), task="shapes")}
-    found = choose_epochs(base(), series, [DIGITS, SHAPES], by="growth")
-    assert found.epochs == {"digits": 4, "shapes": 1}
-    assert found.saved == pytest.approx(3 / 8)
-    assert found.evidence["shapes"][1] == pytest.approx(2**0.5 - 1)
-    assert found.gain is None
+    chosen = choose_epochs(base(), series, [DIGITS, SHAPES], by="growth")
+    assert chosen.epochs == {"digits": 4, "shapes": 1}
+    assert chosen.saved == pytest.approx(3 / 8)
+    assert chosen.evidence["shapes"][1] == pytest.approx(2**0.5 - 1)
+    assert chosen.gain is None
 
 
 def test_growth_counts_per_step_where_epochs_are_not_recorded_evenly() -> None:
@@ -145,10 +145,10 @@ def test_gradient_keeps_the_epochs_that_go_on_downhill() -> None:
         TaskVector(dict(deltas), replace(descent.info, epochs=float(epoch), steps=epoch))
         for epoch, deltas in enumerate(courses, start=1)
     ]
-    found = choose_epochs(base(), {"digits": run}, DIGITS, by="gradient")
-    assert found.epochs == {"digits": 2}
-    assert found.evidence["digits"] == pytest.approx((1.0, 1.0, 0.0), abs=0.05)
-    assert found.gradient_norms == {"digits": pytest.approx(descent.norm())}
+    chosen = choose_epochs(base(), {"digits": run}, DIGITS, by="gradient")
+    assert chosen.epochs == {"digits": 2}
+    assert chosen.evidence["digits"] == pytest.approx((1.0, 1.0, 0.0), abs=0.05)
+    assert chosen.gradient_norms == {"digits": pytest.approx(descent.norm())}
 
 
 def test_a_first_step_uphill_leaves_the_first_epoch() -> None:
@@ -169,9 +169,9 @@ def test_a_trained_run_is_read_in_the_order_of_its_epochs(tmp_path: Path) -> Non
     TaskVectorTrainer(base(), config, task=DIGITS).train()
     run = recorded_series(tmp_path)
     assert [(vector.info.epochs, vector.info.steps) for vector in run] == [(1, 2), (2, 4)]
-    found = [choose_epochs(base(), {"digits": each}, DIGITS) for each in (run, run[::-1])]
-    assert found[0].epochs == found[1].epochs
-    assert found[0].evidence == found[1].evidence
+    choices = [choose_epochs(base(), {"digits": each}, DIGITS) for each in (run, run[::-1])]
+    assert choices[0].epochs == choices[1].epochs
+    assert choices[0].evidence == choices[1].evidence
 
 
 @pytest.mark.parametrize(

@@ -31,20 +31,20 @@ def comparison(one: list[float], last: list[float], *, optimizer: str = "adam") 
 def test_equivalence_is_the_larger_of_two_one_sided_tests() -> None:
     random = np.random.default_rng(0)
     left, right = random.normal(0.7, 0.01, 6), random.normal(0.705, 0.01, 6)
-    found = equivalence_test(left.tolist(), right.tolist(), margin=0.02)
+    result = equivalence_test(left.tolist(), right.tolist(), margin=0.02)
     above = stats.ttest_1samp(left - right, -0.02, alternative="greater").pvalue
     below = stats.ttest_1samp(left - right, 0.02, alternative="less").pvalue
-    assert found.p_value == pytest.approx(max(above, below))
+    assert result.p_value == pytest.approx(max(above, below))
     low, high = stats.ttest_1samp(left - right, 0).confidence_interval(0.9)
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (result.low, result.high) == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize("shift", [-0.03, -0.005, 0.0, 0.005, 0.03])
 def test_equivalence_holds_just_where_the_interval_lies_within_the_margin(shift: float) -> None:
     left = [0.70 + shift, 0.72 + shift, 0.71 + shift, 0.705 + shift]
-    found = equivalence_test(left, [0.71, 0.715, 0.70, 0.71], margin=0.02)
-    assert found.equivalent == (found.low > -0.02 and found.high < 0.02)
-    assert found.equivalent == (abs(shift) < 0.02)
+    result = equivalence_test(left, [0.71, 0.715, 0.70, 0.71], margin=0.02)
+    assert result.equivalent == (result.low > -0.02 and result.high < 0.02)
+    assert result.equivalent == (abs(shift) < 0.02)
 
 
 def test_a_noisy_difference_of_nothing_is_not_equivalent() -> None:
@@ -94,9 +94,9 @@ def test_the_interval_of_the_gain_counts_not_its_mean() -> None:
     ],
 )
 def test_one_epoch_is_judged_by_the_equivalence_test(one: list[float], finding: str, verdict: str) -> None:
-    found = comparison(one, [0.70, 0.705, 0.695])
-    assert found.finding == finding
-    claim = judge_one_epoch([found], ZERO_SHOT, "ties@1")
+    judged = comparison(one, [0.70, 0.705, 0.695])
+    assert judged.finding == finding
+    claim = judge_one_epoch([judged], ZERO_SHOT, "ties@1")
     assert claim.verdict == verdict
     assert f"one epoch is {finding} for 1" in claim.figure
 

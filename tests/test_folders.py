@@ -150,9 +150,9 @@ def test_of_many_writers_and_readers_each_sees_one_version(tmp_path: Path) -> No
     while any(writer.is_alive() for writer in writers):
         assert (tmp_path / "v" / "marker").is_file()  # there is one at every moment
     assert errors == []
-    found = content(tmp_path / "v")
-    assert found.pop("notes.md") == "mine"
-    assert len({found[name] for name in names}) == 1
+    texts = content(tmp_path / "v")
+    assert texts.pop("notes.md") == "mine"
+    assert len({texts[name] for name in names}) == 1
     assert os.listdir(tmp_path) == ["v"]
 
 

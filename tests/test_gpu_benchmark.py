@@ -51,9 +51,9 @@ def test_the_largest_difference_is_relative_to_the_largest_entry() -> None:
 
 
 def test_measuring_returns_the_value_and_no_gpu_memory_on_a_cpu() -> None:
-    found = measured(CPU, lambda: 7)
-    assert (found.value, found.peak) == (7, 0)
-    assert found.seconds >= 0
+    run = measured(CPU, lambda: 7)
+    assert (run.value, run.peak) == (7, 0)
+    assert run.seconds >= 0
 
 
 @pytest.mark.parametrize(

@@ -129,14 +129,14 @@ def test_a_stack_of_another_base_or_other_images_is_refused(tmp_path: Path) -> N
 
 
 def test_verify_equivalence_holds_for_full_batch_gradient_descent() -> None:
-    found = verify_equivalence(toy_base(), [toy_task("digits"), toy_task("shapes", images=30)])
-    assert found.relative_error_float64 <= 1e-12
-    assert found.relative_error_float32 <= 1e-5
-    assert found.joint_error is not None
-    assert found.joint_error <= 1e-12
-    assert found.violations == ()
-    assert found.holds
-    by_parameter = found.tasks[0].by_parameter.items()
+    result = verify_equivalence(toy_base(), [toy_task("digits"), toy_task("shapes", images=30)])
+    assert result.relative_error_float64 <= 1e-12
+    assert result.relative_error_float32 <= 1e-5
+    assert result.joint_error is not None
+    assert result.joint_error <= 1e-12
+    assert result.violations == ()
+    assert result.holds
+    by_parameter = result.tasks[0].by_parameter.items()
     assert max(error for name, error in by_parameter if not name.endswith("k_proj.bias")) <= 1e-12
 
 
@@ -147,38 +147,38 @@ def test_equivalence_holds_on_the_parameters_that_are_trained(tmp_path: Path) ->
     assert all(".mlp." in name for name in result.tasks[0].by_parameter)
     base, task = wide_base(), toy_task()
     whole = gradient_vector(base, task, learning_rate=0.1)
-    part = gradient_vector(base, task, learning_rate=0.1, trainable_parameters=["*.mlp.*"])
-    assert set(part.deltas) == {name for name in whole.deltas if ".mlp." in name}
-    for name, delta in part.deltas.items():
+    chosen = gradient_vector(base, task, learning_rate=0.1, trainable_parameters=["*.mlp.*"])
+    assert set(chosen.deltas) == {name for name in whole.deltas if ".mlp." in name}
+    for name, delta in chosen.deltas.items():
         torch.testing.assert_close(delta, whole.deltas[name], rtol=1e-11, atol=1e-15)
 
 
 def test_verify_equivalence_names_what_the_settings_violate(tmp_path: Path) -> None:
     args = full_batch(tmp_path, optim="adamw_torch", weight_decay=0.01, max_grad_norm=0.5, record_gradients=True)
-    found = verify_equivalence(toy_base(), toy_task(), args=args)
-    assert not found.holds
-    assert {violation.name for violation in found.violations} == {"optim", "weight_decay", "max_grad_norm"}
-    assert found.relative_error_float64 > 0.1
-    assert "weight_decay=0.01" in found.verdict
+    result = verify_equivalence(toy_base(), toy_task(), args=args)
+    assert not result.holds
+    assert {violation.name for violation in result.violations} == {"optim", "weight_decay", "max_grad_norm"}
+    assert result.relative_error_float64 > 0.1
+    assert "weight_decay=0.01" in result.verdict
 
 
 def test_rounding_in_float32_is_told_from_a_difference() -> None:
-    def found(float64: float, float32: float) -> Equivalence:
+    def off_by(float64: float, float32: float) -> Equivalence:
         return Equivalence((TaskEquivalence("digits", float64, float32, 1e-5, 1.0, 1.0, {}),), ())
 
-    assert found(1e-14, 1e-6).holds
-    rounded = found(1e-14, 2e-5)
+    assert off_by(1e-14, 1e-6).holds
+    rounded = off_by(1e-14, 2e-5)
     assert rounded.holds_in_float64
     assert not rounded.holds
     assert "gradient of digits is 2.0e-05 off by rounding" in rounded.verdict
-    assert "more than rounding" in found(1e-3, 1e-3).verdict
+    assert "more than rounding" in off_by(1e-3, 1e-3).verdict
 
 
 def test_clipping_alone_changes_the_length_and_not_the_direction(tmp_path: Path) -> None:
-    found = verify_equivalence(toy_base(), toy_task(), args=full_batch(tmp_path, max_grad_norm=0.5))
-    assert [violation.name for violation in found.violations] == ["max_grad_norm"]
-    assert found.tasks[0].cosine == pytest.approx(1.0)
-    assert found.tasks[0].norm_ratio < 0.9
+    result = verify_equivalence(toy_base(), toy_task(), args=full_batch(tmp_path, max_grad_norm=0.5))
+    assert [violation.name for violation in result.violations] == ["max_grad_norm"]
+    assert result.tasks[0].cosine == pytest.approx(1.0)
+    assert result.tasks[0].norm_ratio < 0.9
 
 
 def test_the_defaults_violate_every_precondition_they_should() -> None:

@@ -251,12 +251,12 @@ def test_vectors_are_listed_by_base_task_and_author(hub: HubServer, base: CLIPMo
         push(vector, repo_id)
     push_to_hub(mnist, "other/mnist", token="write-other")
     API.create_repo("user/bert")
-    assert [found.repo_id for found in list_vectors()] == ["other/mnist", "user/merged", "user/mnist", "user/svhn"]
-    assert [found.repo_id for found in list_vectors(task="svhn")] == ["user/merged", "user/svhn"]
-    assert [found.repo_id for found in list_vectors(author="user", task="mnist")] == ["user/merged", "user/mnist"]
+    assert [entry.repo_id for entry in list_vectors()] == ["other/mnist", "user/merged", "user/mnist", "user/svhn"]
+    assert [entry.repo_id for entry in list_vectors(task="svhn")] == ["user/merged", "user/svhn"]
+    assert [entry.repo_id for entry in list_vectors(author="user", task="mnist")] == ["user/merged", "user/mnist"]
     assert list_vectors(base_model="user/nothing") == []
-    found = list_vectors(author="user", base_model="user/base")[0]
-    assert (found.base, found.tasks) == ("user/base", ("mnist", "svhn"))
+    entry = list_vectors(author="user", base_model="user/base")[0]
+    assert (entry.base, entry.tasks) == ("user/base", ("mnist", "svhn"))
 
 
 def test_a_suite_is_collected_once(hub: HubServer, base: CLIPModel) -> None:

@@ -31,7 +31,7 @@ Graph = Mapping[str, set[str]]
 
 def imports_of(source: str, modules: Iterable[str]) -> set[str]:
     """The modules of the package that a source imports, wherever the import stands."""
-    known, found = set(modules), set()
+    known, imported = set(modules), set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -42,8 +42,8 @@ def imports_of(source: str, modules: Iterable[str]) -> set[str]:
         for name in names:
             while name and name not in known:
                 name = name.rpartition(".")[0]
-            found |= {name} - {""}
-    return found
+            imported |= {name} - {""}
+    return imported
 
 
 def graph_of(sources: Mapping[str, str]) -> Graph:
@@ -110,9 +110,9 @@ def test_a_planted_step_up_is_found() -> None:
 
 
 def test_no_function_of_the_vectors_imports_anything() -> None:
-    found = []
+    offenders = []
     for path in sorted((PACKAGE / "vectors").glob("*.py")):
         functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
         inside = [node for function in functions for node in ast.walk(function)]
-        found += [path.name for node in inside if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert found == []
+        offenders += [path.name for node in inside if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert offenders == []

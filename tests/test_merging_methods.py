@@ -160,8 +160,8 @@ def test_histograms_find_what_a_sort_finds(dtype: torch.dtype) -> None:
     rows = torch.randn(2, 5000, generator=generator, dtype=dtype)
     rows[1] = (rows[1] * 3).round()
     ranks = [1, 2, 700, 2500, 4999, 5000]
-    found = Histograms(dtype, lambda name: rows.split(1234, dim=1)).descend(["w"], ranks, map)
-    assert torch.equal(found, rows.sort(dim=1, descending=True).values[:, [rank - 1 for rank in ranks]])
+    values = Histograms(dtype, lambda name: rows.split(1234, dim=1)).descend(["w"], ranks, map)
+    assert torch.equal(values, rows.sort(dim=1, descending=True).values[:, [rank - 1 for rank in ranks]])
 
 
 def largest(values: torch.Tensor, rank: int) -> float:
@@ -175,24 +175,24 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else() -> None:
     sampled = search._sample("w", 1_000_000)[0].long()
     values = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)) + 2
     values[sampled] = 1.0
-    found = magnitude_thresholds([TaskVector({"empty": torch.empty(0), "w": values})], 0.5, "vector")["w"]
-    assert float(found) == largest(values, 500_000)
+    threshold = magnitude_thresholds([TaskVector({"empty": torch.empty(0), "w": values})], 0.5, "vector")["w"]
+    assert float(threshold) == largest(values, 500_000)
 
 
 def test_a_sample_of_a_matrix_whose_rows_differ_does_not_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_taskvec.merging.selection.Histograms", None)  # what a sample that misleads costs
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(4000, 768, generator=generator) * torch.randn(4000, 1, generator=generator).exp()
-    found = magnitude_thresholds([matrix(values)], 0.2, "vector")["w"]
-    assert float(found) == largest(values.abs(), round(0.2 * values.numel()))
+    threshold = magnitude_thresholds([matrix(values)], 0.2, "vector")["w"]
+    assert float(threshold) == largest(values.abs(), round(0.2 * values.numel()))
 
 
 @pytest.mark.parametrize("values", [torch.zeros(200_000), torch.ones(200_000), torch.arange(200_000.0) // 1000])
 @pytest.mark.parametrize("density", [1e-6, 0.2, 0.5, 1.0])
 def test_ties_at_the_threshold_are_found_exactly(values: torch.Tensor, density: float) -> None:
-    found = magnitude_thresholds([matrix(values)], density, "parameter")["w"]
+    threshold = magnitude_thresholds([matrix(values)], density, "parameter")["w"]
     rank = max(1, round(density * len(values)))
-    assert float(found) == largest(values, rank)
+    assert float(threshold) == largest(values, rank)
 
 
 def test_breadcrumbs_drops_outliers_and_the_small() -> None:
@@ -483,11 +483,11 @@ def test_sce_offers_the_rule_of_fuse_chats_code(shape: tuple[int, ...], density:
 
 def test_lines_is_told_the_depth_of_the_tower_or_tells_what_it_takes_it_for(caplog: pytest.LogCaptureFixture) -> None:
     block = "vision_model.encoder.layers"
-    part = TaskVector({f"{block}.{layer}.mlp.fc1.weight": torch.ones(2) for layer in range(6)})
-    merged = merge([part], "lines", shallow=0.1, growth=0.9, depth=12)
+    six_layers = TaskVector({f"{block}.{layer}.mlp.fc1.weight": torch.ones(2) for layer in range(6)})
+    merged = merge([six_layers], "lines", shallow=0.1, growth=0.9, depth=12)
     check(torch.stack(list(merged.deltas.values()))[:, 0], [0.1 + 0.9 * layer / 11 for layer in range(6)])
     assert not caplog.text
-    merged = merge([part], "lines", shallow=0.1, growth=0.9)
+    merged = merge([six_layers], "lines", shallow=0.1, growth=0.9)
     check(torch.stack(list(merged.deltas.values()))[:, 0], [0.1 + 0.9 * layer / 5 for layer in range(6)])
     assert caplog.text.count("taken to have 6 layers") == 1
     caplog.clear()
@@ -499,7 +499,7 @@ def test_lines_is_told_the_depth_of_the_tower_or_tells_what_it_takes_it_for(capl
     ) == pytest.approx(0.4)
     for depth in (5, 0):
         with pytest.raises(ValueError, match="depth must be at least 6"):
-            merge([part], "lines", depth=depth)
+            merge([six_layers], "lines", depth=depth)
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def counting() -> list[str]:
 
 
 def journal(folder: Path) -> Path:
-    (found,) = folder.glob(".out.*.journal")
-    return found
+    (kept,) = folder.glob(".out.*.journal")
+    return kept
 
 
 def test_an_interrupted_merge_goes_on_where_it_stopped(counting: list[str], tmp_path: Path) -> None:

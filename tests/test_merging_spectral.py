@@ -61,12 +61,14 @@ def whitened(matrix: Tensor) -> Tensor:
 def test_leading_triplets_are_those_of_a_full_svd(shape: tuple[int, int], rank: int | None) -> None:
     matrix = deltas_of(1, shape)[0]
     u, s, v = svd(matrix)
-    found = leading(matrix, rank)
+    triplets = leading(matrix, rank)
     count = len(s) if rank is None else min(rank, len(s))
-    torch.testing.assert_close(found.values, s[:count], rtol=1e-7, atol=1e-9 * float(s[0]))
-    product = found.left * found.values @ found.right.T
+    torch.testing.assert_close(triplets.values, s[:count], rtol=1e-7, atol=1e-9 * float(s[0]))
+    product = triplets.left * triplets.values @ triplets.right.T
     torch.testing.assert_close(product, u[:, :count] * s[:count] @ v[:count], rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(found.left.T @ found.left, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        triplets.left.T @ triplets.left, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 7, 60])

@@ -47,12 +47,12 @@ def class_folders(
     root: Path, names: list[str], *, splits: tuple[str, ...] = ("train", "test"), copies: int = 2
 ) -> Path:
     """Folders of images, each of a red of its own: 100 for its split, ten for its class, one for its copy."""
-    for part, split in enumerate(splits):
+    for split_number, split in enumerate(splits):
         for number, name in enumerate(names):
             folder = root / split / name
             folder.mkdir(parents=True, exist_ok=True)
             for copy in range(copies):
-                (folder / f"{copy}.png").write_bytes(png(100 * part + 10 * number + copy))
+                (folder / f"{copy}.png").write_bytes(png(100 * split_number + 10 * number + copy))
     return root
 
 
@@ -256,7 +256,7 @@ def test_a_word_inside_a_path_is_no_split(tmp_path: Path, name: str) -> None:
     root = class_folders(tmp_path / "own", ["apple", name], copies=10)
     task = Task.from_dataset(root)
     assert task.class_names == ("apple", name)
-    test, train, validation = (set(reds(task.load(part))) for part in ("test", "train", "validation"))
+    test, train, validation = (set(reds(task.load(split))) for split in ("test", "train", "validation"))
     assert len(test) == len(train | validation) == 20
     assert not test & (train | validation)
 
@@ -267,8 +267,8 @@ def test_class_folders_without_splits_are_one_split(tmp_path: Path, wrapper: str
     with pytest.raises(UnknownNameError, match=r"test_size=0\.2"):
         Task.from_dataset(tmp_path / "own")
     task = Task.from_dataset(tmp_path / "own", test_size=0.3)
-    parts = {part: task.load(part) for part in ("train", "validation", "test")}  # type: ignore[arg-type]
-    assert {part: len(data) for part, data in parts.items()} == {"train": 13, "validation": 1, "test": 6}
+    parts = {split: task.load(split) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    assert {split: len(data) for split, data in parts.items()} == {"train": 13, "validation": 1, "test": 6}
     assert sorted(parts["test"]["label"][:]) == [0, 0, 0, 1, 1, 1]  # each class gives its share
     assert len({red for data in parts.values() for red in reds(data)}) == 20
 
@@ -298,7 +298,7 @@ def test_slices_are_splits_and_may_not_overlap(tmp_path: Path) -> None:
 def test_a_validation_split_of_its_own_is_whole(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "own", ["cat", "dog"], splits=("train", "val", "test"), copies=3)
     task = Task.from_dataset(root, validation_split="validation")
-    assert [len(task.load(part)) for part in ("train", "validation", "test")] == [6, 6, 6]
+    assert [len(task.load(split)) for split in ("train", "validation", "test")] == [6, 6, 6]
     assert set(reds(task.load("validation"))) == {100, 101, 102, 110, 111, 112}
     with pytest.raises(DataError, match="share rows"):
         Task.from_dataset(root, validation_split="test")

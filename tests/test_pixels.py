@@ -94,11 +94,11 @@ MODES = {
 
 def test_pixels_of_every_mode_are_the_processors_own(base: Base) -> None:
     task = task_of(list(MODES.values()))
-    found = ours(base, task)
+    pixels = ours(base, task)
     for row, mode in enumerate(MODES):
         image = task.load("test")[row]["image"]
         expected = base.processor(images=[image], return_tensors="pt")["pixel_values"][0]
-        torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-6, msg=mode)
+        torch.testing.assert_close(pixels[row], expected, rtol=0, atol=1e-6, msg=mode)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_pixels_follow_every_switch_of_the_processor(base: Base, switches: dict[
     changed = with_processor(base, **switches)
     images = [PILImage.fromarray(noise(40, 40, 3)) for _ in range(3)]
     expected = changed.processor(images=images, return_tensors="pt")["pixel_values"]
-    found = ours(changed, task_of([encoded(image) for image in images]))
-    torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=2e-6)
+    pixels = ours(changed, task_of([encoded(image) for image in images]))
+    torch.testing.assert_close(pixels, expected.float(), rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("mean", [[0.5], None, ["a", "b", "c"], "0.5"])
@@ -148,18 +148,18 @@ def test_16_bit_and_float_images_are_scaled_and_told(base: Base, caplog: pytest.
         encoded(PILImage.fromarray(np.rint(ramp * 65535).astype(np.int32)), "tiff"),
     ]
     with caplog.at_level(logging.WARNING):
-        found = load_pixels(task_of([eight, *wide]), "test", base.processor.image_processor).pixels.astype(int)
-    assert len(np.unique(found[0])) > 100
+        pixels = load_pixels(task_of([eight, *wide]), "test", base.processor.image_processor).pixels.astype(int)
+    assert len(np.unique(pixels[0])) > 100
     for row in (1, 2, 3):
-        assert abs(found[row] - found[0]).max() <= 1
+        assert abs(pixels[row] - pixels[0]).max() <= 1
     assert "16-bit integers, scaled so that 65535 is white (first row 1)" in caplog.text
     assert "floats, scaled so that 1.0 is white (first row 2)" in caplog.text
 
 
 def test_a_clear_grey_of_16_bits_is_white(base: Base) -> None:
     image = PILImage.fromarray(np.full((40, 40), 700, dtype=np.uint16))
-    found = load_pixels(task_of([encoded(image, transparency=700)]), "test", base.processor.image_processor)
-    assert found.pixels.min() == 255
+    dataset = load_pixels(task_of([encoded(image, transparency=700)]), "test", base.processor.image_processor)
+    assert dataset.pixels.min() == 255
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_a_broken_image_is_named_or_left_out_and_counted(
         ours(base, task_of(images))
     assert len(str(error.value)) < 600
     with caplog.at_level(logging.WARNING):
-        found = load_pixels(task_of(images, skip_broken=True), "test", base.processor.image_processor)
-    assert (len(found), found.skipped, found.labels.tolist()) == (3, (2,), [0, 1, 1])
+        dataset = load_pixels(task_of(images, skip_broken=True), "test", base.processor.image_processor)
+    assert (len(dataset), dataset.skipped, dataset.labels.tolist()) == (3, (2,), [0, 1, 1])
     assert "1 of 4 rows of test of 'pets' are left out" in caplog.text
 
 
@@ -224,9 +224,9 @@ def test_photos_go_to_the_processor_one_by_one_and_small_images_together(
 
     monkeypatch.setattr(pixels._Work, "_pixels", counted)
     photo = encoded(PILImage.new("L", (3000, 2000)))
-    found = load_pixels(task_of([photo, photo, photo, *[PLAIN] * 300]), "test", base.processor.image_processor)
+    dataset = load_pixels(task_of([photo, photo, photo, *[PLAIN] * 300]), "test", base.processor.image_processor)
     assert sizes == [1, 1, 256, 45] or sizes[:2] == [1, 1]
-    assert len(found) == 303
+    assert len(dataset) == 303
     assert max(sizes) <= 256
 
 
@@ -276,9 +276,9 @@ def test_a_damaged_entry_is_made_anew(base: Base, own: Task, damage: str, caplog
         }
         notes.write_text("{" if damage == "no json" else json.dumps(changed[damage]))
     with caplog.at_level(logging.WARNING):
-        found = load_pixels(own, "test", processor)
-    assert np.array_equal(found.pixels, right)
-    assert found.labels.tolist() == entry["labels"]
+        dataset = load_pixels(own, "test", processor)
+    assert np.array_equal(dataset.pixels, right)
+    assert dataset.labels.tolist() == entry["labels"]
     assert json.loads(notes.read_text()) == entry
     assert damage == "gone" or "anew" in caplog.text
 
@@ -333,10 +333,10 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     for limit in (1 << 28, 1):  # in memory, and in a file without a name
         monkeypatch.setattr(pixels, "MAX_MEMORY_BYTES", limit)
         pixels._open_pixels.cache_clear()
-        found = load_pixels(own, "test", base.processor.image_processor)
-        assert np.array_equal(found.pixels, right)
+        dataset = load_pixels(own, "test", base.processor.image_processor)
+        assert np.array_equal(dataset.pixels, right)
     assert "No space left" in caplog.text
-    assert found.__getitems__([5, -1])["labels"].tolist() == [1, -100]
+    assert dataset.__getitems__([5, -1])["labels"].tolist() == [1, -100]
 
 
 def test_evaluation_needs_no_place_to_write(own: Task) -> None:
@@ -353,14 +353,14 @@ def test_evaluation_needs_no_place_to_write(own: Task) -> None:
 
 
 def test_a_dataset_of_pixels_goes_to_workers_by_its_file(base: Base, own: Task) -> None:
-    found = load_pixels(own, "test", base.processor.image_processor)
-    assert isinstance(found.pixels, np.memmap)
-    state = found.__getstate__()  # what a worker that is spawned is sent
-    assert state["pixels"] == (str(found.pixels.filename), found.pixels.shape)
-    again = copied(found)  # goes by the same two methods
+    dataset = load_pixels(own, "test", base.processor.image_processor)
+    assert isinstance(dataset.pixels, np.memmap)
+    state = dataset.__getstate__()  # what a worker that is spawned is sent
+    assert state["pixels"] == (str(dataset.pixels.filename), dataset.pixels.shape)
+    again = copied(dataset)  # goes by the same two methods
     assert isinstance(again.pixels, np.memmap)
-    assert torch.equal(again[4]["pixel_values"], found[4]["pixel_values"])
-    assert torch.equal(again.labels, found.labels)
+    assert torch.equal(again[4]["pixel_values"], dataset[4]["pixel_values"])
+    assert torch.equal(again.labels, dataset.labels)
 
 
 def test_skipped_rows_do_not_change_what_is_measured(base: Base) -> None:

@@ -55,10 +55,10 @@ def test_descriptor_tells_the_direction_of_an_edge_whatever_its_sign_and_contras
 
 
 def test_descriptor_is_finite_on_a_flat_image_and_holds_its_colour() -> None:
-    found = descriptors(torch.full((1, 3, 32, 32), 0.25))[0]
-    assert found.isfinite().all()
-    assert found[: CELLS * CELLS * ORIENTATIONS].abs().max() == 0
-    torch.testing.assert_close(found[CELLS * CELLS * ORIENTATIONS :], torch.full((48,), 0.25))
+    values = descriptors(torch.full((1, 3, 32, 32), 0.25))[0]
+    assert values.isfinite().all()
+    assert values[: CELLS * CELLS * ORIENTATIONS].abs().max() == 0
+    torch.testing.assert_close(values[CELLS * CELLS * ORIENTATIONS :], torch.full((48,), 0.25))
 
 
 @pytest.mark.parametrize(

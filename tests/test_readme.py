@@ -240,8 +240,8 @@ def save_classes(folder: Path, names: list[str], splits: list[str]) -> None:
     for split in splits:
         labels = list(range(len(names))) * 5
         images = [PILImage.fromarray(random.integers(0, 255, (28, 28, 3), np.uint8)) for _ in labels]
-        part = Dataset.from_dict({"image": images, "label": labels}, features=features)
-        part.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+        rows = Dataset.from_dict({"image": images, "label": labels}, features=features)
+        rows.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
 
 
 @pytest.mark.slow

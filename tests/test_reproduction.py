@@ -67,16 +67,16 @@ def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     covered = 0
     for trial in range(100):
-        found = bootstrap_interval(random.normal(1.0, 1.0, size=40).tolist(), seed=trial)
-        covered += found.low <= 1.0 <= found.high
+        interval = bootstrap_interval(random.normal(1.0, 1.0, size=40).tolist(), seed=trial)
+        covered += interval.low <= 1.0 <= interval.high
     assert 86 <= covered <= 100
     with pytest.raises(ValueError, match="at least one value"):
         bootstrap_interval([])
 
 
 def test_a_paired_difference_ignores_what_the_pairs_share() -> None:
-    found = paired_difference([0.1, 0.5, 0.9], [0.0, 0.4, 0.8])
-    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    difference = paired_difference([0.1, 0.5, 0.9], [0.0, 0.4, 0.8])
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
     with pytest.raises(ValueError, match="one length"):
         paired_difference([1.0], [1.0, 2.0])
 
@@ -131,10 +131,10 @@ def cell(seed: int, one: float, last: float) -> Cell:
 
 
 def test_one_epoch_is_compared_with_convergence_in_pairs() -> None:
-    found = compare_budgets([cell(0, 0.5, 0.6), cell(1, 0.7, 0.7)], "adam", "ties@1")
-    assert found.difference.mean == pytest.approx(-0.05)
-    assert found.normalized_difference.mean == pytest.approx(-0.05 / 0.8)
-    assert (found.wins, found.trials) == (0.75, 4)  # a tie, and the two subsets
+    compared = compare_budgets([cell(0, 0.5, 0.6), cell(1, 0.7, 0.7)], "adam", "ties@1")
+    assert compared.difference.mean == pytest.approx(-0.05)
+    assert compared.normalized_difference.mean == pytest.approx(-0.05 / 0.8)
+    assert (compared.wins, compared.trials) == (0.75, 4)  # a tie, and the two subsets
 
 
 def test_a_merge_is_a_method_with_a_scaling() -> None:
@@ -230,7 +230,7 @@ def test_the_whole_reproduction_writes_its_report_and_repeats_no_finished_work(t
     assert all(f"figures/{name}.png" in report for name in figures)
     assert not list((out / "work").rglob("*.safetensors"))  # no vector is kept but the converged merges
 
-    stamps = {path: path.stat().st_mtime_ns for part in ("cells", "studies") for path in (out / part).iterdir()}
+    stamps = {path: path.stat().st_mtime_ns for folder in ("cells", "studies") for path in (out / folder).iterdir()}
     (out / "cells" / "adam-1.json").unlink()  # as if it had been killed there
     again = reproduce(settings, progress=False)
     kept = {path: stamp for path, stamp in stamps.items() if not path.name.startswith("adam-1.json")}  # nor its plan

@@ -246,7 +246,7 @@ def test_low_rank_training_gives_the_vector_of_the_products_of_its_factors(tmp_p
     trainer.train()
     vector = trainer.task_vector()
     names = [
-        f"vision_model.encoder.layers.{k}.{part}.weight" for k in (0, 1) for part in ("mlp.fc1", "self_attn.q_proj")
+        f"vision_model.encoder.layers.{k}.{module}.weight" for k in (0, 1) for module in ("mlp.fc1", "self_attn.q_proj")
     ]
     assert sorted(vector.deltas) == names
     assert all(torch.linalg.matrix_rank(delta.double(), tol=1e-6) == 2 for delta in vector.deltas.values())
@@ -263,8 +263,8 @@ def test_low_rank_training_gives_the_vector_of_the_products_of_its_factors(tmp_p
 def test_a_low_rank_run_is_resumed_bit_for_bit_by_its_own_settings_only(tmp_path: Path) -> None:
     whole = low_rank(tmp_path / "whole", num_train_epochs=2, save_strategy="epoch")
     whole.train()
-    part = low_rank(tmp_path / "part", num_train_epochs=2, save_strategy="epoch", save_total_limit=None)
-    part.train()
+    stopped = low_rank(tmp_path / "part", num_train_epochs=2, save_strategy="epoch", save_total_limit=None)
+    stopped.train()
     again = low_rank(tmp_path / "again", num_train_epochs=2)
     again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-5"))
     assert equal_vectors(again.task_vector(), whole.task_vector())

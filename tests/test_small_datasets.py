@@ -25,11 +25,11 @@ def save_source(folder: Path, names: list[str], splits: dict[str, int]) -> Path:
         pixels = [
             np.full((6, 9, 3), (number * 50 + index, 10 * label, 0), np.uint8) for index, label in enumerate(labels)
         ]
-        part = Dataset.from_dict(
+        rows = Dataset.from_dict(
             {"image": [PILImage.fromarray(image) for image in pixels], "label": labels}, features=features
         )
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        part.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+        rows.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
     return folder
 
 
@@ -56,8 +56,8 @@ def sources(hub: HubServer, tmp_path: Path) -> str:
 
 
 def colours(folder: Path, split: str) -> list[tuple[int, ...]]:
-    part = Dataset.from_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"), keep_in_memory=True)
-    return [image.getpixel((0, 0)) for image in part["image"]]
+    rows = Dataset.from_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"), keep_in_memory=True)
+    return [image.getpixel((0, 0)) for image in rows["image"]]
 
 
 def test_it_builds_balanced_subsets_that_are_tasks(sources: str, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_it_builds_balanced_subsets_that_are_tasks(sources: str, tmp_path: Path)
     task = get_task("flowers2", data_dir=out)
     assert task.class_names == ("tulip", "rose")
     taken = {split: load_dataset(str(flowers), split=split) for split in ("train", "test")}
-    assert [len(part) for part in taken.values()] == [16, 4]  # a fifth of the training part is the test part
+    assert [len(images) for images in taken.values()] == [16, 4]  # a fifth of the training part is the test part
     assert not set(colours(flowers, "train")) & set(colours(flowers, "test"))
     assert {image.size for image in taken["train"]["image"]} == {(4, 4)}
     for label, colour in zip(taken["train"]["label"], colours(flowers, "train"), strict=True):

@@ -428,11 +428,11 @@ def test_a_version_that_changed_between_configuration_and_weights_is_read_again(
     read, calls = files.read_config, []
 
     def read_slowly(folder: Path) -> object:
-        found = read(folder)
-        calls.append(found)
+        config = read(folder)
+        calls.append(config)
         if len(calls) == 1:
             new.save_pretrained(tmp_path / "v")
-        return found
+        return config
 
     monkeypatch.setattr(files, "read_config", read_slowly)
     loaded = TaskVector.from_pretrained(tmp_path / "v")

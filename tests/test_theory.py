@@ -86,13 +86,13 @@ def test_corrections_are_the_brute_force_double_sum() -> None:
     losses, start, _ = problem()
     epochs, alpha = 3, 0.25
     path = joint_path(losses, start, learning_rate=0.1, epochs=epochs, alpha=alpha)
-    for t, found in enumerate(corrections(losses, path, alpha=alpha)):
+    for t, correction in enumerate(corrections(losses, path, alpha=alpha)):
         expected = torch.zeros_like(start)
         for layer in range(1, epochs):
             for j in range(layer):
                 gradients = [loss.gradient(path[j]) for loss in losses]
                 expected += hessian(losses[t], path[layer]) @ (alpha * sum(gradients) - gradients[t])
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(correction, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0])
@@ -109,11 +109,11 @@ def test_the_closed_form_is_the_covariance_of_hessians_and_gradients() -> None:
     gradients = torch.stack([loss.gradient(start) for loss in losses])
     deviations = (hessians - hessians.mean(0)) @ (gradients - gradients.mean(0))[..., None]
     expected = 0.01**2 * 4 * 3 / 2 * deviations.squeeze(-1).mean(0)
-    found = leading_error(losses, start, learning_rate=0.01, epochs=4)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
+    error = leading_error(losses, start, learning_rate=0.01, epochs=4)
+    torch.testing.assert_close(error, expected, rtol=1e-10, atol=1e-15)
     distance = merged_weights(losses, start, learning_rate=0.01, epochs=4)
     distance = distance - joint_path(losses, start, learning_rate=0.01, epochs=4)[-1]
-    assert float((found - distance).norm() / distance.norm()) < 0.1
+    assert float((error - distance).norm() / distance.norm()) < 0.1
 
 
 def test_the_leading_error_vanishes_for_equal_tasks() -> None:
@@ -139,9 +139,9 @@ def test_the_loss_gap_is_predicted_to_leading_order() -> None:
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_the_drift_bound_holds_at_large_and_small_rates(learning_rate: float, epochs: int) -> None:
     losses, start, _ = problem()
-    found = measure_drift(losses, start, learning_rate=learning_rate, epochs=epochs, iterations=60)
-    assert found.distance <= found.bound + 1e-14
-    assert found.bound < 100 * found.distance + 1e-14 or epochs == 1
+    drift = measure_drift(losses, start, learning_rate=learning_rate, epochs=epochs, iterations=60)
+    assert drift.distance <= drift.bound + 1e-14
+    assert drift.bound < 100 * drift.distance + 1e-14 or epochs == 1
 
 
 def test_the_drift_bound_keeps_its_digits_for_tiny_rates() -> None:

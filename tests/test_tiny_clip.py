@@ -88,6 +88,6 @@ def test_on_real_images_scaling_one_gives_the_fine_tuned_models_logits(tmp_path:
     batch = load_pixels(task, "test", base.processor.image_processor).__getitems__(range(64))
     with torch.no_grad():
         expected = trainer.model(batch["pixel_values"])["logits"]
-        found = ImageClassifier(edited, task)(batch["pixel_values"])["logits"]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        logits = ImageClassifier(edited, task)(batch["pixel_values"])["logits"]
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     assert evaluate(edited, [task]).accuracy > evaluate(base, [task]).accuracy + 0.05

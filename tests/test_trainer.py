@@ -83,7 +83,9 @@ def test_only_the_named_parameters_are_trained_and_make_the_vector(base: Base, t
     trainer = TaskVectorTrainer(base, args, task=task)
     trainer.train()
     vector, expected = trainer.task_vector(), parameters_of(base.model)
-    chosen = {f"vision_model.encoder.layers.{layer}.mlp.{part}.weight" for layer in (0, 1) for part in ("fc1", "fc2")}
+    chosen = {
+        f"vision_model.encoder.layers.{layer}.mlp.{matrix}.weight" for layer in (0, 1) for matrix in ("fc1", "fc2")
+    }
     assert set(vector.deltas) == chosen
     assert all(delta.any() for delta in vector.deltas.values())
     moved = {name for name, value in parameters_of(trainer.model).items() if not torch.equal(value, expected[name])}

@@ -88,8 +88,8 @@ def test_vectors_of_other_names_or_shapes_do_not_add_and_all_are_named() -> None
     del other["a"]
     with pytest.raises(IncompatibleVectorsError) as error:
         _ = A + TaskVector(other)
-    for part in ("'a'", "'extra'", "'layers.0.b'", "(5,)", "(4,)", "'d'"):
-        assert part in str(error.value)
+    for word in ("'a'", "'extra'", "'layers.0.b'", "(5,)", "(4,)", "'d'"):
+        assert word in str(error.value)
 
 
 def test_vectors_of_other_bases_do_not_add() -> None:
