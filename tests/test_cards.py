@@ -95,6 +95,14 @@ def test_a_vector_card_has_every_section_and_fact() -> None:
     assert "2212.04089" in card
 
 
+def test_a_card_says_that_test_images_were_used() -> None:
+    seen = replace(MERGED, settings={"transductive": True})
+    for card in (render_vector_card(seen, repo_id="user/x"), render_model_card(seen, repo_id="user/x", scaling=1.0)):
+        assert "It is transductive: test images of its tasks were used" in card
+    assert "transductive" in metadata(render_vector_card(seen, repo_id="user/x"))["tags"]
+    assert "transductive" not in render_vector_card(MERGED, repo_id="user/x")
+
+
 def test_a_card_counts_tensors_and_entries_and_sets_numbers_plain() -> None:
     card = render_vector_card(replace(INFO, num_entries=80_640), REPORT, repo_id="user/x")
     assert "| covers | 1 tensors with 80,640 entries of the vision tower |" in card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,16 @@ def test_a_saved_report_comes_back(tmp_path: Path) -> None:
     report.save(tmp_path / "report.json")
     assert Report.load(tmp_path / "report.json") == report
     assert json.loads((tmp_path / "report.json").read_text())["results"][0]["normalized"] == pytest.approx(0.75)
+
+
+def test_a_model_that_saw_test_images_says_so_wherever_it_goes(base: Base, vector: TaskVector, tmp_path: Path) -> None:
+    seen = TaskVector(vector.deltas, replace(vector.info, settings={"transductive": True}))
+    model = vector.apply_to(merge([seen, seen], "average").apply_to(base), allow_other_base=True)
+    report = evaluate(model, [colours_task()])
+    assert "Transductive: test images were used" in report.to_markdown()
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json").transductive
+    assert not evaluate(vector.apply_to(base), [colours_task()]).transductive
 
 
 def test_a_damaged_report_is_refused(tmp_path: Path) -> None:

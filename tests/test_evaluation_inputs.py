@@ -188,14 +188,23 @@ def test_a_criterion_without_what_it_needs_is_refused_before_any_work(
 def test_the_end_of_the_grid_is_told(caplog: pytest.LogCaptureFixture) -> None:
     low, high = report_of(a=0.4), report_of(a=0.6)
     with caplog.at_level(logging.WARNING):
-        assert best_scaling({0.1: low, 0.2: high, 0.3: low}) == 0.2
-        assert best_scaling({0.1: high}) == 0.1
+        inside = best_scaling({0.1: low, 0.2: high, 0.3: low})
+        assert (inside, inside.at_end, inside.score, inside.criterion) == (0.2, None, 0.6, "accuracy")
+        assert best_scaling({0.1: high}).at_end is None
         assert caplog.text == ""
-        best_scaling({0.1: low, 0.2: low, 5.0: high})
+        assert best_scaling({0.1: low, 0.2: low, 5.0: high}).at_end == "largest"
         assert "5, is the largest that was tried; a larger one may be better" in caplog.text
-        best_scaling({0.1: high, 0.2: low})
+        assert best_scaling({0.1: high, 0.2: low}).at_end == "smallest"
         assert "0.1, is the smallest that was tried" in caplog.text
     assert max(SCALINGS) == 5.0
+
+
+def test_a_chosen_scaling_is_a_number_wherever_one_goes() -> None:
+    chosen = best_scaling({0.1: report_of(a=0.4), 0.5: report_of(a=0.6)})
+    again = copy.deepcopy(chosen)
+    assert (again, again.at_end) == (0.5, "largest")
+    assert json.dumps({"scaling": chosen}) == '{"scaling": 0.5}'
+    assert Report("m", "test", (TaskResult("a", 0.5, 10),), chosen).scaling == 0.5
 
 
 def test_a_choice_that_rests_on_few_images_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -120,7 +120,8 @@ def evaluate(
     results = []
     for task in tasks:
         results.append(_measure(model, task, split, batch_size=batch_size, metrics=chosen, progress=progress))
-    report = Report(label or _label(model, zero_shot), split, tuple(results), scaling)
+    name = label or _label(model, zero_shot)
+    report = Report(name, split, tuple(results), scaling, transductive=model.transductive)
     return report.with_references(zero_shot=zero_shot, individual=individual)
 
 

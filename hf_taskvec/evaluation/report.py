@@ -30,6 +30,7 @@ class Report:
         split: The part of the tasks it was evaluated on.
         results: One result per task.
         scaling: The factor of the vector in the model, if there is one.
+        transductive: Whether test images were used in the making of the model.
 
     Raises:
         ValueError: If there is no result, or the scaling is no finite number.
@@ -43,6 +44,7 @@ class Report:
     split: str
     results: tuple[TaskResult, ...]
     scaling: float | None = None
+    transductive: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "results", tuple(self.results))
@@ -128,7 +130,8 @@ class Report:
         rows.append(["**mean**", *cells, *[""] * len(names), *(f"{total:,}" for total in totals)])
         if skipped:
             headers.append("skipped")
-        return "\n\n".join([table(headers, [row[: len(headers)] for row in rows]), *self._class_tables()])
+        told = ["Transductive: test images were used in the making of this model."] if self.transductive else []
+        return "\n\n".join([table(headers, [row[: len(headers)] for row in rows]), *told, *self._class_tables()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what can be computed from the rest is there for readers and not read back."""
@@ -137,7 +140,9 @@ class Report:
             for result in self.results
         ]
         means = {name: getattr(self, name) for name in ("accuracy", "zero_shot", "individual", "normalized")}
-        return {"model": self.model, "split": self.split, "scaling": self.scaling, "mean": means, "results": results}
+        told = {"transductive": True} if self.transductive else {}
+        facts = {"model": self.model, "split": self.split, "scaling": self.scaling, **told}
+        return {**facts, "mean": means, "results": results}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
@@ -157,7 +162,11 @@ class Report:
             if not isinstance(model, str) or split not in get_args(Split):
                 raise ValueError(f"model must be a string and split one of {', '.join(get_args(Split))}")
             check_text(model, "the model's name in a report")
-            report = cls(model, split, tuple(_read_result(entry) for entry in entries), values["scaling"])
+            transductive = values.get("transductive", False)
+            if not isinstance(transductive, bool):
+                raise ValueError("transductive must be true or false")
+            results = tuple(_read_result(entry) for entry in entries)
+            report = cls(model, split, results, values["scaling"], transductive)
             report._check_distinct()
             return report
         except KeyError as error:

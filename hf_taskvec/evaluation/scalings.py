@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,41 @@ from hf_taskvec.weights.names import canonical_name
 
 logger = logging.getLogger(__name__)
 
+# Vectors of full fine-tuning want 0.2 to 2, merges of LoRA adapters 3.5 to 4.5 (iso-merging's authors).
 SCALINGS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+
+
+class ChosenScaling(float):
+    """A scaling that was chosen on validation data: a number that also tells how.
+
+    Args:
+        value: The scaling.
+        score: What it reached, of what the criterion maximises.
+        criterion: What was maximised.
+        at_end: Whether it is the "smallest" or the "largest" that was tried, beyond which a better one may lie.
+
+    Example:
+        >>> chosen = ChosenScaling(5.0, score=0.61, at_end="largest")
+        >>> chosen, 2 * chosen, chosen.at_end
+        (5.0, 10.0, 'largest')
+    """
+
+    score: float | None
+    criterion: Criterion
+    at_end: Literal["smallest", "largest"] | None
+
+    def __new__(
+        cls,
+        value: float,
+        *,
+        score: float | None = None,
+        criterion: Criterion = "accuracy",
+        at_end: Literal["smallest", "largest"] | None = None,
+    ) -> ChosenScaling:
+        """The number, with what is known of the choice."""
+        chosen = super().__new__(cls, value)
+        chosen.score, chosen.criterion, chosen.at_end = score, criterion, at_end
+        return chosen
 
 
 def scaling_curve(
@@ -96,18 +130,20 @@ def choose_scaling(
     individual: Individual | None = None,
     batch_size: int = 256,
     progress: bool = True,
-) -> float:
+) -> ChosenScaling:
     """The scaling that is best on the tasks' validation parts; the smallest of equals.
 
     Best is the highest mean accuracy, or the highest mean of accuracies that are each divided by the individual
     model's: much of the literature (TALL masks, TSV-M, Iso-C, LiNeS) maximises the second.
-    It is told in the log when the best is the end of the grid, and when validation parts are tiny.
+    It is told in the log, and by `at_end` of the result, when the best is the end of the grid; in the log also when
+    validation parts are tiny.
 
     Args:
         base: The model the vector is added to; it is left alone.
         vector: A vector of that base.
         tasks: One task or several, or their names.
-        scalings: The scalings to try, in any iterable or array of numbers.
+        scalings: The scalings to try, in any iterable or array of numbers; by default up to 5, which merges of LoRA
+            adapters need.
         criterion: What is maximised, "accuracy" or "normalised".
         individual: For "normalised": the validation accuracy of each task's own model, by task or in reports; or the
             tasks' own vectors, which are then measured here.
@@ -133,7 +169,7 @@ def choose_scaling(
     return best_scaling(curve, criterion=criterion)
 
 
-def best_scaling(curve: Mapping[float, Report], *, criterion: Criterion = "accuracy") -> float:
+def best_scaling(curve: Mapping[float, Report], *, criterion: Criterion = "accuracy") -> ChosenScaling:
     """The scaling of a curve with the highest mean accuracy; the smallest of equals.
 
     Args:
@@ -157,11 +193,12 @@ def best_scaling(curve: Mapping[float, Report], *, criterion: Criterion = "accur
         raise ValueError("a curve must hold at least one scaling, got none")
     scores = {scaling: score(report, criterion) for scaling, report in curve.items()}
     best = min(scores, key=lambda scaling: (-scores[scaling], scaling))
+    at_end: Literal["smallest", "largest"] | None = None
     if len(curve) > 1 and best in (min(curve), max(curve)):
-        side, other = ("smallest", "smaller") if best == min(curve) else ("largest", "larger")
-        logger.warning("the best scaling, %g, is the %s that was tried; a %s one may be better", best, side, other)
+        at_end, other = ("smallest", "smaller") if best == min(curve) else ("largest", "larger")
+        logger.warning("the best scaling, %g, is the %s that was tried; a %s one may be better", best, at_end, other)
     warn_of_few_images(curve[best])
-    return best
+    return ChosenScaling(best, score=scores[best], criterion=criterion, at_end=at_end)
 
 
 def check_scalings(scalings: Iterable[float], what: str = "scalings") -> list[float]:

@@ -33,6 +33,7 @@ class Base:
         name: Hub id or folder name.
         revision: Hub commit, if it came from the Hub.
         edited: Whether a vector was added to it.
+        transductive: Whether test images were used in the making of such a vector.
     """
 
     model: CLIPModel
@@ -40,6 +41,7 @@ class Base:
     name: str
     revision: str | None = None
     edited: bool = False
+    transductive: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +68,7 @@ class Base:
             ("dtype", weight.dtype),
             ("device", repr(str(weight.device))),
             *([("edited", True)] if self.edited else []),
+            *([("transductive", True)] if self.transductive else []),
         ]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

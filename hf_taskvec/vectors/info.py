@@ -137,6 +137,11 @@ class VectorInfo:
         """A short name for messages and tables."""
         return self.task or self.method or self.kind
 
+    @property
+    def transductive(self) -> bool:
+        """Whether test images were used in the making, of this vector or of one it was merged from."""
+        return any(one.settings.get("transductive") is True for one in self.lineage())
+
     def lineage(self) -> Iterator[VectorInfo]:
         """This provenance, then that of every vector it was merged from, and of what those were merged from."""
         yield self

@@ -286,8 +286,10 @@ class TaskVector(Algebra, Publishable):
                     parameter.copy_(added(name, parameter, delta, scaling))
         if other and (config := getattr(result, "config", None)):  # the model's own save_pretrained keeps it
             config.task_vector_of_other_base = self.info.base or "unknown"
-        changed = result if isinstance(model, nn.Module) else dataclasses.replace(model, model=result, edited=True)
-        return cast(Target, changed)
+        if isinstance(model, nn.Module):
+            return cast(Target, result)
+        transductive = model.transductive or self.info.transductive
+        return cast(Target, dataclasses.replace(model, model=result, edited=True, transductive=transductive))
 
     def save_checkpoint(
         self,
