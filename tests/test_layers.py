@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_taskvec"
 FLOORS = [
     "text",
     "errors",
+    "fields",
     "arguments",
     "weights",
     "hub",
