@@ -1,7 +1,4 @@
-from .cards.find import list_epochs as list_epochs
 from .cards.find import list_vectors as list_vectors
-from .cards.publish import push_model_to_hub as push_model_to_hub
-from .cards.publish import push_series_to_hub as push_series_to_hub
 from .cards.publish import push_to_hub as push_to_hub
 from .evaluation.accuracy import evaluate as evaluate
 from .evaluation.coefficients import choose_weights as choose_weights
@@ -13,16 +10,12 @@ from .merging import merge as merge
 from .merging import merge_method as merge_method
 from .models.base import Base as Base
 from .models.base import load_base as load_base
-from .tasks import TASKS as TASKS
 from .tasks import Task as Task
 from .tasks import get_task as get_task
 from .tasks import get_tasks as get_tasks
-from .theory.early import EpochChoice as EpochChoice
 from .theory.early import choose_epochs as choose_epochs
-from .theory.early import recorded_series as recorded_series
 from .theory.equivalence import verify_equivalence as verify_equivalence
 from .theory.gradients import gradient_vector as gradient_vector
-from .training.atm import alternating_tuning_and_merging as alternating_tuning_and_merging
 from .training.config import TaskVectorConfig as TaskVectorConfig
 from .training.trainer import TaskVectorTrainer as TaskVectorTrainer
 from .vectors.info import VectorInfo as VectorInfo

@@ -108,6 +108,15 @@ def test_others_see_the_types() -> None:
     assert (PACKAGE / "py.typed").is_file()
 
 
+def test_the_top_of_the_package_holds_what_most_programs_need() -> None:
+    nouns = "Base Report Task TaskResult TaskVector TaskVectorConfig TaskVectorTrainer VectorInfo"
+    verbs = (
+        "choose_epochs choose_scaling choose_weights evaluate get_task get_tasks gradient_vector list_methods "
+        "list_vectors load_base merge merge_method push_to_hub verify_equivalence"
+    )
+    assert sorted(hf_taskvec.__all__) == sorted(f"{nouns} {verbs}".split())  # the rest is in its folder
+
+
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_what_is_public_shows_an_example(name: str) -> None:
     value = PUBLIC[name]

@@ -1,12 +1,20 @@
-"""Cards: the README of a published artefact, rendered from its configuration and report only."""
+"""Cards: the README of a published artefact, rendered from its configuration and report; publishing and finding."""
 
+from hf_taskvec.cards.find import PublishedVector, list_epochs, list_vectors
 from hf_taskvec.cards.folder import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_folder_card
+from hf_taskvec.cards.publish import push_model_to_hub, push_series_to_hub, push_to_hub
 from hf_taskvec.cards.render import render_base_card, render_model_card, render_vector_card
 
 __all__ = [
     "CARD_NAME",
     "PICTURE_NAME",
     "REPORT_NAME",
+    "PublishedVector",
+    "list_epochs",
+    "list_vectors",
+    "push_model_to_hub",
+    "push_series_to_hub",
+    "push_to_hub",
     "render_base_card",
     "render_folder_card",
     "render_model_card",

@@ -14,8 +14,9 @@ from typing import Unpack
 
 from huggingface_hub import HfApi, constants
 
-from hf_taskvec.cards import CARD_NAME, PICTURE_NAME, REPORT_NAME, render_model_card, render_vector_card
 from hf_taskvec.cards.find import epoch_folder
+from hf_taskvec.cards.folder import CARD_NAME, PICTURE_NAME, REPORT_NAME
+from hf_taskvec.cards.render import render_model_card, render_vector_card
 from hf_taskvec.errors import CheckpointError, TaskVecError
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.hub.access import PushKeywords, PushOptions, is_repo_id

@@ -1,6 +1,6 @@
 """Task arithmetic as approximate multitask learning: corrections, bounds and orders, measured (arXiv 2508.16082).
 
-Weights are one flat vector of float64 here; a task is its `MeanLoss`. Nothing forms a Hessian.
+Expansions and bounds take weights as one flat vector of float64 and a task as its `MeanLoss`. Nothing forms a Hessian.
 """
 
 from hf_taskvec.theory.bounds import (
@@ -13,6 +13,7 @@ from hf_taskvec.theory.bounds import (
     hessian_norm,
     measure_drift,
 )
+from hf_taskvec.theory.early import EpochChoice, choose_epochs, recorded_series
 from hf_taskvec.theory.expansion import corrections, joint_path, leading_error, merged_weights, predicted_loss_gap
 from hf_taskvec.theory.losses import ClipLosses, FeedForward, MeanLoss, clip_losses, feed_forward_loss
 from hf_taskvec.theory.orders import ConvergenceStudy, convergence_study, order_of_convergence
@@ -23,9 +24,11 @@ __all__ = [
     "ClipLosses",
     "ConvergenceStudy",
     "DriftBound",
+    "EpochChoice",
     "FeedForward",
     "FeedForwardBounds",
     "MeanLoss",
+    "choose_epochs",
     "clip_losses",
     "convergence_study",
     "corrections",
@@ -39,4 +42,5 @@ __all__ = [
     "merged_weights",
     "order_of_convergence",
     "predicted_loss_gap",
+    "recorded_series",
 ]
