@@ -58,7 +58,7 @@ def lines(
     if shallow is not None:
         check_finite_number("shallow", shallow)
     depth = tower_depth(vectors[0].deltas.shapes, depth)  # refuses before any work
-    merged = _inner(of, of_settings, vectors)
+    merged = inner_merge(of, of_settings, vectors)
     if shallow is None:
         total = get_method("task_arithmetic").merge(vectors)
         norm = _l1(merged)
@@ -163,7 +163,7 @@ def svc(
     factor = PUBLISHED_SCALINGS.get(of, 1.0) if inner_scaling is None else inner_scaling
     check_positive("floor", floor)
     check_finite_number("inner_scaling", factor)
-    merged, wide, rounding = _inner(of, of_settings, vectors), wide_dtype(vectors), rounding_of(vectors)
+    merged, wide, rounding = inner_merge(of, of_settings, vectors), wide_dtype(vectors), rounding_of(vectors)
 
     def compute(name: str) -> Tensor:
         delta = merged.deltas[name] * factor
@@ -182,7 +182,12 @@ def svc(
     return map_parameters(compute, vectors)
 
 
-def _inner(of: str, settings: Mapping[str, Any] | None, vectors: Sequence[TaskVector]) -> TaskVector:
+def inner_merge(of: str, settings: Mapping[str, Any] | None, vectors: Sequence[TaskVector]) -> TaskVector:
+    """What another method makes of the vectors, for a method that has `of` and `of_settings`.
+
+    Raises:
+        UnknownNameError, ValueError: If there is no such method, or it cannot take these settings or vectors.
+    """
     method = get_method(of)
     if not isinstance(settings, Mapping | None):
         raise ValueError(f"of_settings must be a mapping of settings of {of}, got {type(settings).__name__}")
