@@ -20,7 +20,7 @@ from hf_taskvec.merging.engine import (
     stacked,
     wide_dtype,
 )
-from hf_taskvec.merging.linalg import noise
+from hf_taskvec.merging.linalg import above_noise
 from hf_taskvec.merging.radix import Histograms
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.merging.selection import kept
@@ -178,7 +178,7 @@ def _aligned(deltas: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
     count, rows, columns = deltas.shape
     side = deltas.permute(1, 0, 2).reshape(rows, count * columns)
     u, s, v = torch.linalg.svd(side, full_matrices=False)
-    alive = s > noise(side, float(s[0]), rounding)
+    alive = above_noise(s, side, rounding)
     u, s, v = u[:, alive], s[alive], v[alive]
     return u, s, v.view(-1, count, columns).permute(1, 0, 2).contiguous()
 

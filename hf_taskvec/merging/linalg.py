@@ -6,6 +6,7 @@ values span less than `GRAM_SPAN`. Where they span more, a full SVD is taken.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from hf_taskvec.merging.lapack import largest_eigenpairs
 
 GRAM_SPAN = 3e5  # largest over smallest singular value for which the Gram route is taken
 _ROUNDED = 0.22  # root of the mean square of (x - rounded x) / (eps x), with mantissas spread as logarithms are
+_GAP = 4  # smallest value above the noise over the largest one below it, where a spectrum ends
+_UNEVEN = 4  # the most that rounding adds to a direction, over what it adds where all entries are of one size
 _SMALL = 32  # up to this side, an SVD costs nothing
 _FEW = 4  # from this fraction of the spectrum on, all of it costs less than a part
 
@@ -24,16 +27,15 @@ _FEW = 4  # from this fraction of the spectrum on, all of it costs less than a p
 class Singular:
     """Leading singular triplets: left (m, k), values (k,) descending, right (n, k), all float64.
 
-    Values within the noise of the input are exactly 0, and so are their vectors.
+    Values that are nothing but the noise of the input are exactly 0, and so are their vectors.
     """
 
     left: Tensor
     values: Tensor
     right: Tensor
 
-    def above(self, bound: float) -> Singular:
-        """With values up to the bound, and their vectors, set to 0."""
-        alive = self.values > bound
+    def where(self, alive: Tensor) -> Singular:
+        """With values that are not `alive` (k,), and their vectors, set to 0."""
         return Singular(self.left * alive, self.values * alive, self.right * alive)
 
 
@@ -43,8 +45,8 @@ def leading(matrix: Tensor, rank: int | None = None, *, rounding: float | None =
     Args:
         matrix: The matrix.
         rank: How many are wanted.
-        rounding: Relative rounding of the matrix's entries, that of its dtype if left out. Singular values up to its
-            `noise` are set to 0, whatever the route and the size of the matrix.
+        rounding: Relative rounding of the matrix's entries, that of its dtype if left out. Singular values that are
+            not `above_noise` are set to 0, whatever the route and the size of the matrix.
 
     Example:
         >>> leading(torch.diag(torch.tensor([3.0, 1.0])), 1).values
@@ -58,7 +60,7 @@ def leading(matrix: Tensor, rank: int | None = None, *, rounding: float | None =
     wide, rounding = matrix.double(), _rounding(matrix, rounding)
     if (pairs := _by_gram(wide, rank)) is not None:
         values, right = pairs
-        return Singular(wide @ right / values, values, right).above(noise(wide, float(values[0]), rounding))
+        return Singular(wide @ right / values, values, right).where(above_noise(values, wide, rounding))
     return _by_svd(wide, rank, rounding)
 
 
@@ -74,7 +76,7 @@ def leading_and_rest(matrix: Tensor, rank: int, *, rounding: float | None = None
     else:
         left, values, rows = torch.linalg.svd(wide, full_matrices=False)
         values, right = values[:rank], rows[:rank].T
-    shared = Singular(left[:, :rank], values, right).above(noise(wide, float(values[0]), rounding))
+    shared = Singular(left[:, :rank], values, right).where(above_noise(values, wide, rounding))
     alive = torch.zeros(left.shape[1], dtype=torch.bool, device=left.device)
     alive[:rank] = shared.values > 0
     return shared, left[:, ~alive]
@@ -83,7 +85,7 @@ def leading_and_rest(matrix: Tensor, rank: int, *, rounding: float | None = None
 def polar(matrix: Tensor, *, rounding: float | None = None) -> tuple[Tensor, float]:
     """The factor `U Vᵀ` of a matrix `U S Vᵀ`, (m, n) in float64, and the mean of all its singular values.
 
-    Directions whose singular value is below the rounding of the input are left out; see `leading`.
+    Directions that are nothing but the rounding of the input are left out; see `above_noise`.
 
     Example:
         >>> factor, mean = polar(torch.diag(torch.tensor([3.0, 1.0])))
@@ -96,15 +98,43 @@ def polar(matrix: Tensor, *, rounding: float | None = None) -> tuple[Tensor, flo
     wide, rounding = matrix.double(), _rounding(matrix, rounding)
     if (pairs := _by_gram(wide, matrix.shape[1])) is not None:
         values, right = pairs
-        alive = values > noise(wide, float(values[0]), rounding)
+        alive = above_noise(values, wide, rounding)
         weighted = right / values.sqrt() * alive
         return wide @ _gram(weighted.T), float((values * alive).mean())  # M V S⁻¹ Vᵀ without the left vectors
     kept = _by_svd(wide, matrix.shape[1], rounding)
     return kept.left @ kept.right.T, float(kept.values.mean())
 
 
+def above_noise(values: Tensor, matrix: Tensor, rounding: float) -> Tensor:
+    """Which singular values (k,), the largest of a matrix in descending order, are more than its noise.
+
+    A matrix of low rank that was rounded has a spectrum that ends: below its last value come, after a gap, those of the
+    rounding, no larger than rounding makes them in so many directions; those are left out. Where values fall through
+    the `noise` in another way, as those of plain descent do, all are kept, as the definitions of the methods have it.
+
+    Args:
+        values: The singular values.
+        matrix: The matrix.
+        rounding: Relative rounding of its entries.
+
+    Example:
+        >>> matrix, last = torch.diag(torch.tensor([1.0, 1e-3, 1e-9])), torch.tensor([1.0, 1e-3, 1e-9])
+        >>> above_noise(last, matrix, 1e-7), above_noise(torch.tensor([1.0, 3e-8, 1e-8]), matrix, 1e-7)
+        (tensor([ True,  True, False]), tensor([True, True, True]))
+    """
+    largest = float(values[0])
+    bound = noise(matrix, largest, rounding)
+    alive = values > bound
+    count = int(alive.sum())
+    if 0 < count < len(values):
+        spread = sum(math.sqrt(size - count) for size in matrix.shape) / math.sqrt(matrix.numel())
+        if values[count] > min(float(values[count - 1]) / _GAP, _UNEVEN * spread * bound):
+            return values > noise(matrix, largest, 0)
+    return alive
+
+
 def noise(matrix: Tensor, largest: float, rounding: float) -> float:
-    """What the rounding of a matrix's entries can add in any direction: singular values up to it tell nothing.
+    """What the rounding of a matrix's entries can add in any direction: singular values up to it may tell nothing.
 
     Entries rounded to nearest err by `_ROUNDED` of `rounding` in the mean square, and no singular value of those errors
     exceeds their norm. Never above `rounding` times the largest singular value, nor below what float64 rounds.
@@ -138,9 +168,10 @@ def _rounding(matrix: Tensor, rounding: float | None) -> float:
 
 
 def _by_svd(matrix: Tensor, rank: int, rounding: float) -> Singular:
-    """The largest singular values of a float64 matrix (m, n), m >= n, above its noise."""
+    """The largest singular values of a float64 matrix (m, n), m >= n, that are `above_noise`."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return Singular(left[:, :rank], values[:rank], right[:rank].T).above(noise(matrix, float(values[0]), rounding))
+    alive = above_noise(values, matrix, rounding)[:rank]
+    return Singular(left[:, :rank], values[:rank], right[:rank].T).where(alive)
 
 
 def _by_gram(matrix: Tensor, rank: int, *, whole: bool = False) -> tuple[Tensor, Tensor] | None:

@@ -1,8 +1,9 @@
 """Merge methods on the singular vectors of each matrix; other parameters are averaged, as the papers do.
 
-Matrices are decomposed in float64. Directions within what the rounding of the stored deltas can add carry nothing and
-are left out, where a decomposition would fill them arbitrarily (`linalg.noise`): in float32 those below some 1e-7 of
-the largest singular value, in bfloat16 those below some 1e-2. Convert vectors first to keep them all.
+Matrices are decomposed in float64. Where a matrix of low rank was rounded, the directions of the rounding carry nothing
+and are left out, where a decomposition would fill them arbitrarily (`linalg.above_noise`): in float32 those below some
+1e-7 of the largest singular value, in bfloat16 those below some 1e-2. Of a spectrum that falls without a gap every
+direction counts, as the methods define it, down to those that hold no more than the rounding of a run's arithmetic.
 
 The authors' models are open_clip's, where queries, keys and values are one matrix of three times the rows; here, as in
 Transformers, they are three matrices. Each is right as such, but results differ: published numbers are of the other.
@@ -19,7 +20,7 @@ from torch import Tensor
 from hf_taskvec.errors import check_finite_number, check_fraction
 from hf_taskvec.merging import lapack
 from hf_taskvec.merging.engine import check_each_finite, chunk_size, map_parameters, rounding_of, stacked, wide_dtype
-from hf_taskvec.merging.linalg import Singular, leading, leading_and_rest, noise, polar, spectral_norm
+from hf_taskvec.merging.linalg import Singular, above_noise, leading, leading_and_rest, noise, polar, spectral_norm
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -132,8 +133,10 @@ def _shared_and_own(
         small = [leading(rest.T @ delta.double(), each, rounding=0) for delta in deltas]  # few rows: cheap to decompose
         own = [Singular(rest @ each.left, each.values, each.right) for each in small]
     # what is rounded is the whole matrix, whatever is left of it outside
-    bounds = [noise(delta, spectral_norm(delta), rounding) for delta in deltas]
-    return shared, [each.above(bound) for each, bound in zip(own, bounds, strict=True)]
+    alive = [each.values > noise(d, spectral_norm(d), rounding) for each, d in zip(own, deltas, strict=True)]
+    if not all(each.all() for each in alive) and above_noise(torch.linalg.svdvals(total), total, rounding).all():
+        alive = [each.values > noise(d, spectral_norm(d), 0) for each, d in zip(own, deltas, strict=True)]
+    return shared, [each.where(kept) for each, kept in zip(own, alive, strict=True)]
 
 
 @merge_method("cart", paper="2412.12153", resumable=True)
