@@ -420,6 +420,26 @@ def test_a_reader_sees_one_version(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["v"]
 
 
+def test_a_folder_that_is_replaced_while_it_is_listed_is_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (TaskVector(random_deltas(seed=seed), VectorInfo(seed=seed)) for seed in (1, 2))
+    old.save_pretrained(tmp_path / "v")
+    list_folder, listed = os.listdir, []
+
+    def list_slowly(path: Path) -> list[str]:
+        listed.append(path)
+        if len(listed) == 1:  # the writer exchanges the folders, and half of the old one is gone when it is read
+            monkeypatch.setattr(os, "listdir", list_folder)
+            new.save_pretrained(tmp_path / "v")
+            monkeypatch.setattr(os, "listdir", list_slowly)
+            return ["task_vector.safetensors"]
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "listdir", list_slowly)
+    assert TaskVector.from_pretrained(tmp_path / "v") == new
+
+
 def test_a_version_that_changed_between_configuration_and_weights_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

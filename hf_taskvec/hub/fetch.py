@@ -174,10 +174,19 @@ def _local(source: Path, subfolder: str, wanted: Wanted) -> Folder:
     check_inside(path, source)
     if wanted.required:
         try:
-            wanted.check(os.listdir(path), str(path))
+            wanted.check(_names_in(path), str(path))
         except CheckpointError as error:
             raise _elsewhere(error, path, wanted) from None
     return Folder(path, source.resolve().name, None)
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What a folder holds; one that another replaced while it was listed was being emptied, and is listed again."""
+    while True:
+        before = folder.stat()
+        names = os.listdir(folder)
+        if os.path.samestat(before, folder.stat()):
+            return names
 
 
 def _elsewhere(error: CheckpointError, path: Path, wanted: Wanted) -> CheckpointError:
