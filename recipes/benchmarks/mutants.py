@@ -1,10 +1,15 @@
 """How many small faults the tests notice: mutants of chosen modules by cosmic-ray, a sample of them run.
 
-pip install cosmic-ray && python recipes/benchmarks/mutants.py --folder out/mutants --sample 200
+pip install cosmic-ray pytest-cov pytest-timeout && python recipes/benchmarks/mutants.py --folder out/mutants
 
-Each mutant changes one operator, number, condition, decorator or exception; it is caught if a test of its group fails
-or runs too long. Annotations are left alone: nothing reads them when the program runs. A call that is stopped goes on
-where it was. With two cores, start a second call with `--groups` of its own in another folder.
+Each mutant changes one operator, number, condition, decorator or exception; it is caught if a test fails. Annotations
+are left alone: nothing reads them when the program runs. First the tests of each group run without a mutant: they must
+pass, and which of them run which line is noted. A mutant meets the files of tests that run its line, those tests first,
+or all of its group where none does. A test that ends by its time limit caught nothing, unless `mutants.json` says that
+the mutant's loop has no end. A call that is stopped goes on where it was.
+
+After tests were added, `--only_survivors True` runs what survived against the tests as they are now, on the sources as
+they were. `mutants.json` holds what a person found out about a survivor.
 """
 
 from __future__ import annotations
@@ -16,25 +21,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, chdir
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hf_taskvec.arguments import arg, run_recipe
+from mutants_report import Outcome, Sample, report
+
+from hf_taskvec.arguments import arg, command_line, run_recipe
 from hf_taskvec.errors import ArgumentsError
-from hf_taskvec.text import table
+from hf_taskvec.weights.folders import read_json, write_json, write_text
 
 if TYPE_CHECKING:  # a tool of this script alone, which the project does not depend on
     from cosmic_ray.work_db import WorkDB
-    from cosmic_ray.work_item import WorkItem, WorkResult
+    from cosmic_ray.work_item import MutationSpec, WorkItem
 
 ROOT = Path(__file__).parents[2]
+TOOLS = {"cosmic_ray": "cosmic-ray", "pytest_cov": "pytest-cov", "pytest_timeout": "pytest-timeout"}
 GROUPS: dict[str, tuple[list[str], list[str]]] = {  # modules, and the tests that are to notice
     "storage": (
         ["weights/*.py", "vectors/files.py", "vectors/info.py"],
-        ["test_storage", "test_folders", "test_resume", "test_hostile", "test_vector"],
+        ["test_storage", "test_folders", "test_resume", "test_hostile", "test_vector", "test_fuzz"],
     ),
     "vectors": (
         [
@@ -50,17 +58,127 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {  # modules, and the tests tha
     "trainer": (["training/*.py"], ["test_trainer", "test_runs", "test_settings", "test_gradients", "test_atm"]),
     "hub": (["hub/*.py", "cards/publish.py", "cards/find.py"], ["test_hub*", "test_cards"]),
     "evaluation": (["evaluation/*.py"], ["test_evaluation*", "test_equivalence_test", "test_text"]),
-    "caches": (["tasks/pixels.py", "tasks/cache.py", "models/heads.py"], ["test_pixels", "test_heads"]),
+    "caches": (
+        ["tasks/pixels.py", "tasks/cache.py", "models/heads.py"],
+        ["test_pixels", "test_heads", "test_own_data", "test_evaluation*"],
+    ),
 }
+Contexts = dict[str, dict[int, list[str]]]  # tests by module and line
 
 
 @dataclass
 class MutantArguments:
     folder: str = arg("Where copies of the repository and the sessions go.", default="out/mutants")
+    output: str = arg("The table; written when all have run.", default="recipes/results/mutants.md")
     groups: list[str] = arg("Groups of modules.", default=list(GROUPS))
     sample: int = arg("Mutants to run, over all groups.", default=200)
     seed: int = arg("Seed of the sample.", default=0)
-    timeout: float = arg("Seconds after which a mutant counts as caught.", default=240.0)
+    timeout: float = arg("Seconds that one test may take.", default=180.0)
+    only_survivors: bool = arg("Run what survived again, against the tests as they are now.", default=False)
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of a run: `original` and `copy` of the repository, one session of mutants per round."""
+
+    folder: Path
+
+    @property
+    def copy(self) -> Path:
+        """Where the mutants are made."""
+        return self.folder / "copy"
+
+    def session(self, number: int) -> Path:
+        """The database of a round."""
+        return self.folder / f"round-{number}.sqlite"
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there are."""
+        return len(list(self.folder.glob("round-*.sqlite")))
+
+    def restore(self) -> None:
+        """Takes back what a call that was killed has left in the sources."""
+        shutil.rmtree(self.copy / "hf_taskvec", ignore_errors=True)
+        shutil.copytree(self.folder / "original" / "hf_taskvec", self.copy / "hf_taskvec")
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def copy_repository(folder: Path, under: str = ".") -> None:
+    """Copies what git knows under a folder of the repository."""
+    for name in filter(None, git("ls-files", under).split("\n")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+
+
+def environment(copy: Path) -> dict[str, str]:
+    paths = [copy, copy / "recipes" / "benchmarks"]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def pytest_command(args: MutantArguments, *words: str) -> list[str]:
+    limit = ["--timeout", str(args.timeout)]
+    return [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *limit, *words]
+
+
+def modules(copy: Path, group: str) -> list[str]:
+    paths = [path for pattern in GROUPS[group][0] for path in sorted((copy / "hf_taskvec").glob(pattern))]
+    return [path.relative_to(copy).as_posix() for path in paths if path.name != "__init__.py"]
+
+
+def tests(copy: Path, group: str) -> list[str]:
+    return [
+        f"tests/{path.name}" for pattern in GROUPS[group][1] for path in sorted((copy / "tests").glob(f"{pattern}.py"))
+    ]
+
+
+# -- which tests run which line ---------------------------------------------------------------------------------------
+
+
+def measure(home: Home, number: int, group: str, args: MutantArguments) -> Contexts:
+    """Runs the tests of a group without a mutant, and reads which of them run which line."""
+    from coverage import CoverageData
+
+    data, part = home.folder / f"coverage-{number}-{group}", home.folder / "coverage-part"
+    if not data.is_file():
+        part.unlink(missing_ok=True)
+        words = ["--cov=hf_taskvec", "--cov-context=test", "--cov-report="]
+        command = pytest_command(args, *words, *tests(home.copy, group))
+        variables = {**environment(home.copy), "COVERAGE_FILE": str(part)}
+        print(f"measuring {group}", flush=True)
+        if subprocess.run(command, cwd=home.copy, env=variables, check=False).returncode:
+            raise ArgumentsError(f"the tests of {group!r} fail without a mutant, so they cannot judge one")
+        part.rename(data)
+    reader = CoverageData(str(data))
+    reader.read()
+    files = {path.split("/hf_taskvec/")[-1]: path for path in reader.measured_files()}
+    return {f"hf_taskvec/{name}": reader.contexts_by_lineno(path) for name, path in files.items()}
+
+
+def statement(source: str, line: int) -> range:
+    """The lines of the innermost statement around a line, of a compound one its head."""
+    found = range(line, line + 1)
+    for node in ast.walk(ast.parse(source)):  # outer ones come first
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno):
+            body = getattr(node, "body", None)
+            found = range(node.lineno, body[0].lineno if body else (node.end_lineno or node.lineno) + 1)
+    return found if line in found else range(line, line + 1)
+
+
+def chosen_tests(home: Home, mutation: MutationSpec, group: str, contexts: Contexts) -> tuple[list[str], list[str]]:
+    """The files of tests that a mutant meets, and the tests that go first."""
+    files, module = tests(home.copy, group), str(mutation.module_path)
+    by_line = contexts.get(module, {})
+    lines = statement((home.copy / module).read_text(encoding="utf-8"), mutation.start_pos[0])
+    first = sorted({name.split("|")[0] for line in lines for name in by_line.get(line, []) if name})
+    covering = [file for file in files if any(name.startswith(f"{file}::") for name in first)]
+    return covering or files, first
+
+
+# -- mutants ----------------------------------------------------------------------------------------------------------
 
 
 def annotated_lines(source: str) -> set[int]:
@@ -74,97 +192,116 @@ def annotated_lines(source: str) -> set[int]:
     return lines
 
 
-def prepare(group: str, args: MutantArguments) -> Path:
-    """A copy of the repository with a session of all mutants of a group."""
-    home = Path(args.folder) / group
-    if (home / "session.sqlite").is_file():
-        return home
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    for name in filter(None, files):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, home / name)
-    modules, tests = GROUPS[group]
-    sources = [path for pattern in modules for path in sorted((home / "hf_taskvec").glob(pattern))]
-    names = [path.relative_to(home).as_posix() for path in sources if path.name != "__init__.py"]
-    wanted = [f"tests/{path.name}" for pattern in tests for path in sorted((home / "tests").glob(f"{pattern}.py"))]
-    command = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {' '.join(wanted)}"
-    (home / "mutants.toml").write_text(
-        f"[cosmic-ray]\nmodule-path = {names!r}\ntimeout = {args.timeout}\nexcluded-modules = []\n"
-        f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
-    )
-    (home / "unsampled.sqlite").unlink(missing_ok=True)  # of a call that was stopped
-    run_tool(home, "init", "mutants.toml", "unsampled.sqlite")
-    (home / "unsampled.sqlite").rename(home / "session.sqlite")
-    return home
-
-
-def run_tool(home: Path, *words: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(home.resolve()), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "cosmic_ray.cli", *words], cwd=home, env=environment, check=True)
-
-
-def candidates(home: Path, items: Sequence[WorkItem]) -> list[WorkItem]:
-    """The mutants that change what runs."""
-    skipped = {path: annotated_lines((home / path).read_text()) for path in {i.mutations[0].module_path for i in items}}
-    chosen = [item for item in items if item.mutations[0].start_pos[0] not in skipped[item.mutations[0].module_path]]
-    return sorted(chosen, key=_place)
-
-
-def _place(item: WorkItem) -> tuple[str, tuple[int, int], str, int]:
+def place(item: WorkItem) -> tuple[str, tuple[int, int], str, int]:
     mutation = item.mutations[0]
     return str(mutation.module_path), mutation.start_pos, mutation.operator_name, mutation.occurrence
 
 
-def opened(home: Path) -> AbstractContextManager[WorkDB]:
-    """The session of a group."""
+def opened(path: Path, *, new: bool = False) -> AbstractContextManager[WorkDB]:
     from cosmic_ray.work_db import WorkDB, use_db
 
-    session: AbstractContextManager[WorkDB] = use_db(str(home / "session.sqlite"), WorkDB.Mode.open)
+    session: AbstractContextManager[WorkDB] = use_db(str(path), WorkDB.Mode.create if new else WorkDB.Mode.open)
     return session
 
 
-def draw_sample(homes: dict[str, Path], args: MutantArguments) -> None:
-    """Leaves in the sessions, together, as many mutants as are asked for; a session that was cut stays as it is."""
-    marker = Path(args.folder) / "sampled"
-    if marker.is_file():
-        return
-    pool: list[tuple[str, WorkItem]] = []
-    for group, home in homes.items():
-        with opened(home) as session:
-            pool += [(group, item) for item in candidates(home, session.work_items)]
-    chosen = random.Random(args.seed).sample(pool, min(args.sample, len(pool)))
-    for group, home in homes.items():
-        with opened(home) as session:
-            session.clear()
-            session.add_work_items([item for owner, item in chosen if owner == group])
-    marker.write_text(f"{len(chosen)} of {len(pool)}\n")
+def candidates(home: Home, group: str) -> list[WorkItem]:
+    """The mutants of a group that change what runs, in the order of the sources."""
+    from cosmic_ray.commands import init
+
+    draft = home.folder / "draft.sqlite"
+    draft.unlink(missing_ok=True)
+    with chdir(home.copy), opened(draft, new=True) as session:
+        init([Path(name) for name in modules(home.copy, group)], session, {})
+        items = list(session.work_items)
+    draft.unlink()
+    skipped = {name: annotated_lines((home.copy / name).read_text()) for name in modules(home.copy, group)}
+    chosen = [i for i in items if i.mutations[0].start_pos[0] not in skipped[str(i.mutations[0].module_path)]]
+    return sorted(chosen, key=place)
 
 
-def results(home: Path) -> Iterator[tuple[WorkItem, WorkResult]]:
-    with opened(home) as session:
-        yield from session.completed_work_items
+def add_round(home: Home, items: Sequence[WorkItem], **facts: Any) -> None:
+    """A session of mutants that are to run, and what the report says about it."""
+    number, draft = home.rounds, home.folder / "draft.sqlite"
+    draft.unlink(missing_ok=True)
+    with opened(draft, new=True) as session:
+        session.add_work_items(items)
+    write_json(home.folder / f"round-{number}.json", {"commit": git("rev-parse", "HEAD").strip(), **facts})
+    draft.rename(home.session(number))
+
+
+def draw(home: Home, args: MutantArguments) -> None:
+    """The first round: a sample of the mutants of all groups."""
+    copy_repository(home.folder / "original")
+    copy_repository(home.copy)
+    pool = [item for group in args.groups for item in candidates(home, group)]
+    drawn = random.Random(args.seed).sample(pool, min(args.sample, len(pool)))
+    add_round(home, drawn, pool=len(pool), seed=args.seed, command=command_line())
+
+
+def draw_survivors(home: Home) -> None:
+    """The next round: what survived the last one, and the tests of now; a round that was stopped goes on."""
+    with opened(home.session(home.rounds - 1)) as session:
+        if session.pending_work_items:
+            return
+        alive = [item for item, result in session.completed_work_items if not Outcome.of(result).is_caught]
+    shutil.rmtree(home.copy / "tests")
+    copy_repository(home.copy, "tests")
+    add_round(home, alive, command=command_line())
+
+
+def run_round(home: Home, number: int, args: MutantArguments) -> None:
+    """Runs the mutants of a round that have no result yet."""
+    with opened(home.session(number)) as session:
+        pending = sorted(session.pending_work_items, key=place)
+    for group in args.groups:
+        own = modules(home.copy, group)
+        if items := [item for item in pending if place(item)[0] in own]:
+            contexts = measure(home, number, group, args)
+            for item in items:
+                run_mutant(home, number, item, chosen_tests(home, item.mutations[0], group, contexts), args)
+
+
+def run_mutant(
+    home: Home, number: int, item: WorkItem, chosen: tuple[list[str], list[str]], args: MutantArguments
+) -> None:
+    """Runs one mutant and keeps what became of it."""
+    from cosmic_ray.mutating import mutate_and_test
+
+    (files, first), order = chosen, home.folder / "first.txt"
+    write_text(order, "\n".join(first))
+    os.environ.update(environment(home.copy), MUTANTS_FIRST=str(order))
+    with chdir(home.copy):
+        command = " ".join(pytest_command(args, "-p", "mutants_first", *files))
+        result = mutate_and_test(item.mutations, command, timeout=20 * args.timeout)
+    outcome = Outcome.of(result)
+    with opened(home.session(number)) as session:
+        session.set_result(item.job_id, result)
+        left = len(session.pending_work_items)
+    print(f"{left} left. {place(item)[0]}:{item.mutations[0].start_pos[0]} {outcome.line}", flush=True)
+
+
+def outcomes(home: Home) -> Iterator[list[tuple[WorkItem, Outcome]]]:
+    """What became of the mutants of each round."""
+    for number in range(home.rounds):
+        with opened(home.session(number)) as session:
+            yield [(item, Outcome.of(result)) for item, result in session.completed_work_items]
 
 
 def main(args: MutantArguments) -> None:
-    if find_spec("cosmic_ray") is None:
-        raise ArgumentsError("mutants are made by cosmic-ray, which is not installed; run: pip install cosmic-ray")
-    homes = {group: prepare(group, args) for group in args.groups}
-    draw_sample(homes, args)
-    counts: dict[str, tuple[int, int]] = {}
-    survivors: list[tuple[str, str]] = []
-    for group, home in homes.items():
-        run_tool(home, "exec", "mutants.toml", "session.sqlite")
-        done = list(results(home))
-        alive = [result for _, result in done if result.test_outcome == "survived"]
-        counts[group] = len(done), len(done) - len(alive)
-        survivors += [(group, result.diff or "") for result in alive]
-    total, caught = (sum(count[column] for count in counts.values()) for column in (0, 1))
-    rows = [[group, *count] for group, count in counts.items()]
-    print(
-        table(["group", "mutants", "caught"], [*rows, ["**all**", total, f"{caught} ({caught / max(total, 1):.0%})"]])
-    )
-    for group, diff in survivors:
-        print(f"\n{group}\n" + "\n".join(line for line in diff.splitlines() if line[:1] in "+-@"))
+    if missing := [name for module, name in TOOLS.items() if find_spec(module) is None]:
+        raise ArgumentsError(f"mutants need tools that are not installed; run: pip install {' '.join(missing)}")
+    home = Home(Path(args.folder).resolve())
+    if not home.rounds:
+        draw(home, args)
+    elif args.only_survivors:
+        draw_survivors(home)
+    home.restore()
+    run_round(home, home.rounds - 1, args)
+    owners = {name: group for group in args.groups for name in modules(home.copy, group)}
+    facts = [read_json(home.folder / f"round-{number}.json") for number in range(home.rounds)]
+    text = report(Sample(list(outcomes(home)), owners, facts, home.copy))
+    write_text(args.output, text)
+    print(text)
 
 
 if __name__ == "__main__":
