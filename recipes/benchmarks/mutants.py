@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, chdir
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,21 @@ def candidates(home: Home, group: str) -> list[WorkItem]:
     return sorted(chosen, key=place)
 
 
+def compiles(home: Home, item: WorkItem) -> bool:
+    """Whether a mutant is Python at all; one that is not proves nothing about the tests."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    mutation = item.mutations[0]
+    operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+    changed = mutate_code((home.copy / mutation.module_path).read_text(encoding="utf-8"), operator, mutation.occurrence)
+    try:
+        compile(changed, str(mutation.module_path), "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
 def add_round(home: Home, items: Sequence[WorkItem], **facts: Any) -> None:
     """A session of mutants that are to run, and what the report says about it."""
     number, draft = home.rounds, home.folder / "draft.sqlite"
@@ -234,7 +250,8 @@ def draw(home: Home, args: MutantArguments) -> None:
     copy_repository(home.folder / "original")
     copy_repository(home.copy)
     pool = [item for group in args.groups for item in candidates(home, group)]
-    drawn = random.Random(args.seed).sample(pool, min(args.sample, len(pool)))
+    shuffled = random.Random(args.seed).sample(pool, len(pool))
+    drawn = list(islice((item for item in shuffled if compiles(home, item)), args.sample))
     add_round(home, drawn, pool=len(pool), seed=args.seed, command=command_line())
 
 
