@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 
 import torch
@@ -89,3 +90,26 @@ def anonymous_bytes() -> int:
     """Memory of this process that is no page of a file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+def mutant(content: bytes, chance: random.Random) -> bytes:
+    """The content after one or two random edits, half of them in the first part, where headers are."""
+    data = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2])):
+        at = chance.randrange(max(1, len(data) if chance.random() < 0.5 else min(len(data), 600)))
+        kind = chance.choice([0, 0, 0, 1, 2, 3, 4, 5, 5])
+        if kind == 0 and data:
+            data[min(at, len(data) - 1)] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            data[at : at + chance.randint(1, 8)] = chance.randbytes(chance.randint(0, 8))
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            data[at:at] = data[: chance.randint(0, 64)]
+        elif kind == 4:
+            data[at:at] = chance.choice(
+                [b'"', b"{", b"}", b"0", b"9999999999", b"-1", b"\x00", b"F16", b"../", b"null"]
+            )
+        else:
+            data[at : at + 1] = bytes([chance.choice(b'0123456789[]{}",:')])
+    return bytes(data)

@@ -22,7 +22,7 @@ from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.lowrank import Factors
 from hf_taskvec.weights.safetensors import write_sharded
-from tests.helpers import equal_vectors, random_deltas
+from tests.helpers import equal_vectors, mutant, random_deltas
 from tests.hub_server_card import card_errors
 
 SHAPE = torch.Size([4, 3])
@@ -41,29 +41,6 @@ QUICK = settings(
     phases=[Phase.explicit, Phase.generate],
     derandomize=True,
 )
-
-
-def mutant(content: bytes, chance: random.Random) -> bytes:
-    """The content after one or two random edits, half of them in the first part, where headers are."""
-    data = bytearray(content)
-    for _ in range(chance.choice([1, 1, 2])):
-        at = chance.randrange(max(1, len(data) if chance.random() < 0.5 else min(len(data), 600)))
-        kind = chance.choice([0, 0, 0, 1, 2, 3, 4, 5, 5])
-        if kind == 0 and data:
-            data[min(at, len(data) - 1)] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            data[at : at + chance.randint(1, 8)] = chance.randbytes(chance.randint(0, 8))
-        elif kind == 2:
-            del data[at:]
-        elif kind == 3:
-            data[at:at] = data[: chance.randint(0, 64)]
-        elif kind == 4:
-            data[at:at] = chance.choice(
-                [b'"', b"{", b"}", b"0", b"9999999999", b"-1", b"\x00", b"F16", b"../", b"null"]
-            )
-        else:
-            data[at : at + 1] = bytes([chance.choice(b'0123456789[]{}",:')])
-    return bytes(data)
 
 
 def check_mutants(tmp_path: Path, count: int, *, seed: int) -> tuple[int, int]:

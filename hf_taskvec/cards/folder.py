@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from jinja2 import TemplateError
 
 from hf_taskvec.cards.find import epochs_of
 from hf_taskvec.cards.render import render_base_card, render_model_card, render_vector_card
-from hf_taskvec.errors import CheckpointError
+from hf_taskvec.errors import CheckpointError, TaskVecError
 from hf_taskvec.evaluation.report import Report
+from hf_taskvec.merging.run import as_scaling
 from hf_taskvec.vectors.checkpoints import APPLIED_NAME
 from hf_taskvec.vectors.files import CONFIG_NAME, read_info
 from hf_taskvec.vectors.info import VectorInfo
@@ -41,8 +46,22 @@ def render_folder_card(folder: Path, *, repo_id: str) -> str:
         return render_vector_card(read_info(folder), report, repo_id=repo_id, epochs=epochs, picture=picture)
     if (folder / APPLIED_NAME).is_file():
         applied = read_json(folder / APPLIED_NAME)
-        info = VectorInfo.from_dict(applied["vector"])
-        return render_model_card(info, report, repo_id=repo_id, scaling=applied["scaling"])
+        with _shown(folder / APPLIED_NAME):
+            info, scaling = VectorInfo.from_dict(applied["vector"]), as_scaling(applied["scaling"])
+            return render_model_card(info, report, repo_id=repo_id, scaling=scaling)
     if (folder / BASE_CONFIG_NAME).is_file():
-        return render_base_card(read_json(folder / BASE_CONFIG_NAME), report, repo_id=repo_id)
+        config = read_json(folder / BASE_CONFIG_NAME)
+        with _shown(folder / BASE_CONFIG_NAME):
+            return render_base_card(config, report, repo_id=repo_id)
     raise CheckpointError(f"{folder} has neither {CONFIG_NAME} nor {APPLIED_NAME} nor {BASE_CONFIG_NAME}")
+
+
+@contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """Raises a `CheckpointError` where a file does not hold what a card shows of it."""
+    try:
+        yield
+    except TaskVecError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, TemplateError) as error:
+        raise CheckpointError(f"{path} does not hold what a card shows: {type(error).__name__}: {error}") from None
