@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from pretraining.drawn import generated_pairs
 
 from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
-from hf_taskvec.tasks.generated import COUNTS, PATTERNS, SHAPES, generated_pairs
+from hf_taskvec.tasks.generated import COUNTS, PATTERNS, SHAPES
 from hf_taskvec.tasks.mini import builtin_splits
 from hf_taskvec.tasks.registry import DATA_DIR_VARIABLE
 from hf_taskvec.tasks.task import DEFAULT_TEMPLATES

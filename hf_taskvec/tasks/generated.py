@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image
 from numpy.random import RandomState  # its streams are frozen: every version of NumPy draws the same images
 from PIL import Image as PILImage
 
@@ -38,8 +38,7 @@ PATTERNS = (
 )
 COUNTS = ("one dot", "two dots", "three dots", "four dots", "five dots")
 
-# First words of the seeds. Pairs have a stream of their own, so no image of a task recurs among them.
-_TASK_STREAM, _PAIR_STREAM = 1, 2
+_TASK_STREAM = 1  # first word of the seeds: no image of a task recurs in what others draw with another
 _ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] + 0.5
 
 
@@ -62,65 +61,20 @@ def generated_split(draw: Drawing, names: Iterable[str], count: int, *, seed: in
     names = list(names)
     random = RandomState([_TASK_STREAM, seed])
     labels = random.permutation(np.arange(count) % len(names))
-    images = [draw(random, label, *_two_colours(random)) for label in labels]
+    images = [draw(random, label, *two_colours(random)) for label in labels]
     return image_dataset(images, "label", labels.tolist(), ClassLabel(names=names))
-
-
-def generated_pairs(count: int, *, seed: int = 0) -> Dataset:
-    """Draws captioned images in the vocabulary of the generated tasks, none of them an image of a task.
-
-    Args:
-        count: How many pairs.
-        seed: Another seed gives other pairs.
-
-    Returns:
-        A dataset with the columns `image` and `text`.
-
-    Example:
-        >>> generated_pairs(3, seed=0).column_names
-        ['image', 'text']
-    """
-    random = RandomState([_PAIR_STREAM, seed])
-    pairs = [_PAIRS[random.randint(len(_PAIRS))](random) for _ in range(count)]
-    return image_dataset([image for image, _ in pairs], "text", [text for _, text in pairs], Value("string"))
 
 
 def image_dataset(images: list[np.ndarray], column: str, values: list[Any], feature: Any) -> Dataset:
     """Makes a dataset of uint8 images, kept as PNG, and one more column.
 
     Example:
-        >>> image_dataset([np.zeros((2, 2, 3), np.uint8)], "text", ["black"], Value("string"))[0]["text"]
-        'black'
+        >>> image_dataset([np.zeros((2, 2, 3), np.uint8)], "label", [0], ClassLabel(names=["black"]))[0]["label"]
+        0
     """
     features = Features({"image": Image(), column: feature})
     encoded = [{"bytes": _png(image), "path": None} for image in images]
     return Dataset.from_dict({"image": encoded, column: values}, features=features)
-
-
-def _shape_pair(random: RandomState) -> tuple[np.ndarray, str]:
-    label, (front, back) = random.randint(len(SHAPES)), _two_colours(random)
-    texts = (
-        f"a {SHAPES[label]}",
-        f"{_a(front)} {SHAPES[label]}",
-        f"{_a(front)} {SHAPES[label]} on {_a(back)} background",
-    )
-    return draw_shape(random, label, front, back), _one_of(random, texts)
-
-
-def _pattern_pair(random: RandomState) -> tuple[np.ndarray, str]:
-    label, (front, back) = random.randint(len(PATTERNS)), _two_colours(random)
-    texts = (PATTERNS[label], f"{PATTERNS[label]} in {front} and {back}", f"a pattern of {PATTERNS[label]}")
-    return draw_pattern(random, label, front, back), _one_of(random, texts)
-
-
-def _count_pair(random: RandomState) -> tuple[np.ndarray, str]:
-    label, (front, back) = random.randint(len(COUNTS)), _two_colours(random)
-    number, noun = COUNTS[label].split()
-    texts = (COUNTS[label], f"{number} {front} {noun}", f"{number} {front} {noun} on {_a(back)} background")
-    return draw_count(random, label, front, back), _one_of(random, texts)
-
-
-_PAIRS = (_shape_pair, _pattern_pair, _count_pair)
 
 
 def draw_shape(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
@@ -218,21 +172,13 @@ def _paint(random: RandomState, cover: np.ndarray, front: str, back: str) -> np.
     return rounded
 
 
-def _two_colours(random: RandomState) -> tuple[str, str]:
+def two_colours(random: RandomState) -> tuple[str, str]:
     """Two different colour names, at least 130 apart in RGB so that the drawing can be seen."""
     names = list(COLOURS)
     while True:
         front, back = (names[i] for i in random.randint(len(names), size=2))
         if np.linalg.norm(np.subtract(COLOURS[front], COLOURS[back])) >= 130:
             return front, back
-
-
-def _one_of(random: RandomState, texts: tuple[str, ...]) -> str:
-    return texts[random.randint(len(texts))]
-
-
-def _a(word: str) -> str:
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def _png(pixels: np.ndarray) -> bytes:

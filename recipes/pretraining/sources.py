@@ -13,10 +13,10 @@ from transformers import CLIPImageProcessorPil
 from hf_taskvec import Task
 from hf_taskvec.errors import DataError
 from hf_taskvec.tasks import Split
-from hf_taskvec.tasks.generated import generated_pairs
 from hf_taskvec.tasks.pixels import load_pixels
 from pretraining.captions import coarse_caption, source_of, subject
 from pretraining.config import PretrainingConfig
+from pretraining.drawn import generated_pairs
 from pretraining.pairs import Pairs, balance, decode_pairs, image_processor, join, load_pairs
 
 
