@@ -22,11 +22,12 @@ from hf_taskvec import merge_method
 from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import CheckpointError, NonFiniteError, UnknownNameError
 from hf_taskvec.merging import METHODS, engine, merge
-from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, map_chunks, map_parameters
+from hf_taskvec.merging.engine import AheadDeltas, map_chunks, map_parameters
 from hf_taskvec.merging.journal import journal_key, open_journal
 from hf_taskvec.merging.recipes import MergeRecipe
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.deltas import LazyDeltas
 from recipes import merge as recipe
 from tests.hub_server import HubServer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, TypeVar
@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_taskvec.errors import NonFiniteError
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_finite, one_thread
-from hf_taskvec.weights.deltas import Deltas
+from hf_taskvec.weights.deltas import Deltas, LazyDeltas
 
 CPU = torch.device("cpu")
 CHUNK = 1 << 16  # entries per vector and chunk: a row of float32 is half of a core's second-level cache
@@ -28,26 +28,6 @@ MergeChunk = Callable[[Tensor, str], Tensor]  # (T, n) deltas of one parameter, 
 MergeRows = Callable[[Sequence[Tensor], str], Tensor]  # T deltas (n,) of one parameter, its name -> (n,)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class LazyDeltas(Deltas):
-    """Deltas computed on access and not kept; `shapes`, `dtype` and `device` tell theirs without computing them."""
-
-    def __init__(
-        self,
-        shapes: Mapping[str, torch.Size],
-        compute: Callable[[str], Tensor],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.shapes = dict(shapes)
-        self.compute = compute
-        self.dtype, self.device = dtype, device
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.shapes:
-            raise KeyError(name)
-        return self.compute(name)
 
 
 def map_parameters(compute: Callable[[str], Tensor], vectors: Sequence[TaskVector]) -> TaskVector:

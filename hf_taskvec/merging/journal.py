@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, TaskVecError
-from hf_taskvec.merging.engine import LazyDeltas, parallel
+from hf_taskvec.merging.engine import parallel
 from hf_taskvec.vectors.files import vector_fingerprint
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.deltas import LazyDeltas
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash
 from hf_taskvec.weights.safetensors import open_safetensors, write_safetensors
 from hf_taskvec.weights.temporary import held, new_temporary

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError, check_known
-from hf_taskvec.merging.engine import AheadDeltas, LazyDeltas, thread_pool
+from hf_taskvec.merging.engine import AheadDeltas, thread_pool
 from hf_taskvec.merging.journal import journal_key, open_journal
 from hf_taskvec.merging.registry import MergeMethod, get_method
 from hf_taskvec.merging.sources import (
@@ -32,6 +32,7 @@ from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_scaling, is_finite
+from hf_taskvec.weights.deltas import LazyDeltas
 from hf_taskvec.weights.dtypes import DTYPES, as_dtype
 from hf_taskvec.weights.folders import check_output_folder
 from hf_taskvec.weights.lowrank import LowRankDeltas

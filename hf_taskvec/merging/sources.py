@@ -18,8 +18,7 @@ from hf_taskvec.vectors.compatibility import check_not_zero, is_zero
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import Kind, VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.deltas import FilledDeltas
-from hf_taskvec.weights.lowrank import LowRankDeltas
+from hf_taskvec.weights.lowrank import filled
 
 logger = logging.getLogger(__name__)
 Source = TaskVector | str | os.PathLike[str]
@@ -83,16 +82,10 @@ def covering_alike(vectors: Sequence[TaskVector]) -> list[TaskVector]:
                 lines.append(f"{name!r} has shape {tuple(shapes[name])} and, in vector {index}, {tuple(shape)}")
     if lines:
         raise IncompatibleVectorsError(f"the vectors differ: {listed(lines, separator='; ')}", details=lines)
-    return [_filled(vector, shapes) for vector in vectors]
-
-
-def _filled(vector: TaskVector, shapes: Mapping[str, torch.Size]) -> TaskVector:
-    deltas = vector.deltas
-    if list(deltas.shapes) == list(shapes):
-        return vector
-    if isinstance(deltas, LowRankDeltas):  # factors stay factors
-        return TaskVector(LowRankDeltas(deltas.factors, shapes), vector.info)
-    return TaskVector(FilledDeltas(deltas, shapes), vector.info)
+    return [
+        vector if list(vector.deltas.shapes) == list(shapes) else TaskVector(filled(vector.deltas, shapes), vector.info)
+        for vector in vectors
+    ]
 
 
 def known_base(info: VectorInfo, names: Iterable[str]) -> VectorInfo:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import check_fraction, check_known
-from hf_taskvec.merging.engine import LazyDeltas, check_finite_deltas, map_parameters, parallel, rounding_of, wide_dtype
+from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, parallel, rounding_of, wide_dtype
 from hf_taskvec.merging.linalg import Singular, leading, noise, polar
 from hf_taskvec.merging.modifiers import inner_merge
 from hf_taskvec.merging.registry import merge_method
@@ -18,6 +18,7 @@ from hf_taskvec.merging.selection import kept
 from hf_taskvec.merging.sparse import agreeing_mean
 from hf_taskvec.merging.spectral import map_matrices
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.deltas import LazyDeltas
 from hf_taskvec.weights.lowrank import Factors, LowRankDeltas
 
 Smoothing = Literal["none", "average", "linear"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 
 import torch
@@ -61,23 +61,24 @@ class TensorDeltas(Deltas):
         return self._tensors[name]
 
 
-class FilledDeltas(Deltas):
-    """Deltas that cover more parameters than they touch: what `deltas` lacks is zero.
+class LazyDeltas(Deltas):
+    """Deltas computed on access and not kept; `shapes`, `dtype` and `device` tell theirs without computing them."""
 
-    Args:
-        deltas: The deltas.
-        shapes: Shape of each parameter to cover, those of `deltas` among them.
-    """
-
-    def __init__(self, deltas: Deltas, shapes: Mapping[str, torch.Size]) -> None:
-        self._deltas = deltas
+    def __init__(
+        self,
+        shapes: Mapping[str, torch.Size],
+        compute: Callable[[str], Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.shapes = dict(shapes)
-        self.dtype, self.device = deltas.dtype, deltas.device
+        self.compute = compute
+        self.dtype, self.device = dtype, device
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._deltas:
-            return self._deltas[name]
-        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shapes[name])
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self.compute(name)
 
 
 def deltas_of(tensors: Mapping[str, Tensor]) -> Deltas:

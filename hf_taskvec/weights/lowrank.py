@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from hf_taskvec.weights.deltas import Deltas, FilledDeltas
+from hf_taskvec.weights.deltas import Deltas, LazyDeltas
 
 
 @dataclass(frozen=True)
@@ -61,4 +61,10 @@ def filled(deltas: Deltas, shapes: Mapping[str, torch.Size]) -> Deltas:
     """Deltas that cover `shapes`, zero where `deltas` has none; factors stay factors."""
     if isinstance(deltas, LowRankDeltas):
         return LowRankDeltas(deltas.factors, shapes)
-    return FilledDeltas(deltas, shapes)
+
+    def delta(name: str) -> Tensor:
+        if name in deltas:
+            return deltas[name]
+        return torch.zeros((), dtype=deltas.dtype, device=deltas.device).expand(shapes[name])
+
+    return LazyDeltas(shapes, delta, deltas.dtype, deltas.device)
