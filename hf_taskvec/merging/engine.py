@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_taskvec.errors import NonFiniteError
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.arithmetic import check_finite, one_thread
+from hf_taskvec.weights.arithmetic import is_finite, one_thread
 from hf_taskvec.weights.deltas import Deltas, LazyDeltas
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def map_rows(merge_rows: MergeRows, vectors: Sequence[TaskVector]) -> TaskVector
         for start in range(0, merged.numel(), size):  # what is merged stays in the cache, each delta is read once
             merged[start : start + size] = merge_rows([delta[start : start + size] for delta in flat], name)
         if not torch.isfinite(merged.sum()):
-            check_each_finite(flat, name, vectors)
+            check_finite_deltas(flat, name, vectors)
         return merged.view(shapes[name])
 
     return map_parameters(compute, vectors)
@@ -102,7 +102,6 @@ def chunks(
     name: str,
     dtype: torch.dtype,
     *,
-    rows: Sequence[int] | None = None,
     size: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Offset and deltas (T, n) of one parameter, chunk by chunk, in one buffer that each step overwrites.
@@ -111,21 +110,19 @@ def chunks(
         vectors: The vectors.
         name: The parameter.
         dtype: Dtype of the buffer.
-        rows: Indices of the vectors to take; all if left out.
         size: Entries per vector and chunk; what suits the device if left out.
 
     Raises:
         NonFiniteError: If a delta holds NaN or Inf.
     """
-    rows = range(len(vectors)) if rows is None else rows
-    flat = [vectors[index].deltas[name].reshape(-1) for index in rows]
+    flat = [vector.deltas[name].reshape(-1) for vector in vectors]
     total, size = flat[0].numel(), size or chunk_size(flat[0].device)
     buffer = torch.empty(len(flat), min(total, size), dtype=dtype, device=flat[0].device)
     for start in range(0, total, size):
         chunk = buffer[:, : min(size, total - start)]
         for row, delta in zip(chunk, flat, strict=True):
             row.copy_(delta[start : start + size])
-        check_finite_deltas(chunk, name, vectors, rows)
+        check_finite_deltas(chunk, name, vectors)
         yield start, chunk
 
 
@@ -141,7 +138,7 @@ def stacked(vectors: Sequence[TaskVector], name: str, dtype: torch.dtype) -> Ten
         NonFiniteError: If one holds NaN or Inf.
     """
     deltas = torch.stack([vector.deltas[name].to(dtype) for vector in vectors])
-    check_finite_deltas(deltas, name, vectors, range(len(vectors)))
+    check_finite_deltas(deltas, name, vectors)
     return deltas
 
 
@@ -158,19 +155,17 @@ def rounding_of(vectors: Sequence[TaskVector]) -> float:
     return max(torch.finfo(vector.dtype).eps for vector in vectors)
 
 
-def check_finite_deltas(deltas: Tensor, name: str, vectors: Sequence[TaskVector], rows: Sequence[int]) -> None:
+def check_finite_deltas(deltas: Tensor | Sequence[Tensor], name: str, vectors: Sequence[TaskVector]) -> None:
     """Raises a `NonFiniteError` that names the parameter and the vector in which it holds NaN or Inf."""
-    try:
-        check_finite(name, deltas)
-    except NonFiniteError:
-        index = rows[int((~torch.isfinite(deltas)).reshape(len(deltas), -1).any(dim=1).nonzero()[0])]
-        raise NonFiniteError(f"{name!r} of vector {index} ({vectors[index].info.label!r}) holds NaN or Inf") from None
+    if not (isinstance(deltas, Tensor) and is_finite(deltas)):
+        for index, delta in enumerate(deltas):
+            check_finite_delta(delta, name, vectors, index)
 
 
-def check_each_finite(deltas: Sequence[Tensor], name: str, vectors: Sequence[TaskVector]) -> None:
-    """As `check_finite_deltas`, of one tensor per vector."""
-    for index, delta in enumerate(deltas):
-        check_finite_deltas(delta.unsqueeze(0), name, vectors, [index])
+def check_finite_delta(delta: Tensor, name: str, vectors: Sequence[TaskVector], index: int) -> None:
+    """As `check_finite_deltas`, of one vector's tensor."""
+    if not is_finite(delta):
+        raise NonFiniteError(f"{name!r} of vector {index} ({vectors[index].info.label!r}) holds NaN or Inf")
 
 
 @contextmanager

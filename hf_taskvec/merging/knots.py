@@ -12,7 +12,6 @@ from hf_taskvec.errors import IncompatibleVectorsError, check_fraction
 from hf_taskvec.merging.arithmetic import check_weights
 from hf_taskvec.merging.engine import (
     CHUNK,
-    check_each_finite,
     check_finite_deltas,
     map_parameters,
     parallel,
@@ -87,15 +86,15 @@ class Aligned:
         deltas = [vector.deltas for vector in self.vectors]
         factors = [d.factors[name] for d in deltas if isinstance(d, LowRankDeltas) and name in d.factors]
         if len(factors) == len(self.vectors) and len(self.shapes[name]) == 2:
-            check_each_finite([item.left for item in factors], name, self.vectors)
-            check_each_finite([item.right for item in factors], name, self.vectors)
+            check_finite_deltas([item.left for item in factors], name, self.vectors)
+            check_finite_deltas([item.right for item in factors], name, self.vectors)
             basis, values, right = _aligned_factors(factors, self.rounding)
         else:
             stack = stacked(self.vectors, name, self.wide)
             if stack.ndim != 3 or 0 in stack.shape:
                 return None, None, stack
             basis, values, right = _aligned(stack.double(), self.rounding)
-        check_finite_deltas(right, name, self.vectors, range(len(self.vectors)))
+        check_finite_deltas(right, name, self.vectors)
         return basis, values, right
 
     @staticmethod

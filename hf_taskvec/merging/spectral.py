@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_taskvec.errors import check_finite_number, check_fraction
 from hf_taskvec.merging import lapack
-from hf_taskvec.merging.engine import check_each_finite, chunk_size, map_parameters, rounding_of, stacked, wide_dtype
+from hf_taskvec.merging.engine import check_finite_deltas, chunk_size, map_parameters, rounding_of, stacked, wide_dtype
 from hf_taskvec.merging.linalg import Singular, above_noise, leading, leading_and_rest, noise, polar, spectral_norm
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
@@ -75,7 +75,7 @@ def iso_c(vectors: Sequence[TaskVector]) -> TaskVector:
         deltas = [vector.deltas[name] for vector in vectors]
         total = _sum(deltas)
         if not torch.isfinite(total.sum()):
-            check_each_finite(deltas, name, vectors)
+            check_finite_deltas(deltas, name, vectors)
         factor, mean = polar(total, rounding=rounding)
         return (factor * mean).to(wide)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import check_fraction, check_known
-from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, parallel, rounding_of, wide_dtype
+from hf_taskvec.merging.engine import check_finite_delta, map_parameters, parallel, rounding_of, wide_dtype
 from hf_taskvec.merging.linalg import Singular, leading, noise, polar
 from hf_taskvec.merging.modifiers import inner_merge
 from hf_taskvec.merging.registry import merge_method
@@ -184,8 +184,8 @@ class _Cores:
         def core(name: str) -> tuple[tuple[Tensor, Tensor], Tensor]:
             for index, deltas in enumerate(low):
                 if (item := deltas.factors.get(name)) is not None:
-                    check_finite_deltas(item.left.unsqueeze(0), name, vectors, [index])
-                    check_finite_deltas(item.right.unsqueeze(0), name, vectors, [index])
+                    check_finite_delta(item.left, name, vectors, index)
+                    check_finite_delta(item.right, name, vectors, index)
             left = _basis([item.left.double() * item.scaling for item in factors[name]], rounding)
             right = _basis([item.right.double().T for item in factors[name]], rounding)
             empty = torch.zeros(left.shape[1], right.shape[1], dtype=left.dtype, device=left.device)
