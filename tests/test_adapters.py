@@ -13,7 +13,7 @@ from peft.utils.other import get_pattern_key
 
 from hf_taskvec.errors import CheckpointError, TaskVecError
 from hf_taskvec.vectors.adapter_config import parse_config
-from hf_taskvec.vectors.lora import read_adapter
+from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.vectors.vector import TaskVector
 from tests.test_lora import edit_config, save_adapter, vision_model
 
@@ -63,7 +63,7 @@ def test_an_odd_entry_is_refused_by_name(adapter: Path, tmp_path: Path, case: st
     shutil.copytree(adapter, tmp_path / "odd")
     edit_config(tmp_path / "odd", **ODD[case])
     with pytest.raises(CheckpointError) as error:
-        read_adapter(tmp_path / "odd")
+        LoraAdapter.from_pretrained(tmp_path / "odd")
     assert str(error.value).isprintable()
     assert next(iter(ODD[case])) in str(error.value) or case in ("a type in a list", "a deep nest")
 
@@ -76,7 +76,7 @@ def test_a_pattern_that_could_take_for_ever_is_refused(adapter: Path, tmp_path: 
     edit_config(tmp_path / "odd", rank_pattern={pattern: 4})
     start = time.perf_counter()
     with pytest.raises(CheckpointError, match="pattern"):
-        read_adapter(tmp_path / "odd")
+        LoraAdapter.from_pretrained(tmp_path / "odd")
     assert time.perf_counter() - start < 2
 
 
@@ -119,7 +119,7 @@ def test_links_may_not_lead_outside(adapter: Path, tmp_path: Path) -> None:
         shutil.move(folder / name, tmp_path / f"{name}.moved")
         (folder / name).symlink_to(tmp_path / f"{name}.moved")
         with pytest.raises(CheckpointError, match="a link that leaves"):
-            read_adapter(folder)
+            LoraAdapter.from_pretrained(folder)
 
 
 def test_mutants_of_an_adapter_are_refused_or_the_same(adapter: Path, tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_mutants_of_an_adapter_are_refused_or_the_same(adapter: Path, tmp_path: 
 
 
 def test_a_saved_adapter_replaces_its_own_files_and_no_others(adapter: Path, tmp_path: Path) -> None:
-    opened = read_adapter(adapter)
+    opened = LoraAdapter.from_pretrained(adapter)
     opened.save_pretrained(tmp_path / "out")
     (tmp_path / "out" / "notes.md").write_text("mine")
     opened.save_pretrained(tmp_path / "out")
     assert (tmp_path / "out" / "notes.md").read_text() == "mine"
-    assert read_adapter(tmp_path / "out").to_vector().cosine(opened.to_vector()) == pytest.approx(1.0)
+    assert LoraAdapter.from_pretrained(tmp_path / "out").to_vector().cosine(opened.to_vector()) == pytest.approx(1.0)

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIP
 from transformers.pytorch_utils import Conv1D
 
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError, NonFiniteError
-from hf_taskvec.vectors.lora import read_adapter
+from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.lowrank import LowRankDeltas
 from hf_taskvec.weights.names import parameters_of
@@ -94,7 +94,7 @@ def test_the_vector_is_what_peft_merges(make: object, settings: dict[str, object
         names = [f".*vision_model.*{name}" for name in settings["target_modules"]]
         settings = {**settings, "target_modules": "|".join(names)}
     merged = save_adapter(model, tmp_path, **settings)
-    check_against_peft(model, merged, read_adapter(tmp_path).to_vector())
+    check_against_peft(model, merged, LoraAdapter.from_pretrained(tmp_path).to_vector())
     check_against_peft(model, merged, TaskVector.from_adapter(tmp_path))
 
 
@@ -102,13 +102,13 @@ def test_a_transposed_layer_is_respected(tmp_path: Path) -> None:
     model = nn.ModuleDict({"dense": Conv1D(5, 3)})
     model.config = {"model_type": "custom"}
     merged = save_adapter(model, tmp_path, target_modules=["dense"], r=2, fan_in_fan_out=True)
-    check_against_peft(model, merged, read_adapter(tmp_path).to_vector())
+    check_against_peft(model, merged, LoraAdapter.from_pretrained(tmp_path).to_vector())
 
 
 def test_names_are_canonical_and_the_vector_applies(tmp_path: Path) -> None:
     model = vision_model()
     merged = save_adapter(model, tmp_path, target_modules=["q_proj"])
-    applied = read_adapter(tmp_path).to_vector().apply_to(model)
+    applied = LoraAdapter.from_pretrained(tmp_path).to_vector().apply_to(model)
     pixels = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(applied(pixels).pooler_output, merged(pixels).pooler_output, rtol=1e-4, atol=1e-4)
 
@@ -131,13 +131,13 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
     wide = CLIPVisionModel(CLIPVisionConfig(**{**VISION, "hidden_size": 32}))
     save_adapter(wide, tmp_path / "adapter", target_modules=["q_proj"])
     with pytest.raises(IncompatibleVectorsError, match="q_proj"):
-        read_adapter(tmp_path / "adapter", base=tmp_path / "base")
+        LoraAdapter.from_pretrained(tmp_path / "adapter", base=tmp_path / "base")
 
 
 def test_a_changed_text_tower_is_refused(tmp_path: Path) -> None:
     save_adapter(clip_model(), tmp_path, target_modules=["q_proj"])
     with pytest.raises(IncompatibleVectorsError, match="text_model"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -158,20 +158,20 @@ def test_whatever_is_no_product_of_factors_is_refused_with_the_reason(
     save_adapter(vision_model(), tmp_path, target_modules=["q_proj"])
     edit_config(tmp_path, **settings)
     with pytest.raises(CheckpointError, match=reason):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
 
 
 def test_other_adapter_types_are_refused(tmp_path: Path) -> None:
     get_peft_model(vision_model(), LoHaConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="LOHA"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
 
 
 def test_settings_of_a_newer_peft_are_refused(tmp_path: Path) -> None:
     save_adapter(vision_model(), tmp_path, target_modules=["q_proj"])
     edit_config(tmp_path, use_zora=True)
     with pytest.raises(CheckpointError, match="use_zora"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
 
 
 def test_damaged_adapters_are_refused_by_name(tmp_path: Path) -> None:
@@ -181,22 +181,22 @@ def test_damaged_adapters_are_refused_by_name(tmp_path: Path) -> None:
     first = next(iter(tensors))
     save_file({**tensors, first: tensors[first] * torch.nan}, path)
     with pytest.raises(NonFiniteError, match="lora_A"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, path)
     with pytest.raises(CheckpointError, match="lacks one"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
     save_file({name: tensor[:2] if "lora_A" in name else tensor for name, tensor in tensors.items()}, path)
     with pytest.raises(CheckpointError, match="rank is 8"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
     save_file({**tensors, "base_model.model.bias": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="no LoRA factor"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"Pickled adapters .* since loading them can run code.*save_pretrained"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match="no peft adapter"):
-        read_adapter(tmp_path)
+        LoraAdapter.from_pretrained(tmp_path)
 
 
 def test_a_saved_adapter_loads_in_peft(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_saved_adapter_loads_in_peft(tmp_path: Path) -> None:
     merged = save_adapter(
         model, tmp_path / "one", target_modules=Q_AND_FC, rank_pattern={"fc1": 3}, alpha_pattern={"fc1": 5}
     )
-    read_adapter(tmp_path / "one").save_pretrained(tmp_path / "two")
+    LoraAdapter.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
     again = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "two").merge_and_unload()
     for name, weight in parameters_of(merged).items():
         torch.testing.assert_close(parameters_of(again)[name], weight, rtol=1e-5, atol=1e-5)

@@ -20,7 +20,7 @@ from hf_taskvec.merging.linalg import leading, polar
 from hf_taskvec.merging.wudi import normal_equations
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.vectors.lora import LoraAdapter, read_adapter
+from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.lowrank import Factors
 
@@ -420,7 +420,9 @@ def test_merged_adapters_agree_with_peft(tmp_path: Path) -> None:
                 parameter.normal_()
     adapted.save_pretrained(tmp_path)
     adapted.add_weighted_adapter(["default", "other"], [0.7, -0.4], "both", combination_type="svd")
-    ours = merge_adapters([read_adapter(tmp_path), read_adapter(tmp_path / "other")], weights=[0.7, -0.4])
+    ours = merge_adapters(
+        [LoraAdapter.from_pretrained(tmp_path), LoraAdapter.from_pretrained(tmp_path / "other")], weights=[0.7, -0.4]
+    )
     for name, delta in ours.to_vector().deltas.items():
         theirs = adapted.base_model.model.get_submodule(name.removesuffix(".weight")).get_delta_weight("both")
         check(delta, theirs.detach(), tolerance=1e-5)

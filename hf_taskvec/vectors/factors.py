@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self, Unpack
 
 import torch
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
-from hf_taskvec.hub.access import AnyPath, HubAccess
+from hf_taskvec.hub.access import AnyPath, HubAccess, HubKeywords
 from hf_taskvec.hub.fetch import Folder, Wanted, fetch_folder
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.adapter_config import CONFIG, AdapterConfig, parse_config
@@ -60,44 +61,46 @@ class AdapterParts:
         """The exact weight change; each delta is multiplied out when it is used."""
         return LowRankDeltas(self.factors, self.zeros)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: AnyPath,
+        *,
+        base: AnyPath | None = None,
+        revision: str | None = None,
+        task: str | None = None,
+        vision_only: bool = False,
+        **hub: Unpack[HubKeywords],
+    ) -> Self:
+        """Opens a `peft` LoRA adapter; arguments and errors are those of `TaskVector.from_adapter`."""
+        access = HubAccess.of(hub)
+        check_exists(adapter)
+        folder = fetch_folder(adapter, Wanted([CONFIG, WEIGHTS]), revision=revision, access=access)
+        config = _read_config(folder)
+        tensors = open_safetensors([_weights_file(folder)])
+        saved = _saved_modules(tensors, config, folder.name, vision_only=vision_only)
+        factors = _read_factors({key: tensor for key, tensor in tensors.items() if key not in saved}, config)
+        covered = set(covered_names(factors, include_projection=True))
+        outside = [name for name in factors if name not in covered]
+        _tell_left_out(outside, saved, vision_only=vision_only)
+        factors = {name: item for name, item in factors.items() if name in covered}
+        info = VectorInfo(
+            kind="lora",
+            base=config.base,
+            base_revision=config.revision,
+            task=task,
+            include_projection=PROJECTION in factors,
+            finetuned=folder.name,
+            finetuned_revision=folder.commit,
+            left_out=len(outside) + len(saved) or None,
+        )
+        return cls(factors, info) if base is None else cls(factors, *_fitted(factors, info, base, access))
 
-def read_parts(
-    adapter: AnyPath,
-    *,
-    base: AnyPath | None = None,
-    revision: str | None = None,
-    task: str | None = None,
-    vision_only: bool = False,
-    access: HubAccess | None = None,
-) -> AdapterParts:
-    """Opens a `peft` LoRA adapter; see `TaskVector.from_adapter`."""
-    check_exists(adapter)
-    folder = fetch_folder(adapter, Wanted([CONFIG, WEIGHTS]), revision=revision, access=access)
-    config = _read_config(folder)
-    tensors = open_safetensors([_weights_file(folder)])
-    saved = _saved_modules(tensors, config, folder.name, vision_only=vision_only)
-    factors = _read_factors({key: tensor for key, tensor in tensors.items() if key not in saved}, config)
-    covered = set(covered_names(factors, include_projection=True))
-    outside = [name for name in factors if name not in covered]
-    _tell_left_out(outside, saved, vision_only=vision_only)
-    factors = {name: item for name, item in factors.items() if name in covered}
-    info = VectorInfo(
-        kind="lora",
-        base=config.base,
-        base_revision=config.revision,
-        task=task,
-        include_projection=PROJECTION in factors,
-        finetuned=folder.name,
-        finetuned_revision=folder.commit,
-        left_out=len(outside) + len(saved) or None,
-    )
-    return AdapterParts(factors, info) if base is None else _with_base(factors, info, base, access)
 
-
-def _with_base(
-    factors: Mapping[str, Factors], info: VectorInfo, base: AnyPath, access: HubAccess | None
-) -> AdapterParts:
-    """The adapter fitted to its base: it covers the whole vision tower and knows the base's weights."""
+def _fitted(
+    factors: Mapping[str, Factors], info: VectorInfo, base: AnyPath, access: HubAccess
+) -> tuple[VectorInfo, dict[str, torch.Size]]:
+    """What fits an adapter to its base: it knows the base's weights, and covers the whole vision tower."""
     checkpoint = open_checkpoint(base, access=access)
     names = covered_names(checkpoint.tensors, include_projection=PROJECTION in factors)
     weights = {name: checkpoint.tensors[name] for name in names}
@@ -108,7 +111,7 @@ def _with_base(
     info = dataclasses.replace(
         info, base=checkpoint.name, base_revision=checkpoint.commit, base_hashes=tensor_hashes(weights)
     )
-    return AdapterParts(factors, info, shapes_of(weights))
+    return info, shapes_of(weights)
 
 
 def _read_config(folder: Folder) -> AdapterConfig:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import IncompatibleVectorsError
-from hf_taskvec.hub.access import AnyPath, HubAccess
+from hf_taskvec.hub.access import AnyPath
 from hf_taskvec.vectors.adapter_config import CONFIG
-from hf_taskvec.vectors.factors import PREFIX, WEIGHTS, AdapterParts, read_parts
+from hf_taskvec.vectors.factors import PREFIX, WEIGHTS, AdapterParts
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import atomic_folder, write_json
 from hf_taskvec.weights.names import shapes_of
@@ -43,7 +43,7 @@ class LoraAdapter(AdapterParts):
             >>> factors = Factors(torch.ones(2, 1), torch.ones(1, 3), 0.5, torch.Size([2, 3]))
             >>> folder = mkdtemp()
             >>> LoraAdapter({"vision_model.fc.weight": factors}, VectorInfo(kind="lora")).save_pretrained(folder)
-            >>> read_adapter(folder).to_vector()["vision_model.fc.weight"]
+            >>> LoraAdapter.from_pretrained(folder).to_vector()["vision_model.fc.weight"]
             tensor([[0.5000, 0.5000, 0.5000],
                     [0.5000, 0.5000, 0.5000]])
         """
@@ -82,17 +82,3 @@ class LoraAdapter(AdapterParts):
             "use_dora": False,
             "init_lora_weights": True,
         }
-
-
-def read_adapter(
-    adapter: AnyPath,
-    *,
-    base: AnyPath | None = None,
-    revision: str | None = None,
-    task: str | None = None,
-    vision_only: bool = False,
-    access: HubAccess | None = None,
-) -> LoraAdapter:
-    """Opens a `peft` LoRA adapter as a value; arguments and errors are those of `TaskVector.from_adapter`."""
-    parts = read_parts(adapter, base=base, revision=revision, task=task, vision_only=vision_only, access=access)
-    return LoraAdapter(parts.factors, parts.info, parts.zeros)

@@ -17,7 +17,7 @@ from hf_taskvec.vectors.algebra import Algebra
 from hf_taskvec.vectors.application import check_fits, module_of
 from hf_taskvec.vectors.checkpoints import check_checkpoint_folder, checkpoint_of, open_checkpoint, write_checkpoint
 from hf_taskvec.vectors.differences import Coverage, difference
-from hf_taskvec.vectors.factors import read_parts
+from hf_taskvec.vectors.factors import AdapterParts
 from hf_taskvec.vectors.files import read_vector, write_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.arithmetic import added, check_scaling
@@ -181,8 +181,8 @@ class TaskVector(Algebra, Publishable):
                 DoRA and other variants, trained biases, saved modules, initialisations that edit the base.
             IncompatibleVectorsError: If it adapts parameters outside the vision tower or does not fit `base`.
         """
-        parts = read_parts(
-            adapter, base=base, revision=revision, task=task, vision_only=vision_only, access=HubAccess.of(hub)
+        parts = AdapterParts.from_pretrained(
+            adapter, base=base, revision=revision, task=task, vision_only=vision_only, **hub
         )
         return cls(parts.deltas, parts.info)
 

@@ -15,7 +15,7 @@ with meter.timed("import"):
     from transformers import CLIPVisionModel
 
     from hf_taskvec.merging.knots import merge_adapters
-    from hf_taskvec.vectors.lora import read_adapter
+    from hf_taskvec.vectors.lora import LoraAdapter
 
 RANK = 16
 
@@ -37,7 +37,7 @@ def make_adapters(folder: Path, model: CLIPVisionModel, count: int) -> None:
 
 def by_ours(folders: list[Path], out: Path) -> None:
     with meter.timed("load"):
-        adapters = [read_adapter(folder) for folder in folders]
+        adapters = [LoraAdapter.from_pretrained(folder) for folder in folders]
     with meter.timed("merge"):
         merged = merge_adapters(adapters, rank=RANK)
     with meter.timed("save"):

@@ -27,7 +27,7 @@ from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.vectors.checkpoints import open_checkpoint
-from hf_taskvec.vectors.lora import read_adapter
+from hf_taskvec.vectors.lora import LoraAdapter
 
 
 @dataclass
@@ -103,7 +103,10 @@ def compare_peft() -> str:
     adapted.add_weighted_adapter(["default", "other"], [0.7, -0.4], "both", combination_type="svd")
     with tempfile.TemporaryDirectory() as folder:
         adapted.save_pretrained(folder, selected_adapters=["default", "other"])
-        ours = merge_adapters([read_adapter(folder), read_adapter(Path(folder) / "other")], weights=[0.7, -0.4])
+        ours = merge_adapters(
+            [LoraAdapter.from_pretrained(folder), LoraAdapter.from_pretrained(Path(folder) / "other")],
+            weights=[0.7, -0.4],
+        )
         vector = ours.to_vector()
         modules = {name: adapted.base_model.model.get_submodule(name.removesuffix(".weight")) for name in vector}
         theirs = {name: module.get_delta_weight("both").detach() for name, module in modules.items()}
