@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 from pyarrow import parquet as pq
 
@@ -22,6 +23,7 @@ from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.training.objective import SingleTask
 from hf_taskvec.vectors.info import VectorInfo
+from tests.hub_server import HubServer
 
 EUROSAT = [
     "AnnualCrop",
@@ -198,6 +200,11 @@ def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path)
     train.to_parquet(folder / "test-1.parquet")
     with pytest.raises(DataError, match=r"test-1.parquet and test-0.parquet number the classes of column 'label' diff"):
         Task.from_dataset(folder)
+    for place, data in (("train", train), ("test", test)):
+        parquet(tmp_path / "deep" / place, part=data)
+    (tmp_path / "deep" / "README.md").write_text("---\nconfigs:\n- config_name: x\n  data_files: '*/*'\n---\n")
+    with pytest.raises(DataError, match=r"train/part-0.parquet and test/part-0.parquet number the classes"):
+        Task.from_dataset(tmp_path / "deep")
 
 
 def test_arrow_files_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
@@ -217,6 +224,70 @@ def test_what_the_card_says_of_the_columns_counts(tmp_path: Path) -> None:
     card = "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: label\n    "
     (folder / "README.md").write_text(card + names + "---\n")
     assert named(Task.from_dataset(folder)) == {0: "cat", 1: "dog"}
+
+
+CATS, DOGS = ClassLabel(names=["cat", "dog"]), ClassLabel(names=["dog", "cat"])
+CARD = """---
+configs:
+- config_name: default
+  data_files: [{split: train, path: data/train-*}, {split: test, path: data/test-*}]
+- config_name: other
+  data_files: [{split: train, path: other/train-*}, {split: test, path: other/test-*}]
+"""
+FEATURES = "dataset_info:\n- config_name: default\n  features:\n  - {name: image, dtype: image}\n"
+NAMES = "  - name: label\n    dtype: {class_label: {names: {'0': dog, '1': cat}}}\n"
+
+
+def on_hub(hub: HubServer, folder: Path, name: str, card: str = "") -> str:
+    (folder / "README.md").write_text(f"{CARD}{card}---\n")
+    hub.store.add_folder("dataset", name, folder)
+    return name
+
+
+@pytest.mark.parametrize("odd", ["train-1", "test-0"])
+def test_files_on_the_hub_that_number_their_classes_differently_are_refused(
+    hub: HubServer, tmp_path: Path, odd: str
+) -> None:
+    folder = parquet(tmp_path / "data", train=rows([0, 1] * 4, CATS), test=rows([0, 1], CATS)).parent
+    with (folder / "data" / f"{odd}.parquet").open("wb") as file:
+        rows([0, 1], DOGS).to_parquet(file)
+    name = on_hub(hub, folder, f"user/pets-{odd}")
+    for _ in "ab":  # also where `datasets` has prepared it already
+        with pytest.raises(DataError, match=r"(train|test)-\d.parquet .* number the classes of column 'label' differ"):
+            Task.from_dataset(name)
+
+
+def test_a_card_on_the_hub_that_numbers_the_classes_otherwise_than_its_files_is_refused(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    data = {"train": rows([0, 1] * 4, CATS), "test": rows([0, 1], CATS, first=100)}
+    folder = parquet(tmp_path / "data", **data).parent
+    with pytest.raises(DataError, match=r"-0.parquet and the card number the classes of column 'label' differ"):
+        Task.from_dataset(on_hub(hub, folder, "user/carded", FEATURES + NAMES)).load("test")
+    with pytest.raises(DataError, match=r"-0.parquet and the card number the classes"):
+        Task.from_dataset(folder).load("test")  # downloaded, too
+
+
+def test_each_configuration_on_the_hub_has_its_own_order(hub: HubServer, tmp_path: Path) -> None:
+    for place, feature in (("data", CATS), ("other", DOGS)):
+        parquet(tmp_path / place, train=rows([0, 1] * 4, feature), test=rows([0, 1], feature, first=100))
+    name = on_hub(hub, tmp_path, "user/two")
+    assert named(Task.from_dataset(name)) == {100: "cat", 101: "dog"}
+    assert named(Task.from_dataset(name, config="other")) == {100: "dog", 101: "cat"}
+    with pytest.raises(DataError, match="another order"):
+        Task.from_dataset(name, config="other", class_names=["cat", "dog"])
+
+
+def test_files_that_left_the_cache_are_told_not_to_have_been_compared(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = parquet(tmp_path / "data", train=rows([0, 1] * 4, CATS), test=rows([0, 1], CATS, first=100)).parent
+    name = on_hub(hub, folder, "user/pruned")
+    Task.from_dataset(name)
+    assert "compared" not in caplog.text
+    shutil.rmtree(Path(HF_HUB_CACHE) / "datasets--user--pruned")
+    assert named(Task.from_dataset(name)) == {100: "cat", 101: "dog"}
+    assert "2 files of user/pruned are gone from the cache" in caplog.text
 
 
 def test_a_registered_task_keeps_its_names_on_the_datasets_own_folders(

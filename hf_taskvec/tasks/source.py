@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetsError
+from huggingface_hub import try_to_load_from_cache
 
 from hf_taskvec.errors import DataError, NotCachedError, TaskVecError, UnknownNameError
 from hf_taskvec.tasks.cache import cache_folder, safe_path
@@ -24,9 +27,12 @@ from hf_taskvec.tasks.folders import LocalData, list_files, read_file, read_fold
 from hf_taskvec.tasks.mini import builtin_splits
 from hf_taskvec.tasks.tables import IMAGES, TABLES, check_label_orders, innermost
 
+logger = logging.getLogger(__name__)
+
 BUILTIN_PREFIX = "builtin:"
 _BUILTIN_REVISION = "1"  # to be raised with any change to the images of a builtin dataset
 _MAX_CARD_BYTES = 1 << 20
+_HUB_TABLE = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{40})/(.+\.(?:parquet|arrow))")
 
 
 def load_source(dataset: str, config: str | None = None, revision: str | None = None) -> DatasetDict:
@@ -54,7 +60,9 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
     if not is_local(dataset):
         builder = _open(dataset, config, revision)
         _check_files_apart(builder, dataset)
-        return _prepared(builder, dataset, config)
+        fetched = _prepared(builder, dataset, config)
+        check_label_orders(_fetched_files(builder, dataset), builder.info.features)
+        return fetched
     local = _read_local(dataset, config)
     # The fingerprint of a local dataset knows its card but not its files; caches keyed by it would go stale.
     stamp = _stamp(local.files)
@@ -156,7 +164,7 @@ def _by_builder(dataset: str, config: str | None) -> LocalData:
     builder = _open(dataset, config, None)
     files = [(split, Path(file)) for split, file in _data_files(builder)]
     _check_files_apart(builder, dataset)
-    check_label_orders([file for _, file in files])
+    check_label_orders([file for _, file in files], builder.info.features)
     return LocalData(_prepared(builder, dataset, config), files)
 
 
@@ -207,6 +215,17 @@ def _told(error: Exception) -> str:
 def _data_files(builder: DatasetBuilder) -> Iterator[tuple[str, str]]:
     for split, files in sorted((builder.config.data_files or {}).items()):
         yield from ((str(split), str(file)) for file in files)
+
+
+def _fetched_files(builder: DatasetBuilder, dataset: str) -> list[Path]:
+    """The tables of a Hub dataset as they lie in the cache; those that are gone from it are told."""
+    names = [match.groups() for _, file in _data_files(builder) if (match := _HUB_TABLE.fullmatch(file))]
+    cached = [try_to_load_from_cache(repo, path, revision=at, repo_type="dataset") for repo, at, path in names]
+    files = [Path(path) for path in cached if isinstance(path, str)]
+    if len(files) < len(names):
+        told = "%d files of %s are gone from the cache: whether they number their classes alike was not compared"
+        logger.warning(told, len(names) - len(files), dataset)
+    return files
 
 
 def _check_files_apart(builder: DatasetBuilder, dataset: str) -> None:

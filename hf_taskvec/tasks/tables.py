@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import xxhash
-from datasets import Dataset, Features, Image, concatenate_datasets, load_dataset_builder
+from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from pyarrow import compute, parquet
 
@@ -83,22 +84,40 @@ def read_table(files: Sequence[Path], places: Iterable[Path]) -> TableData:
     return TableData(data, [path for table in tables for path in table.images])
 
 
-def check_label_orders(files: Sequence[Path]) -> None:
-    """Raises a `DataError` if parquet or Arrow files number the classes of one column differently.
+def check_label_orders(files: Sequence[Path], card: Features | None = None) -> None:
+    """Raises a `DataError` if parquet or Arrow files, or their dataset's card, number one column's classes differently.
 
-    `datasets` takes the names of the first file for all of them.
+    `datasets` takes the names of the card, or of the first file, for all of them. A card may call classes otherwise,
+    but not by the name of another class.
+
+    Args:
+        files: The files; those of another kind carry no names.
+        card: The columns as the dataset's card describes them.
     """
     first: dict[str, tuple[Path, list[str]]] = {}
+    told = {name: feature.names for name, feature in (card or {}).items() if isinstance(feature, ClassLabel)}
     for file in files:
         for column, names in _class_labels(file).items():
             other, known = first.setdefault(column, (file, names))
             if names != known:
-                row = next((i for i, (a, b) in enumerate(zip(names, known, strict=False)) if a != b), len(known))
-                raise DataError(
-                    f"{file.name} and {other.name} number the classes of column {column!r} differently: class "
-                    f"{row} is {dict(enumerate(names)).get(row)!r} there and {dict(enumerate(known)).get(row)!r} "
-                    "here; write them with one ClassLabel (Dataset.cast_column)"
-                )
+                raise _numbered_differently(column, file, names, other, known)
+            carded = told.get(column) or names
+            if any(ours != theirs and theirs in names for ours, theirs in zip(names, carded, strict=False)):
+                raise _numbered_differently(column, file, names, None, carded)
+
+
+def _numbered_differently(
+    column: str, file: Path, there: Sequence[str], source: Path | None, here: Sequence[str]
+) -> DataError:
+    one, other = file.name, "the card" if source is None else source.name
+    if source is not None and one == other:
+        one, other = (f"{path.parent.name}/{path.name}" for path in (file, source))
+    row = next(row for row, (a, b) in enumerate(zip_longest(there, here)) if a != b)
+    return DataError(
+        f"{one} and {other} number the classes of column {column!r} differently: class {row} is "
+        f"{dict(enumerate(there)).get(row)!r} there and {dict(enumerate(here)).get(row)!r} here; write them with one "
+        "ClassLabel (Dataset.cast_column)"
+    )
 
 
 def _class_labels(file: Path) -> dict[str, list[str]]:
