@@ -22,6 +22,7 @@ FLOORS = [
     "vectors",
     "merging",
     "evaluation",
+    "tuning",
     "cards",
     "training",
     "theory",

@@ -119,6 +119,28 @@ def load_pixels(task: Task, split: Split, image_processor: Any) -> PixelDataset:
     return _open_pixels(task, split, kind, image_processor.to_json_string(), source_stamp(task.dataset))
 
 
+def pixels_of(data: datasets.Dataset, image_processor: Any, where: str) -> PixelDataset:
+    """The images of a dataset as `load_pixels` makes them, in memory.
+
+    Args:
+        data: A dataset with the column `image`; without a column `label`, all labels are `IGNORED`.
+        image_processor: The base's image processor.
+        where: What the images are, for messages.
+
+    Raises:
+        DataError: As `load_pixels`.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> data = get_task("digits").load("test").select(range(3)).remove_columns("label")
+        >>> pixels_of(data, load_base().processor.image_processor, "three digits").labels
+        tensor([-100, -100, -100])
+    """
+    if "label" not in data.column_names:
+        data = data.add_column("label", [IGNORED] * len(data))
+    return _Work(data, image_processor, where, skip_broken=False).in_memory()
+
+
 @lru_cache(maxsize=64)
 def _open_pixels(task: Task, split: Split, kind: Any, settings: str, stamp: str) -> PixelDataset:
     """The pixels as long as the files of a local dataset, which `stamp` stands for, are the same."""

@@ -1,0 +1,64 @@
+"""A copy of a base's vision tower that is differentiated on images of several tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hf_taskvec.models.base import Base
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.tasks import Task
+from hf_taskvec.tuning.objectives import Objective, summed_loss
+from hf_taskvec.weights.names import PROJECTION, canonical, parameters_of
+
+
+class Tower:
+    """A copy of a base's vision tower for several tasks, whose covered parameters are trainable.
+
+    Args:
+        base: The model; it is left alone.
+        tasks: The tasks, whose heads are kept.
+        names: The parameters that vectors change, under canonical names.
+
+    Attributes:
+        device: Where it is.
+        parameters: The trainable parameters by canonical name.
+        originals: The base's values of them.
+    """
+
+    def __init__(self, base: Base, tasks: Sequence[Task], names: Sequence[str]) -> None:
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self.device = device = self.accelerator.device
+        self.classifier = ImageClassifier(base, tasks[0], include_projection=PROJECTION in names).eval().to(device)
+        self.classifier.freeze_except(list(names))
+        trained = canonical(self.classifier.named_parameters())
+        self.parameters = {name: trained[name] for name in names}
+        weights = parameters_of(base.model)
+        self.originals = {name: weights[name].to(device) for name in names}
+        heads = {task.name: zero_shot_head(base, task.class_names, task.templates) for task in tasks}
+        self.heads = {name: head.to(self.classifier.head) for name, head in heads.items()}
+
+    def logits(self, task: Task, pixels: Tensor) -> Tensor:
+        """Logits (N, C) of uint8 images (N, 3, H, W) by the task's head."""
+        self.classifier.head = self.heads[task.name]
+        logits: Tensor = self.classifier(pixels.to(self.device))["logits"]
+        return logits
+
+    def add_gradient(
+        self, objective: Objective, task: Task, pixels: Tensor, targets: Tensor | None, *, size: int
+    ) -> float:
+        """Adds the gradient of the loss of some images, divided by `size`, to the parameters'; returns that loss."""
+        logits = self.logits(task, pixels)
+        goal = None if targets is None else targets.to(logits.device)
+        loss = summed_loss(objective, logits, goal) / size
+        loss.backward()
+        return float(loss.detach())
+
+    def clear(self) -> None:
+        """Drops the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
