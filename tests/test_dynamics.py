@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from paper.projection import project_trajectories
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, gradient_vector
 from hf_taskvec.errors import DataError, SettingsDifferError
-from hf_taskvec.theory.dynamics import Dynamics, measure_dynamics, project_trajectories, task_geometry
+from hf_taskvec.theory.dynamics import Dynamics, measure_dynamics, task_geometry
 from tests.toys import toy_base, toy_task
 
 

@@ -18,10 +18,11 @@ from hf_taskvec.evaluation.accuracy import evaluate, evaluate_individually
 from hf_taskvec.merging import merge
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
-from hf_taskvec.theory.dynamics import project_trajectories, task_geometry
+from hf_taskvec.theory.dynamics import task_geometry
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.resume import compute_or_read
+from paper.projection import project_trajectories
 from paper.runs import Run, run_budgets, train_run
 from paper.settings import CONVERGED, Reproduction, ScaledMethod
 
