@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgba
@@ -28,7 +29,7 @@ from hf_taskvec import (
 )
 from hf_taskvec.errors import CheckpointError, NotCachedError
 from hf_taskvec.evaluation.accuracy import predict
-from hf_taskvec.evaluation.metrics import Accuracy, PerClassAccuracy
+from hf_taskvec.evaluation.metrics import METRICS, Accuracy
 from hf_taskvec.evaluation.plots import plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, edit, scaling_curve, touched
 from hf_taskvec.evaluation.summary import Mean, summary_table
@@ -116,12 +117,12 @@ def test_logits_are_those_of_clip_itself(base: Base, task: Task) -> None:
 def test_accuracy_counts_correct_predictions() -> None:
     scores = Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])
     assert scores == {"accuracy": 0.75, "standard_error": math.sqrt(0.75 * 0.25 / 4), "num_images": 4}
-    per_class = PerClassAccuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])
-    assert per_class["per_class_accuracy"] == {0: 1.0, 1: 1.0, 2: 0.5}
+    per_class = METRICS["per_class_accuracy"](np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]))
+    assert per_class == {0: 1.0, 1: 1.0, 2: 0.5}
 
 
 def test_further_metrics_are_in_the_report(base: Base, task: Task) -> None:
-    (result,) = evaluate(base, [task], metrics=[PerClassAccuracy()]).results
+    (result,) = evaluate(base, [task], metrics="per_class_accuracy").results
     per_class = result.metrics["per_class_accuracy"]
     assert sum(per_class.values()) / 3 == pytest.approx(result.accuracy)  # ten images of each class
 

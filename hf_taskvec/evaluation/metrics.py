@@ -21,13 +21,19 @@ MetricLike: TypeAlias = evaluate.EvaluationModule | str | Callable[..., Any]
 PER_CLASS = "per_class_accuracy"
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
-_FEATURES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 _PREDICTIONS = ("predictions", "preds", "pred", "y_pred")
 _REFERENCES = ("references", "labels", "targets", "y_true")
 
 
-class _InMemory(evaluate.Metric):
-    """A metric that keeps what it is given in memory, and so needs no folder to write to."""
+class Accuracy(evaluate.Metric):
+    """Fraction of correct predictions, its binomial standard error, and the number of images.
+
+    It keeps what it is given in memory, and so needs no folder to write to.
+
+    Example:
+        >>> Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])["accuracy"]
+        0.75
+    """
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -35,47 +41,18 @@ class _InMemory(evaluate.Metric):
     def _build_data_dir(self) -> str:
         return str(self._data_dir_root)
 
-
-class Accuracy(_InMemory):
-    """Fraction of correct predictions, its binomial standard error, and the number of images.
-
-    Example:
-        >>> Accuracy().compute(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2])["accuracy"]
-        0.75
-    """
-
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Fraction of correct predictions with its binomial standard error.",
             citation="",
             inputs_description="predictions and references: class numbers",
-            features=_FEATURES,
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int64"))),
         )
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         accuracy = _accuracy(np.asarray(predictions), np.asarray(references))
         error = standard_error(accuracy, len(references))
         return {"accuracy": accuracy, "standard_error": error, "num_images": len(references)}
-
-
-class PerClassAccuracy(_InMemory):
-    """The accuracy within each class that occurs, by class number; in a report of `evaluate` by class name.
-
-    Example:
-        >>> PerClassAccuracy().compute(predictions=[0, 1, 1], references=[0, 1, 0])
-        {'per_class_accuracy': {0: 0.5, 1: 1.0}}
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Accuracy within each class.",
-            citation="",
-            inputs_description="predictions and references: class numbers",
-            features=_FEATURES,
-        )
-
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, dict[int, float]]:
-        return {PER_CLASS: _per_class(np.asarray(predictions), np.asarray(references))}
 
 
 def standard_error(accuracy: float, num_images: int) -> float:

@@ -186,15 +186,10 @@ def _advance(
         before = torch.zeros_like(merged.deltas[name]) if total is None else total.deltas[name]
         deltas[name] = scaled_sum(before, merged.deltas[name], scaling)
     weights = parameters_of(base.model)
-    info = VectorInfo(
-        kind="merged",
+    info = dataclasses.replace(
+        VectorInfo.merged(merged.info.parents, method="alternating_tuning_and_merging", settings=settings),
         base=base.name,
         base_revision=base.revision,
         base_hashes=tensor_hashes({name: weights[name] for name in deltas}),
-        include_projection=merged.info.include_projection,
-        method="alternating_tuning_and_merging",
-        settings=settings,
-        versions=merged.info.parents[0].versions,
-        parents=merged.info.parents,
     )
     return TaskVector(deltas, info)
