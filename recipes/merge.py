@@ -2,6 +2,7 @@
 
 python recipes/merge.py --config recipes/configs/merge_ties.yaml --output_dir out/ties
 python recipes/merge.py --vectors user/mnist user/gtsrb@main --method ties --settings density=0.2 --output_dir out/ties
+python recipes/merge.py --vectors user/mnist user/gtsrb --method regmean --statistics user/mnist user/gtsrb
 python recipes/merge.py --repeat out/ties --output_dir out/ties-again
 """
 
@@ -38,6 +39,10 @@ class MergeArguments:
         "What a vector that lacks parameters of another gets there: refuse or zero.", default="refuse"
     )
     allow_zero: bool = arg("Merge trained vectors that are all zero.", default=False)
+    statistics: list[str] = arg(
+        "Hub ids or folders of the vectors' statistics, in their order, for a method that looks at data.", default=[]
+    )
+    transductive: bool = arg("Take statistics of test images.", default=False)
     repeat: str | None = arg("Hub id or folder of a merged vector whose recipe to run again.", default=None)
     list_methods: bool = arg("Print a table of all methods and stop.", default=False)
     quiet: bool = arg("No progress bar.", default=False)
@@ -60,6 +65,8 @@ def main(args: MergeArguments) -> TaskVector | None:
             args.dtype,
             missing=args.missing,
             allow_zero=args.allow_zero,
+            statistics=tuple(args.statistics),
+            transductive=args.transductive,
         )
     if not args.overwrite and (Path(args.output_dir) / CONFIG_NAME).exists():
         raise OutputExistsError(

@@ -20,6 +20,7 @@ FLOORS = [
     "tasks",
     "models",
     "vectors",
+    "statistics",
     "merging",
     "evaluation",
     "tuning",

@@ -191,7 +191,7 @@ def inner_merge(of: str, settings: Mapping[str, Any] | None, vectors: Sequence[T
     method = get_method(of)
     if not isinstance(settings, Mapping | None):
         raise ValueError(f"of_settings must be a mapping of settings of {of}, got {type(settings).__name__}")
-    return method.merge(vectors, **method.settled(vectors, settings or {}))
+    return method.run(vectors, method.settled(vectors, settings or {}))
 
 
 def _l1(vector: TaskVector) -> float:

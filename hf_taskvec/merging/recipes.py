@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from hf_taskvec.errors import CheckpointError, check_known
+from hf_taskvec.merging.needs import as_statistics
 from hf_taskvec.merging.registry import get_method
 from hf_taskvec.merging.run import as_result_dtype, as_scaling, merge
 from hf_taskvec.merging.sources import Missing
@@ -29,6 +30,8 @@ class MergeRecipe:
         dtype: Dtype of the result by name; float32 or wider if left out.
         missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
         allow_zero: Whether a trained vector may be all zero.
+        statistics: Where the statistics of each vector are, for a method that looks at data.
+        transductive: Whether statistics of test images will do.
 
     Example:
         >>> MergeRecipe(("out/mnist", "user/gtsrb@main"), "ties", {"density": 0.2}).method
@@ -42,6 +45,8 @@ class MergeRecipe:
     dtype: str | None = None
     missing: Missing = "refuse"
     allow_zero: bool = False
+    statistics: tuple[str, ...] = ()
+    transductive: bool = False
 
     @classmethod
     def from_info(cls, info: VectorInfo) -> MergeRecipe:
@@ -53,7 +58,8 @@ class MergeRecipe:
         if info.recipe is None or info.method is None:
             raise CheckpointError(f"the vector {info.label!r} was not merged by a recipe, so it holds none")
         try:
-            recipe = cls(**{**info.recipe, "vectors": tuple(_texts(info.recipe["vectors"]))})
+            sources = {key: tuple(_texts(info.recipe.get(key, ()))) for key in ("vectors", "statistics")}
+            recipe = cls(**{**info.recipe, **sources})
             recipe.check()
             if recipe.method != info.method:
                 raise ValueError(f"it is one of {recipe.method}, the vector was merged by {info.method}")
@@ -70,10 +76,12 @@ class MergeRecipe:
         """
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings must be a mapping, got {type(self.settings).__name__}")
-        if not isinstance(self.method, str) or type(self.allow_zero) is not bool:
-            raise ValueError("method must be text and allow_zero true or false")
+        if not isinstance(self.method, str) or {type(self.allow_zero), type(self.transductive)} != {bool}:
+            raise ValueError("method must be text, allow_zero and transductive true or false")
         check_known("treatment of missing parameters", self.missing, get_args(Missing))
-        get_method(self.method).check(self.vectors, self.settings)
+        method = get_method(self.method)
+        method.check(self.vectors, self.settings)
+        as_statistics(self.statistics or None, self.vectors, method)
         as_scaling(self.scaling)
         if self.dtype is not None:
             as_result_dtype(self.dtype)
@@ -99,13 +107,15 @@ class MergeRecipe:
             dtype=self.dtype,
             missing=self.missing,
             allow_zero=self.allow_zero,
+            statistics=self.statistics or None,
+            transductive=self.transductive,
             **self.settings,
         )
 
 
 def _texts(value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise ValueError("its vectors must be a list of folders and Hub ids")
+        raise ValueError("its vectors and statistics must be lists of folders and Hub ids")
     if len(value) > MAX_SOURCES:
-        raise ValueError(f"it names {len(value)} vectors, more than {MAX_SOURCES}")
+        raise ValueError(f"it names {len(value)} sources, more than {MAX_SOURCES}")
     return list(value)

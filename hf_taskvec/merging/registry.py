@@ -12,13 +12,14 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor
 
 from hf_taskvec.errors import UnknownNameError, check_known
 from hf_taskvec.merging.plugins import load_plugins
+from hf_taskvec.statistics.value import Kind, Statistics
 from hf_taskvec.text import table
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -36,6 +37,7 @@ class MergeMethod:
         order_independent: Whether the order of the vectors leaves the result alone, up to the rounding of sums.
         min_vectors, max_vectors: How many vectors it takes.
         resumable: Whether it is slow enough for a merge into a folder to keep a journal.
+        statistics: Kinds of statistics that it needs of every vector, as `collect_statistics` names them.
     """
 
     name: str
@@ -45,6 +47,21 @@ class MergeMethod:
     min_vectors: int = 1
     max_vectors: int | None = None
     resumable: bool = False
+    statistics: tuple[str, ...] = ()
+
+    def run(
+        self, vectors: Sequence[TaskVector], settings: Mapping[str, Any], statistics: Sequence[Statistics] = ()
+    ) -> TaskVector:
+        """The unscaled merged vector.
+
+        Raises:
+            ValueError: If the method needs statistics and gets none.
+        """
+        if not self.statistics:
+            return self.merge(vectors, **settings)
+        if not statistics:
+            raise ValueError(f"{self.name} needs statistics, so no other method can be applied to its result")
+        return self.merge(vectors, statistics, **settings)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -114,7 +131,10 @@ def _as_default(name: str, value: Any, default: Any) -> Any:
 
 METHODS: dict[str, MergeMethod] = {}
 RESERVED = frozenset(
-    {"vectors", "method", "output_dir", "dtype", "scaling", "device", "recipe", "missing", "allow_zero"}
+    {
+        *("vectors", "method", "output_dir", "dtype", "scaling", "device", "recipe", "missing", "allow_zero"),
+        *("statistics", "transductive"),
+    }
 )  # the arguments of `merge`: a setting of that name would never reach its method
 _KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
     bool: (bool, "true or false"),
@@ -133,6 +153,7 @@ def merge_method(
     min_vectors: int = 1,
     max_vectors: int | None = None,
     resumable: bool = False,
+    statistics: Sequence[str] = (),
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Registers a function as the merge method `name`; its keyword-only arguments are its settings.
 
@@ -143,6 +164,8 @@ def merge_method(
         min_vectors: The fewest vectors it merges.
         max_vectors: The most, if there is a limit.
         resumable: Whether a merge into a folder that was stopped goes on where it stopped: for slow methods.
+        statistics: Kinds of statistics that it needs, as "gram"; it then gets one `Statistics` per vector as its second
+            argument, `statistics`, and `merge` has checked that each is its vector's and has these kinds.
 
     Raises:
         ValueError: If the name is taken or no name, or if the function is no merge method: its first argument is the
@@ -165,20 +188,26 @@ def merge_method(
             raise ValueError(f"there is a merge method {name!r} already, of {owner}; choose another name")
         if not 1 <= min_vectors <= (max_vectors or min_vectors):
             raise ValueError(f"{name}: min_vectors must be at least 1 and at most max_vectors, got {min_vectors}")
-        _check_signature(name, function)
-        METHODS[name] = MergeMethod(name, function, paper, order_independent, min_vectors, max_vectors, resumable)
+        for kind in statistics:
+            check_known("kind of statistics", kind, get_args(Kind))
+        _check_signature(name, function, 2 if statistics else 1)
+        METHODS[name] = MergeMethod(
+            name, function, paper, order_independent, min_vectors, max_vectors, resumable, tuple(statistics)
+        )
         return function
 
     return register
 
 
-def _check_signature(name: str, function: MergeFunction) -> None:
+def _check_signature(name: str, function: MergeFunction, values: int) -> None:
     """Raises a `ValueError` if something of a function's settings would be lost on the way through `merge`."""
     parameters = list(inspect.signature(function).parameters.values())
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if not parameters or parameters[0].kind not in positional:
         raise ValueError(f"the merge method {name!r} must take the list of vectors as its first argument")
-    for parameter in parameters[1:]:
+    if values > 1 and (len(parameters) < values or parameters[1].kind not in positional):
+        raise ValueError(f"the merge method {name!r} needs statistics: it must take them as its second argument")
+    for parameter in parameters[values:]:
         what = f"the setting {parameter.name!r} of the merge method {name!r}"
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise ValueError(f"{what} must be keyword-only, behind a '*', and none of *args or **kwargs")
@@ -215,11 +244,11 @@ def list_methods() -> list[MergeMethod]:
 
 
 def methods_table() -> str:
-    """A Markdown table of every method: what it does, its paper, its defaults, whether order matters.
+    """A Markdown table of every method: what it does, its paper, its defaults, what it needs, whether order matters.
 
     Example:
         >>> print(methods_table().splitlines()[0])
-        | method | what it does | paper | settings | order matters |
+        | method | what it does | paper | settings | statistics | order matters |
     """
     rows = []
     for method in list_methods():
@@ -227,5 +256,7 @@ def methods_table() -> str:
         paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if arxiv else method.paper
         settings = ", ".join(f"`{key}={value!r}`" for key, value in method.defaults.items()) or "-"
         order = "no" if method.order_independent else "yes"
-        rows.append([f"`{method.name}`", method.summary, paper, settings, order])
-    return table(["method", "what it does", "paper", "settings", "order matters"], rows, align="lllll") + "\n"
+        needs = ", ".join(f"`{kind}`" for kind in method.statistics) or "-"
+        rows.append([f"`{method.name}`", method.summary, paper, settings, needs, order])
+    headers = ["method", "what it does", "paper", "settings", "statistics", "order matters"]
+    return table(headers, rows, align="llllll") + "\n"

@@ -16,6 +16,7 @@ from torch import Tensor
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError, check_known
 from hf_taskvec.merging.engine import AheadDeltas, thread_pool
 from hf_taskvec.merging.journal import journal_key, open_journal
+from hf_taskvec.merging.needs import StatisticsSource, as_statistics, check_statistics, open_statistics
 from hf_taskvec.merging.registry import MergeMethod, get_method
 from hf_taskvec.merging.sources import (
     Missing,
@@ -26,6 +27,7 @@ from hf_taskvec.merging.sources import (
     known_base,
     open_source,
 )
+from hf_taskvec.statistics.value import Statistics
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible
 from hf_taskvec.vectors.files import CONFIG_NAME
@@ -51,6 +53,8 @@ def merge(
     recipe: Mapping[str, Any] | None = None,
     missing: Missing = "refuse",
     allow_zero: bool = False,
+    statistics: Sequence[StatisticsSource] | None = None,
+    transductive: bool = False,
     **settings: Any,
 ) -> TaskVector:
     """Merges vectors of one base into one.
@@ -72,6 +76,9 @@ def merge(
             given by folder or Hub id; see `MergeRecipe`.
         missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
         allow_zero: Whether a trained vector may be all zero, as after a run whose only step had learning rate 0.
+        statistics: For a method that looks at data, what `collect_statistics` measured with each vector, in their
+            order: values, folders or Hub ids, those of vectors if they lie beside them.
+        transductive: Whether statistics of test images will do.
         **settings: Settings of the method; numbers and arrays of NumPy and PyTorch become Python's.
 
     Returns:
@@ -79,8 +86,10 @@ def merge(
 
     Raises:
         UnknownNameError: If there is no such method, setting or dtype.
-        ValueError: If the method cannot take that many vectors, or a setting is of another type or out of range.
-        IncompatibleVectorsError, BaseMismatchError: If names, shapes, dtypes, devices or bases differ; all are listed.
+        ValueError: If the method cannot take that many vectors, a setting is of another type or out of range, or
+            statistics are needed and lack, lack a kind, or are of test images.
+        IncompatibleVectorsError, BaseMismatchError: If names, shapes, dtypes, devices or bases differ, all are listed;
+            or if statistics are of another vector.
         NonFiniteError: If a vector holds NaN or Inf, or the result would.
         OutputExistsError: If `output_dir` holds something else.
 
@@ -91,33 +100,39 @@ def merge(
     """
     sources, chosen = as_sources(vectors), get_method(method)
     factor, narrow = as_scaling(scaling), None if dtype is None else as_result_dtype(dtype)
-    settled = chosen.settled(sources, settings)
+    settled, looked_at = chosen.settled(sources, settings), as_statistics(statistics, sources, chosen)
     check_known("treatment of missing parameters", missing, get_args(Missing))
     place = None if device is None else as_device(device)
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
     names, opened = _opened(sources, missing=missing)
-    if recipe is None and all(names):
-        dtype_name = None if narrow is None else str(narrow).removeprefix("torch.")
+    measured = [open_statistics(source) for source in looked_at]
+    values = [value for _, value in measured]
+    if measured:
+        check_statistics(opened, values, chosen, transductive=transductive)
+    if recipe is None and all(names) and all(name for name, _ in measured):
         recipe = {
             "vectors": names,
             "method": method,
             "settings": settled,
             "scaling": factor,
-            "dtype": dtype_name,
+            "dtype": None if narrow is None else str(narrow).removeprefix("torch."),
             "missing": missing,
             "allow_zero": allow_zero,
         }
+        if measured:
+            recipe = {**recipe, "statistics": [name for name, _ in measured], "transductive": transductive}
     placed = opened if place is None else [_on_device(vector, place) for vector in opened]
     _check_alike("devices", placed, [v.device for v in placed], "Pass device= to move them where they are needed")
     if not allow_zero:
         check_changes(opened)
-    merged = _merged(placed, chosen, settled, recipe)
+    merged = _merged(placed, chosen, settled, recipe, values)
     if output_dir is None:
         return _in_memory(_finished(merged, factor, narrow or merged.dtype))
     with ExitStack() as stack:
         if chosen.resumable:
-            key = journal_key(opened, method, settled, source=chosen.merge.__module__)
+            source = (chosen.merge.__module__, *(value.fingerprint for value in values))
+            key = journal_key(opened, method, settled, source=source)
             merged = stack.enter_context(open_journal(output_dir, key)).keep(merged)
         pool = stack.enter_context(thread_pool(merged.device))
         AheadDeltas.of(_finished(merged, factor), pool).save_pretrained(output_dir, dtype=narrow or merged.dtype)
@@ -182,12 +197,16 @@ def _opened(sources: Sequence[Source], *, missing: Missing) -> tuple[list[str], 
 
 
 def _merged(
-    vectors: Sequence[TaskVector], method: MergeMethod, settings: Mapping[str, Any], recipe: Mapping[str, Any] | None
+    vectors: Sequence[TaskVector],
+    method: MergeMethod,
+    settings: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None,
+    statistics: Sequence[Statistics],
 ) -> TaskVector:
     """The lazy result in float32 or wider, with its provenance."""
-    result = method.merge(vectors, **settings)
-    infos = [vector.info for vector in vectors]
-    info = VectorInfo.merged(infos, method=method.name, settings=settings, recipe=recipe)
+    result = method.run(vectors, settings, statistics)
+    infos, looked_at = [vector.info for vector in vectors], [own.info.summary() for own in statistics]
+    info = VectorInfo.merged(infos, method=method.name, settings=settings, recipe=recipe, statistics=looked_at)
     return TaskVector(result.deltas, known_base(info, vectors[0].deltas.shapes))
 
 

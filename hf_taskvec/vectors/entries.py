@@ -82,7 +82,7 @@ def check_sane(where: str, value: Any, *, depth: int = 0) -> None:
             check_sane(f"{where}: {key!r}" if depth == 0 else where, item, depth=depth + 1)
 
 
-def checked(key: str, value: Any, hint: Any) -> Any:
+def checked(key: str, value: Any, hint: Any, *, where: str = "task vector config") -> Any:
     """`value` if it has the type that a field's annotation names.
 
     Raises:
@@ -93,7 +93,7 @@ def checked(key: str, value: Any, hint: Any) -> Any:
         fits, result = _as_option(value, option)
         if fits:
             return result
-    raise CheckpointError(f"task vector config: {key!r} must be {hint}, got {type(value).__name__} {str(value)[:80]!r}")
+    raise CheckpointError(f"{where}: {key!r} must be {hint}, got {type(value).__name__} {str(value)[:80]!r}")
 
 
 def _as_option(value: Any, option: Any) -> tuple[bool, Any]:
@@ -104,7 +104,8 @@ def _as_option(value: Any, option: Any) -> tuple[bool, Any]:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, dict) and _values_fit(value, typing.get_args(option)[1]), value
     if origin is tuple:
-        fits = isinstance(value, (list, tuple)) and all(type(item) is str for item in value)
+        kind = str if typing.get_args(option)[0] is str else dict
+        fits = isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)
         return fits, tuple(value) if fits else value
     if option is float and type(value) in (int, float):
         return True, float(value)

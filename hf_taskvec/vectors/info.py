@@ -51,6 +51,7 @@ class VectorInfo:
         method: Merge method of a merged vector.
         settings: Settings of the merge, or whatever else is needed to repeat the making.
         recipe: The merge by Hub ids and folders, for it to be repeated.
+        statistics: Of a merge that looked at data: whose images, how many, from which split, for each vector.
         mean_gradient_norm: Mean norm of the gradients that were summed up.
         scaling: Factor the deltas already hold, 1 for an unscaled vector.
         rounding_error: Relative error, in norm, of the dtypes that the fine-tuned weights and the vector were saved in.
@@ -92,6 +93,7 @@ class VectorInfo:
     method: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
+    statistics: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     mean_gradient_norm: float | None = None
     scaling: float = 1.0
     rounding_error: float | None = None
@@ -140,7 +142,10 @@ class VectorInfo:
     @property
     def transductive(self) -> bool:
         """Whether test images were used in the making, of this vector or of one it was merged from."""
-        return any(one.settings.get("transductive") is True for one in self.lineage())
+        return any(
+            one.settings.get("transductive") is True or any(own.get("split") == "test" for own in one.statistics)
+            for one in self.lineage()
+        )
 
     def lineage(self) -> Iterator[VectorInfo]:
         """This provenance, then that of every vector it was merged from, and of what those were merged from."""
@@ -173,6 +178,7 @@ class VectorInfo:
         method: str,
         settings: Mapping[str, Any] | None = None,
         recipe: Mapping[str, Any] | None = None,
+        statistics: Sequence[Mapping[str, Any]] = (),
     ) -> VectorInfo:
         """Provenance of a vector made from others of one base.
 
@@ -181,6 +187,7 @@ class VectorInfo:
             method: How they were merged.
             settings: Settings of the method.
             recipe: What it takes to repeat the merge.
+            statistics: Where the statistics of each vector come from, if the merge looked at data.
 
         Example:
             >>> merged = VectorInfo.merged([VectorInfo(task="mnist"), VectorInfo(task="svhn")], method="sum")
@@ -198,6 +205,7 @@ class VectorInfo:
             method=method,
             settings=settings or {},
             recipe=recipe,
+            statistics=tuple(statistics),
             versions=first.versions,
             parents=tuple(infos),
         )
