@@ -42,7 +42,6 @@ class MergeArguments:
     statistics: list[str] = arg(
         "Hub ids or folders of the vectors' statistics, in their order, for a method that looks at data.", default=[]
     )
-    transductive: bool = arg("Take statistics of test images.", default=False)
     repeat: str | None = arg("Hub id or folder of a merged vector whose recipe to run again.", default=None)
     list_methods: bool = arg("Print a table of all methods and stop.", default=False)
     quiet: bool = arg("No progress bar.", default=False)
@@ -66,7 +65,6 @@ def main(args: MergeArguments) -> TaskVector | None:
             missing=args.missing,
             allow_zero=args.allow_zero,
             statistics=tuple(args.statistics),
-            transductive=args.transductive,
         )
     if not args.overwrite and (Path(args.output_dir) / CONFIG_NAME).exists():
         raise OutputExistsError(

@@ -19,6 +19,7 @@ from hf_taskvec.merging import METHODS, get_method, list_methods, merge, methods
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from tests.measured import needs
 
 NAMES = sorted(METHODS)
 SHAPES = {
@@ -59,10 +60,10 @@ def check_equal(left: TaskVector, right: TaskVector, **tolerances: float) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_finite_of_the_right_shape_and_deterministic(name: str) -> None:
     for count in counts(name, [1, 2, 3, 8, 20]):
-        merged = merge(vectors(count), name)
+        merged = merge(vectors(count), name, **needs(name, vectors(count)))
         assert {key: tuple(delta.shape) for key, delta in merged.deltas.items()} == SHAPES
         assert all(delta.isfinite().all() and delta.dtype == torch.float32 for delta in merged.deltas.values())
-        check_equal(merged, merge(vectors(count), name), rtol=0, atol=0)
+        check_equal(merged, merge(vectors(count), name, **needs(name, vectors(count))), rtol=0, atol=0)
         assert merged.info.method == name
         assert [parent.task for parent in merged.info.parents] == [f"task{i}" for i in range(count)]
         assert merged.info.settings == get_method(name).defaults
@@ -73,7 +74,7 @@ def test_results_are_finite_of_the_right_shape_and_deterministic(name: str) -> N
 def test_inputs_are_left_alone(name: str, dtype: torch.dtype) -> None:
     count = counts(name, [2, 3])[0]
     inputs, copies = vectors(count, dtype=dtype), vectors(count, dtype=dtype)
-    merged = merge(inputs, name)
+    merged = merge(inputs, name, **needs(name, inputs))
     for delta in merged.deltas.values():
         delta.add_(1)  # the result shares no memory with an input either
     for vector, copy in zip(inputs, copies, strict=True):
@@ -83,14 +84,19 @@ def test_inputs_are_left_alone(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if get_method(name).order_independent])
 def test_order_matters_only_where_declared(name: str) -> None:
     inputs = vectors(counts(name, [5, 2])[0], seed=3)
-    check_equal(merge(inputs, name), merge(inputs[::-1], name), rtol=1e-4, atol=1e-5)
+    check_equal(
+        merge(inputs, name, **needs(name, inputs)),
+        merge(inputs[::-1], name, **needs(name, inputs[::-1])),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_vectors_merge_to_zero(name: str) -> None:
     count = counts(name, [3, 2])[0]
     zero = TaskVector({key: torch.zeros(shape) for key, shape in SHAPES.items()})
-    merged = merge([zero] * count, name)
+    merged = merge([zero] * count, name, **needs(name, [zero] * count))
     assert all((delta == 0).all() for delta in merged.deltas.values())
 
 
@@ -99,18 +105,20 @@ def test_a_zero_vector_among_others_and_identical_vectors_are_no_trouble(name: s
     count = counts(name, [4, 2])[0]
     zero = TaskVector({key: torch.zeros(shape) for key, shape in SHAPES.items()})
     for inputs in ([*vectors(count - 1), zero], vectors(1) * count):
-        assert all(delta.isfinite().all() for delta in merge(inputs, name).deltas.values())
+        assert all(delta.isfinite().all() for delta in merge(inputs, name, **needs(name, inputs)).deltas.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_dtype_goes_in_and_the_chosen_one_comes_out(name: str, dtype: torch.dtype) -> None:
     inputs = vectors(counts(name, [3, 2])[0], dtype=dtype)
-    merged = merge(inputs, name)
+    merged = merge(inputs, name, **needs(name, inputs))
     wide = torch.promote_types(dtype, torch.float32)
     assert {delta.dtype for delta in merged.deltas.values()} == {wide}
-    check_equal(merged, merge([vector.to(wide) for vector in inputs], name), rtol=1e-5, atol=1e-6)
-    half = merge(inputs, name, dtype=torch.bfloat16)
+    check_equal(
+        merged, merge([vector.to(wide) for vector in inputs], name, **needs(name, inputs)), rtol=1e-5, atol=1e-6
+    )
+    half = merge(inputs, name, dtype=torch.bfloat16, **needs(name, inputs))
     assert {delta.dtype for delta in half.deltas.values()} == {torch.bfloat16}
 
 
@@ -121,8 +129,8 @@ def test_float64_gives_what_float32_gives(name: str) -> None:
         TaskVector({key: torch.randn(shape, generator=generator) for key, shape in SHAPES.items()})
         for _ in range(counts(name, [3, 2])[0])
     ]
-    wide = merge([vector.to(torch.float64) for vector in inputs], name)
-    check_equal(merge(inputs, name), wide.to(torch.float32), rtol=1e-4, atol=1e-4)
+    wide = merge([vector.to(torch.float64) for vector in inputs], name, **needs(name, inputs))
+    check_equal(merge(inputs, name, **needs(name, inputs)), wide.to(torch.float32), rtol=1e-4, atol=1e-4)
 
 
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
@@ -133,11 +141,14 @@ ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
 def test_an_accelerator_gives_what_the_cpu_gives(name: str, tmp_path: Path) -> None:
     device = torch.device(ACCELERATOR or "cpu")
     inputs = vectors(counts(name, [3, 2])[0])
-    expected = merge(inputs, name)
-    for merged in (merge(inputs, name, device=device), merge([vector.to(device=device) for vector in inputs], name)):
+    expected = merge(inputs, name, **needs(name, inputs))
+    for merged in (
+        merge(inputs, name, device=device, **needs(name, inputs)),
+        merge([vector.to(device=device) for vector in inputs], name, **needs(name, inputs)),
+    ):
         assert merged.device.type == device.type
         check_equal(merged.to(device="cpu"), expected, rtol=1e-4, atol=1e-4)
-    saved = merge(inputs, name, device=device, output_dir=tmp_path / "out")
+    saved = merge(inputs, name, device=device, output_dir=tmp_path / "out", **needs(name, inputs))
     check_equal(TaskVector({key: saved.deltas[key] for key in SHAPES}), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -153,7 +164,7 @@ def test_vectors_on_different_devices_are_refused(tmp_path: Path) -> None:
 def test_a_parameter_without_entries_stays_one(name: str, shape: tuple[int, ...]) -> None:
     inputs = [TaskVector({"empty": torch.ones(shape), **vector.deltas}) for vector in vectors(2)]
     for scope in ("vector", "parameter") if "scope" in get_method(name).defaults else (None,):
-        merged = merge(inputs, name, **({} if scope is None else {"scope": scope}))
+        merged = merge(inputs, name, **({} if scope is None else {"scope": scope}), **needs(name, inputs))
         assert merged.deltas["empty"].shape == shape
 
 
@@ -163,8 +174,8 @@ def test_the_folder_holds_what_memory_would(name: str, tmp_path: Path) -> None:
     for index, vector in enumerate(inputs):
         vector.save_pretrained(tmp_path / str(index))
     opened = [TaskVector.from_pretrained(tmp_path / str(index)) for index in range(len(inputs))]
-    written = merge(opened, name, output_dir=tmp_path / "merged", scaling=0.5)
-    expected = merge(inputs, name) * 0.5
+    written = merge(opened, name, output_dir=tmp_path / "merged", scaling=0.5, **needs(name, opened))
+    expected = merge(inputs, name, **needs(name, inputs)) * 0.5
     for key, delta in expected.deltas.items():
         torch.testing.assert_close(written.deltas[key], delta, rtol=1e-5, atol=1e-6)
     assert written.info.scaling == 0.5
@@ -177,7 +188,7 @@ def test_nan_and_inf_are_named(name: str) -> None:
         inputs = vectors(counts(name, [3, 2])[0])
         inputs[1].deltas["vision_model.encoder.layers.1.weight"][5, 7] = value
         with pytest.raises(NonFiniteError, match=r"layers\.1\.weight.*vector 1 \('task1'\)"):
-            merge(inputs, name)
+            merge(inputs, name, **needs(name, inputs))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,7 +196,7 @@ def test_nan_in_a_single_number_is_named_too(name: str) -> None:
     inputs = vectors(counts(name, [3, 2])[0])
     inputs[1].deltas["vision_model.class"].fill_(torch.nan)
     with pytest.raises(NonFiniteError, match=r"vision_model\.class.*vector 1 \('task1'\)"):
-        merge(inputs, name)
+        merge(inputs, name, **needs(name, inputs))
 
 
 def with_setting(setting: str) -> list[str]:

@@ -25,6 +25,7 @@ from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.lora import LoraAdapter
 from hf_taskvec.weights.lowrank import Factors
 from recipes import merge as recipe
+from tests.measured import needs
 
 NAMES = [method.name for method in list_methods()]
 
@@ -167,11 +168,11 @@ def test_what_overflows_is_refused_in_memory_as_on_disk(name: str, tmp_path: Pat
             {"dtype": "float16", "scaling": 1e7},
         ):
             with pytest.raises(NonFiniteError, match="overflow"):
-                merge(pair(), name, **place, **broken)
+                merge(pair(), name, **place, **broken, **needs(name, pair()))
     assert not list(tmp_path.iterdir())
     for bad in (float("nan"), float("inf"), np.float32("inf"), torch.tensor(torch.nan)):
         with pytest.raises(NonFiniteError, match="scaling must be finite"):
-            merge(pair(), name, scaling=bad)
+            merge(pair(), name, scaling=bad, **needs(name, pair()))
 
 
 def test_a_sum_that_overflows_is_refused(tmp_path: Path) -> None:
@@ -198,13 +199,14 @@ def partial() -> list[TaskVector]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_vector_lacks_is_zero_on_request_only(name: str, tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleVectorsError, match="'c'"):
-        merge(partial(), name)
-    merged = merge(partial(), name, missing="zero", output_dir=tmp_path / "out")
     shapes = {"a": torch.Size([4, 3]), "b": torch.Size([2]), "c": torch.Size([5])}
     zeros = {key: torch.zeros(shape) for key, shape in shapes.items()}
     whole = [TaskVector({**zeros, **dict(vector.deltas)}) for vector in partial()]
-    same(merged, merge(whole, name))
+    measured = needs(name, whole)
+    with pytest.raises(IncompatibleVectorsError, match="'c'"):
+        merge(partial(), name, **measured)
+    merged = merge(partial(), name, missing="zero", output_dir=tmp_path / "out", **measured)
+    same(merged, merge(whole, name, **measured))
     assert merged.info.base_hashes == {"a": "1", "b": "2", "c": "3"}
 
 

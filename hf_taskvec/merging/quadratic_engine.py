@@ -81,7 +81,7 @@ def minimum(terms: Sequence[Term], *, ridge: float = 0.0, anchor: Tensor | None 
     held = own.sum(dim=0) + pull
     if not bool((held > 0).all()):
         return _pseudo(terms, rows, held, anchored)
-    start = sum((term.delta * part for term, part in zip(terms, own, strict=True)), anchored * pull) / held
+    start = sum((term.delta * row for term, row in zip(terms, own, strict=True)), anchored * pull) / held
     errors = torch.cat([(term.delta - start) @ term.rows.T for term in terms], dim=1)  # (m, sum of r)
     if len(rows) < columns:
         scaled = rows / held
@@ -165,11 +165,11 @@ class Quadratic:
         told: set[str] = set()
 
         def compute(name: str) -> Tensor:
-            if len(shape := vectors[0].deltas.shapes[name]) > 1:
+            if len(shape := vectors[0].deltas.shapes[name]) > 1 and shape.numel():
                 deltas = stacked(vectors, name, torch.float64).flatten(2)
-                if (parts := terms(name, deltas, weights)) is not None:
+                if (own := terms(name, deltas, weights)) is not None:
                     start = None if self.anchor is None else self.anchor.deltas[name].double().flatten(1)
-                    merged, unseen = minimum(parts, ridge=self.ridge, anchor=start)
+                    merged, unseen = minimum(own, ridge=self.ridge, anchor=start)
                     self._tell(name, unseen, deltas.shape[2], told)
                     return merged.to(wide).reshape(shape)
             return rest.deltas[name]
@@ -231,13 +231,13 @@ def gram_terms(
         grams = [own.gram(name) for own in statistics]
         if is_embedding(name) or any(gram is None for gram in grams):
             return None
-        parts = []
+        wanted = []
         for delta, gram, weight in zip(deltas, grams, weights, strict=True):
             if gram is not None:
                 factor = gram.factor.to(delta.device, torch.float64)
                 diagonal = (1 - shrink) * factor.square().sum(dim=0) + gram.rest
-                parts.append(Term(delta, factor * shrink**0.5, diagonal, weight))
-        return parts
+                wanted.append(Term(delta, factor * shrink**0.5, diagonal, weight))
+        return wanted
 
     return terms
 

@@ -31,7 +31,6 @@ class MergeRecipe:
         missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
         allow_zero: Whether a trained vector may be all zero.
         statistics: Where the statistics of each vector are, for a method that looks at data.
-        transductive: Whether statistics of test images will do.
 
     Example:
         >>> MergeRecipe(("out/mnist", "user/gtsrb@main"), "ties", {"density": 0.2}).method
@@ -46,7 +45,6 @@ class MergeRecipe:
     missing: Missing = "refuse"
     allow_zero: bool = False
     statistics: tuple[str, ...] = ()
-    transductive: bool = False
 
     @classmethod
     def from_info(cls, info: VectorInfo) -> MergeRecipe:
@@ -76,8 +74,8 @@ class MergeRecipe:
         """
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings must be a mapping, got {type(self.settings).__name__}")
-        if not isinstance(self.method, str) or {type(self.allow_zero), type(self.transductive)} != {bool}:
-            raise ValueError("method must be text, allow_zero and transductive true or false")
+        if not isinstance(self.method, str) or type(self.allow_zero) is not bool:
+            raise ValueError("method must be text and allow_zero true or false")
         check_known("treatment of missing parameters", self.missing, get_args(Missing))
         method = get_method(self.method)
         method.check(self.vectors, self.settings)
@@ -108,7 +106,6 @@ class MergeRecipe:
             missing=self.missing,
             allow_zero=self.allow_zero,
             statistics=self.statistics or None,
-            transductive=self.transductive,
             **self.settings,
         )
 

@@ -61,13 +61,15 @@ class MergeMethod:
             return self.merge(vectors, **settings)
         if not statistics:
             raise ValueError(f"{self.name} needs statistics, so no other method can be applied to its result")
-        return self.merge(vectors, statistics, **settings)
+        own = {key: value for key, value in settings.items() if key != TRANSDUCTIVE}
+        return self.merge(vectors, statistics, **own)
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Each setting with its default."""
+        """Each setting with its default; `transductive` allows any method that looks at data to look at test images."""
         parameters = inspect.signature(self.merge).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return own | {TRANSDUCTIVE: False} if self.statistics else own
 
     @property
     def summary(self) -> str:
@@ -130,10 +132,11 @@ def _as_default(name: str, value: Any, default: Any) -> Any:
 
 
 METHODS: dict[str, MergeMethod] = {}
+TRANSDUCTIVE = "transductive"  # the setting of every method that needs statistics
 RESERVED = frozenset(
     {
         *("vectors", "method", "output_dir", "dtype", "scaling", "device", "recipe", "missing", "allow_zero"),
-        *("statistics", "transductive"),
+        "statistics",
     }
 )  # the arguments of `merge`: a setting of that name would never reach its method
 _KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {

@@ -17,7 +17,7 @@ from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownN
 from hf_taskvec.merging.engine import AheadDeltas, thread_pool
 from hf_taskvec.merging.journal import journal_key, open_journal
 from hf_taskvec.merging.needs import StatisticsSource, as_statistics, check_statistics, open_statistics
-from hf_taskvec.merging.registry import MergeMethod, get_method
+from hf_taskvec.merging.registry import TRANSDUCTIVE, MergeMethod, get_method
 from hf_taskvec.merging.sources import (
     Missing,
     Source,
@@ -54,7 +54,6 @@ def merge(
     missing: Missing = "refuse",
     allow_zero: bool = False,
     statistics: Sequence[StatisticsSource] | None = None,
-    transductive: bool = False,
     **settings: Any,
 ) -> TaskVector:
     """Merges vectors of one base into one.
@@ -77,8 +76,8 @@ def merge(
         missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
         allow_zero: Whether a trained vector may be all zero, as after a run whose only step had learning rate 0.
         statistics: For a method that looks at data, what `collect_statistics` measured with each vector, in their
-            order: values, folders or Hub ids, those of vectors if they lie beside them.
-        transductive: Whether statistics of test images will do.
+            order: values, folders or Hub ids, those of vectors if they lie beside them. Statistics of test images are
+            refused unless the setting `transductive` is true.
         **settings: Settings of the method; numbers and arrays of NumPy and PyTorch become Python's.
 
     Returns:
@@ -109,19 +108,12 @@ def merge(
     measured = [open_statistics(source) for source in looked_at]
     values = [value for _, value in measured]
     if measured:
-        check_statistics(opened, values, chosen, transductive=transductive)
+        check_statistics(opened, values, chosen, transductive=settled[TRANSDUCTIVE])
     if recipe is None and all(names) and all(name for name, _ in measured):
-        recipe = {
-            "vectors": names,
-            "method": method,
-            "settings": settled,
-            "scaling": factor,
-            "dtype": None if narrow is None else str(narrow).removeprefix("torch."),
-            "missing": missing,
-            "allow_zero": allow_zero,
-        }
+        told = {"method": method, "settings": settled, "scaling": factor, "missing": missing, "allow_zero": allow_zero}
         if measured:
-            recipe = {**recipe, "statistics": [name for name, _ in measured], "transductive": transductive}
+            told["statistics"] = [name for name, _ in measured]
+        recipe = {"vectors": names, **told, "dtype": None if narrow is None else str(narrow).removeprefix("torch.")}
     placed = opened if place is None else [_on_device(vector, place) for vector in opened]
     _check_alike("devices", placed, [v.device for v in placed], "Pass device= to move them where they are needed")
     if not allow_zero:

@@ -97,14 +97,13 @@ def collect_statistics(
         >>> statistics = collect_statistics(load_base(), "digits", num_images=8)
         >>> statistics.gram("vision_model.encoder.layers.0.mlp.fc2.weight").factor.shape
         torch.Size([128, 768])
-        >>> statistics.info.num_images, statistics.info.split, round(statistics.info.error, 2)
-        (8, 'train', 0.02)
+        >>> statistics.info.num_images, statistics.info.split, statistics.info.error < 0.05
+        (8, 'train', True)
     """
     (task,) = as_tasks(task)
     _check_settings(model, kinds, split, num_images, rank, batch_size, transductive=transductive)
     kept = as_dtype(dtype)
     weights = parameters_of(model.model)
-    hashes = tensor_hashes({name: weights[name] for name in covered_names(weights, include_projection=True)})
     expert = model if vector is None else vector.apply_to(model)
     pixels = load_pixels(task, split, model.processor.image_processor)
     images = _Chosen(pixels, num_images, seed, f"{split} of {task.name!r}")
@@ -113,18 +112,11 @@ def collect_statistics(
     )
     expert = _placed(expert, accelerator.device)
     sums = _measure(expert, task, images, kinds, rank or RANK, batch_size, accelerator, seed=seed, progress=progress)
-    tensors: dict[str, Tensor] = {}
-    rests: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    for gatherer in sums:
-        gatherer.reduce(accelerator)
-        gatherer.check_rank(rank, num_images)
-        gatherer.into(tensors, rests, errors, dtype=kept, num_images=num_images)
     info = StatisticsInfo(
         kinds=tuple(kinds),
         base=model.name,
         base_revision=model.revision,
-        base_hashes=hashes,
+        base_hashes=tensor_hashes({name: weights[name] for name in covered_names(weights, include_projection=True)}),
         vector=None if vector is None else vector_fingerprint(vector.deltas),
         task=None if vector is None else vector.info.task,
         images_of=task.name,
@@ -137,13 +129,32 @@ def collect_statistics(
         preprocessing=xxhash.xxh3_128_hexdigest(model.processor.image_processor.to_json_string().encode()),
         seed=seed,
         rank=rank or RANK,
-        dtype=str(kept).removeprefix("torch."),
-        rests=rests,
-        errors=errors,
-        tokens={name: count for gatherer in sums for name, count in gatherer.counts().items()},
         versions=library_versions(),
     )
-    return Statistics(tensors, info)
+    return _finished(sums, info, accelerator, rank=rank, dtype=kept)
+
+
+def _finished(
+    sums: Sequence[InputSums | GradientSums],
+    info: StatisticsInfo,
+    accelerator: Accelerator,
+    *,
+    rank: int | None,
+    dtype: torch.dtype,
+) -> Statistics:
+    """The value of the sums of all processes."""
+    tensors: dict[str, Tensor] = {}
+    rests: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    count = info.num_images or 0
+    for gatherer in sums:
+        gatherer.reduce(accelerator)
+        gatherer.check_rank(rank, count)
+        gatherer.into(tensors, rests, errors, dtype=dtype, num_images=count)
+        tokens |= gatherer.counts()
+    name = str(dtype).removeprefix("torch.")
+    return Statistics(tensors, dataclasses.replace(info, rests=rests, errors=errors, tokens=tokens, dtype=name))
 
 
 class _Chosen(Dataset[dict[str, Tensor]]):

@@ -38,13 +38,13 @@ class Sums:
                 tensor.copy_(accelerator.reduce(tensor, reduction="sum"))
 
     def check_rank(self, rank: int | None, num_images: int) -> None:
-        """Raises a `ValueError` if a map has more entries than `rank`, but fewer rows were seen."""
-        for name, gram in self.grams.items():
-            if rank is not None and gram.count < rank < gram.width:
-                raise ValueError(
-                    f"rank {rank} is more than the {int(gram.count)} inputs that {num_images} images give "
-                    f"{name.partition('/')[2]!r}; take a smaller rank or a larger num_images"
-                )
+        """Raises a `ValueError` if no map has seen as many rows as `rank` asks for."""
+        most = max(self.counts().values(), default=rank)
+        if rank is not None and most is not None and rank > most:
+            raise ValueError(
+                f"rank {rank} is more than the {most} inputs of a map that {num_images} images give; take a smaller "
+                "rank or a larger num_images"
+            )
 
     def factors(
         self,

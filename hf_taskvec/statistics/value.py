@@ -142,6 +142,7 @@ class Gram:
         """The matrix (n, n) in float64. Directions of the factor get the rest too: it is small against theirs.
 
         Example:
+            >>> import torch
             >>> Gram(torch.tensor([[3.0, 0.0]]), rest=0.5).matrix().tolist()
             [[9.5, 0.0], [0.0, 0.5]]
         """
@@ -162,6 +163,7 @@ class Statistics:
         info: Provenance.
 
     Example:
+        >>> import torch
         >>> statistics = Statistics({"gram/tower.fc1": torch.eye(2)})
         >>> statistics.gram("tower.fc1.weight").matrix().trace()
         tensor(2., dtype=torch.float64)
@@ -210,6 +212,7 @@ class Statistics:
             OutputExistsError: If the folder holds something else.
 
         Example:
+            >>> import torch
             >>> from tempfile import mkdtemp
             >>> folder = mkdtemp()
             >>> Statistics({"gram/tower.fc1": torch.eye(2)}).save_pretrained(folder)

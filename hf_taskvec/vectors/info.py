@@ -142,10 +142,7 @@ class VectorInfo:
     @property
     def transductive(self) -> bool:
         """Whether test images were used in the making, of this vector or of one it was merged from."""
-        return any(
-            one.settings.get("transductive") is True or any(own.get("split") == "test" for own in one.statistics)
-            for one in self.lineage()
-        )
+        return any(one.settings.get("transductive") is True for one in self.lineage())
 
     def lineage(self) -> Iterator[VectorInfo]:
         """This provenance, then that of every vector it was merged from, and of what those were merged from."""
