@@ -287,15 +287,11 @@ def test_a_checkpoint_replaces_its_own_kind(tmp_path: Path, checkpoints: Folders
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_checkpoint_of_an_earlier_version_is_its_own_kind_too(tmp_path: Path, checkpoints: Folders) -> None:
+def test_a_checkpoint_that_does_not_tell_its_files_is_left_alone(tmp_path: Path, checkpoints: Folders) -> None:
     vector = TaskVector.from_checkpoints(*checkpoints)
     vector.save_checkpoint(checkpoints[0], tmp_path / "out")
-    path = tmp_path / "out" / "task_vector_applied.json"
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "files"}))
-    vector.save_checkpoint(checkpoints[0], tmp_path / "out", scaling=0.5)
-    path.write_text("{}")
-    (tmp_path / "out" / "main.py").write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"'main\.py'"):
+    (tmp_path / "out" / "task_vector_applied.json").write_text("{}")
+    with pytest.raises(OutputExistsError, match=r"'config\.json'"):
         vector.save_checkpoint(checkpoints[0], tmp_path / "out")
 
 

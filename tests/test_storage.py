@@ -367,19 +367,6 @@ def test_a_long_sum_is_no_deep_nest(tmp_path: Path) -> None:
     assert [parent.task for parent in TaskVector.from_pretrained(tmp_path / "v").info.parents][::99] == ["t0", "t99"]
 
 
-def test_a_file_of_an_earlier_version_is_read_into_the_fields() -> None:
-    old = {
-        "settings": {"finetuned": "user/ft", "finetuned_revision": "abc", "recipe": {"vectors": ["a"]}, "density": 1}
-    }
-    info = VectorInfo.from_dict(old)
-    assert (info.finetuned, info.finetuned_revision, info.settings) == ("user/ft", "abc", {"density": 1})
-    assert info.recipe == {"vectors": ["a"]}
-    assert VectorInfo.from_dict({"settings": {"mean_gradient_norm": 2}}).mean_gradient_norm == 2.0
-    lora = VectorInfo.from_dict({"settings": {"adapter": "user/lora", "adapter_revision": None}})
-    assert (lora.finetuned, lora.finetuned_revision) == ("user/lora", None)
-    assert VectorInfo.from_dict({"settings": {"recipe": "by hand"}}).settings == {"recipe": "by hand"}
-
-
 # -- one version, and nothing of the user's lost ----------------------------------------------------------------------
 
 

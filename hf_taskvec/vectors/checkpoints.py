@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,16 +221,12 @@ def check_checkpoint_folder(path: AnyPath) -> set[str]:
     if not (folder / APPLIED_NAME).is_file():
         return set()
     files = read_json(folder / APPLIED_NAME).get("files")
+    known = files if isinstance(files, list) else []
     names = {entry.name for entry in folder.iterdir()} - {APPLIED_NAME}
-    if odd := sorted(name for name in names if not (name in files if isinstance(files, list) else _fits(name))):
+    if odd := sorted(name for name in names if name not in known):
         raise OutputExistsError(
             f"{folder} holds files that no checkpoint of this package has: {listed(map(repr, odd), room=150)}; choose "
             "another output folder",
             details=odd,
         )
     return names | {APPLIED_NAME}
-
-
-def _fits(name: str) -> bool:
-    """Whether a checkpoint that does not tell its files, as older ones do not, could have one of this name."""
-    return any(fnmatch(name, pattern) for pattern in (*WEIGHTS, *SIDE_FILES, "README.md", "report.json"))

@@ -15,15 +15,6 @@ from hf_taskvec.vectors.entries import check_sane, checked, plain
 from hf_taskvec.weights.fingerprint import fingerprint
 
 Kind = Literal["difference", "fine-tuned", "gradient", "merged", "lora"]
-# Entries that older files hold in `settings`, by their names there.
-_MOVED = {
-    "recipe": "recipe",
-    "finetuned": "finetuned",
-    "finetuned_revision": "finetuned_revision",
-    "adapter": "finetuned",
-    "adapter_revision": "finetuned_revision",
-    "mean_gradient_norm": "mean_gradient_norm",
-}
 
 
 @dataclass(frozen=True)
@@ -217,7 +208,6 @@ class VectorInfo:
         check_sane("task vector config", values)
         hints = typing.get_type_hints(cls)
         entries: dict[str, Any] = {}
-        values = _with_moved(values)
         for key, value in values.items():
             if key not in hints:
                 raise CheckpointError(f"task vector config has an unknown entry {key[:80]!r}; update hf_taskvec")
@@ -228,25 +218,6 @@ class VectorInfo:
             else:
                 entries[key] = checked(key, value, hints[key])
         return cls(**entries)
-
-
-def _with_moved(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The entries of a file, with those that older ones hold in `settings` where they stand now."""
-    settings = values.get("settings")
-    if not isinstance(settings, dict):
-        return values
-    moved = {
-        new: settings[old]
-        for old, new in _MOVED.items()
-        if settings.get(old) is not None and new not in values and _has_type(settings[old], new)
-    }
-    kept = {key: value for key, value in settings.items() if _MOVED.get(key) not in moved}
-    return {**values, "settings": kept, **moved}
-
-
-def _has_type(value: Any, entry: str) -> bool:
-    kinds = {"recipe": (dict,), "mean_gradient_norm": (int, float)}.get(entry, (str,))
-    return type(value) in kinds
 
 
 def library_versions() -> dict[str, str]:
