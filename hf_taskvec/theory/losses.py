@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -161,25 +162,20 @@ def clip_losses(base: Base, tasks: Sequence[Task], *, batch_size: int = 64) -> C
         model.vision_model = models[0].vision_model  # its weights are replaced in every call: one copy is enough
         pixels = load_pixels(task, "train", base.processor.image_processor)
         batches = [range(i, min(i + batch_size, len(pixels))) for i in range(0, len(pixels), batch_size)]
-        losses.append(MeanLoss([_ClipPart(model, pixels, rows, shapes) for rows in batches]))
+        loss = partial(_batch_loss, model=model, pixels=pixels, shapes=shapes)
+        losses.append(MeanLoss([partial(loss, rows=rows) for rows in batches]))
     return ClipLosses(torch.cat([weight.reshape(-1) for weight in weights.values()]), tuple(losses), shapes)
 
 
-class _ClipPart:
+def _batch_loss(
+    weights: Tensor, *, model: ImageClassifier, pixels: PixelDataset, rows: range, shapes: dict[str, torch.Size]
+) -> Tensor:
     """What some images add to a task's mean loss; they are read when they are needed."""
-
-    def __init__(
-        self, model: ImageClassifier, pixels: PixelDataset, rows: range, shapes: dict[str, torch.Size]
-    ) -> None:
-        self.model, self.pixels, self.rows, self.shapes = model, pixels, rows, shapes
-
-    def __call__(self, weights: Tensor) -> Tensor:
-        batch = self.pixels.__getitems__(self.rows)
-        images, labels = batch["pixel_values"].to(weights.device), batch["labels"].to(weights.device)
-        parameters = _unflatten(weights, self.shapes)
-        with sdpa_kernel(SDPBackend.MATH):
-            logits = functional_call(self.model, parameters, (images,))["logits"]
-        return functional.cross_entropy(logits, labels, reduction="sum") / len(self.pixels)
+    batch = pixels.__getitems__(rows)
+    images, labels = batch["pixel_values"].to(weights.device), batch["labels"].to(weights.device)
+    with sdpa_kernel(SDPBackend.MATH):
+        logits = functional_call(model, _unflatten(weights, shapes), (images,))["logits"]
+    return functional.cross_entropy(logits, labels, reduction="sum") / len(pixels)
 
 
 def _unflatten(flat: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
