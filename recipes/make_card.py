@@ -22,7 +22,6 @@ from hf_taskvec.cards.metadata import task_names
 from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.plots import plot_gains, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
-from hf_taskvec.models.base import EMBEDDED
 from hf_taskvec.vectors.files import write_vector
 from hf_taskvec.weights.folders import write_text
 
@@ -76,7 +75,7 @@ def name_of(vector: TaskVector) -> str:
 def measure(vector: TaskVector, experts: dict[str, TaskVector], folder: Path, *, data_dir: str | None) -> Report:
     """Evaluates the vector on its tasks and saves report and picture."""
     info = vector.info
-    base = load_base(None if info.base == EMBEDDED else info.base)
+    base = load_base(info.base)
     tasks = get_tasks(task_names(info), data_dir=data_dir)
     curve = scaling_curve(base, vector, tasks, progress=True)
     scaling = best_scaling(curve) if info.kind == "merged" else 1.0

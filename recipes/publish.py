@@ -18,7 +18,7 @@ from hf_taskvec.cards import CARD_NAME, REPORT_NAME, render_folder_card
 from hf_taskvec.cards.publish import OLD, create_collection
 from hf_taskvec.hub.access import PushOptions
 from hf_taskvec.hub.push import push_folder
-from hf_taskvec.models.base import TINY_CLIP
+from hf_taskvec.models.embedded import EMBEDDED_BASES
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -42,7 +42,7 @@ def gather(card: Path, weights: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
         TaskVector.from_pretrained(folder, verify=True)
         return
-    shutil.copytree(TINY_CLIP, folder)
+    shutil.copytree(EMBEDDED_BASES[f"hf-taskvec/{card.name}"], folder)
     for name in (CARD_NAME, REPORT_NAME):
         shutil.copyfile(card / name, folder / name)
 

@@ -3,6 +3,7 @@
 python recipes/quickstart.py                                   # embedded tiny CLIP, suite mini, no network
 python recipes/quickstart.py --tasks mnist eurosat gtsrb --data_dir <folder> --seeds 0 1 2
 python recipes/quickstart.py --tasks vision8 --base openai/clip-vit-base-patch32
+python recipes/quickstart.py --tasks mnist --data_dir <folder> --base hf-taskvec/feature-clip   # embedded too
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from hf_taskvec.evaluation.plots import plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import summary_table
 from hf_taskvec.merging.registry import get_method
-from hf_taskvec.models.base import EMBEDDED
+from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
 from hf_taskvec.training.run import train_vector
 
-TINY_CLIP_SETTINGS = Path(__file__).parent / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+TUNED = {  # the embedded bases are small and need larger steps than the literature's
+    None: CONFIGS / "quickstart.yaml",
+    EMBEDDED: CONFIGS / "quickstart.yaml",
+    FEATURE_CLIP: CONFIGS / "quickstart_feature.yaml",
+}
 
 
 @dataclass
@@ -40,9 +46,9 @@ class QuickstartArguments:
     seeds: list[int] = arg("Seeds of the fine-tuning runs.", default=[0])
 
 
-def tiny_clip_settings(args: argparse.Namespace) -> Path | None:
-    """The file of settings for the embedded base, which is tiny and needs larger steps than the literature's."""
-    return TINY_CLIP_SETTINGS if args.base in (None, EMBEDDED) else None
+def tuned_settings(args: argparse.Namespace) -> Path | None:
+    """The file of settings for an embedded base."""
+    return TUNED.get(args.base)
 
 
 def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[Report]]:
@@ -102,6 +108,6 @@ if __name__ == "__main__":
         main,
         QuickstartArguments,
         TaskVectorConfig,
-        defaults=tiny_clip_settings,
+        defaults=tuned_settings,
         stopped="Vectors stay in --output_dir, and the same command goes on with the run that was stopped.",
     )

@@ -268,9 +268,10 @@ def test_a_missing_folder_is_said_to_be_missing(
             method("out/nothing")
 
 
-def test_the_embedded_base_is_known_by_its_name() -> None:
-    vector = TaskVector.from_checkpoints("hf-taskvec/tiny-clip", "hf-taskvec/tiny-clip")
-    assert vector.info.base == "hf-taskvec/tiny-clip"
+@pytest.mark.parametrize("name", ["hf-taskvec/tiny-clip", "hf-taskvec/feature-clip"])
+def test_an_embedded_base_is_known_by_its_name(name: str) -> None:
+    vector = TaskVector.from_checkpoints(name, name)
+    assert vector.info.base == name
     assert vector.is_zero
 
 

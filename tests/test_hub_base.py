@@ -130,6 +130,7 @@ def test_local_files_only_of_a_base_that_was_never_fetched(hosted: HubServer, tm
         load_base("user/base", cache_dir=tmp_path, local_files_only=True)
 
 
-def test_the_embedded_base_is_found_by_its_name_without_a_network(hub: HubServer) -> None:
+def test_embedded_bases_are_found_by_their_names_without_a_network(hub: HubServer) -> None:
     assert same_base(load_base("hf-taskvec/tiny-clip"), load_base())
+    assert load_base("hf-taskvec/feature-clip").name == "hf-taskvec/feature-clip"
     assert hub.log == []

@@ -29,7 +29,8 @@ def test_the_wheel_holds_the_package_and_no_experiments() -> None:
     files = shipped(WheelBuilder)
     assert {name.split("/")[0] for name in files} == {"hf_taskvec"}
     needed = {"py.typed", "__init__.pyi", "tasks/data/mnist.json", "cards/templates/vector.md.j2"}
-    needed |= {f"models/tiny_clip/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    for base in ("tiny_clip", "feature_clip"):
+        needed |= {f"models/{base}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
     assert {f"hf_taskvec/{name}" for name in needed} <= files
 
 

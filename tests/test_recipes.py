@@ -17,7 +17,7 @@ from hf_taskvec import Report, TaskVector, TaskVectorConfig, choose_scaling, get
 from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
-from hf_taskvec.models.base import EMBEDDED
+from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
 from recipes import compare_methods, evaluate_model, finetune, quickstart
 from tests.bases import save_colour_dataset, save_tiny_base
 
@@ -89,18 +89,19 @@ def test_ctrl_c_while_a_recipe_loads_ends_it_in_one_sentence(path: Path, tmp_pat
         (["--base=openai/clip-vit-base-patch32"], 1e-5),
         (["--base", "openai/clip-vit-base-patch32"], 1e-5),
         (["--base", EMBEDDED], 3e-4),
+        (["--base", FEATURE_CLIP], 3e-4),
         (["--config", "other base"], 1e-5),
         (["--config", "own tasks"], 3e-4),
     ],
 )
-def test_quickstart_takes_the_tiny_clips_settings_for_the_tiny_clip_alone(
+def test_quickstart_takes_an_embedded_bases_settings_for_it_alone(
     argv: list[str], learning_rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("other base").write_text("base: openai/clip-vit-base-patch32\n")
     Path("own tasks").write_text("tasks: [digits]\n")
     types = (quickstart.QuickstartArguments, TaskVectorConfig)
-    _, config = parse_recipe(*types, argv=argv, defaults=quickstart.tiny_clip_settings)
+    _, config = parse_recipe(*types, argv=argv, defaults=quickstart.tuned_settings)
     assert config.learning_rate == learning_rate
     assert config.record_epochs is (learning_rate == 1e-5)
 

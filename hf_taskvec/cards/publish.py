@@ -22,7 +22,7 @@ from hf_taskvec.evaluation.report import Report
 from hf_taskvec.hub.access import PushKeywords, PushOptions, is_repo_id
 from hf_taskvec.hub.client import hub_errors, with_retries
 from hf_taskvec.hub.push import full_repo_id, push_folder
-from hf_taskvec.models.embedded import EMBEDDED
+from hf_taskvec.models.embedded import EMBEDDED_BASES
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_not_zero
 from hf_taskvec.vectors.files import write_vector
@@ -229,7 +229,7 @@ def _published(vectors: Sequence[TaskVector], options: PushOptions, *, keep_sour
 
 def _check_base(info: VectorInfo, token: str | bool | None) -> None:
     """Warns if readers cannot find the base: a folder of this machine, or a name that the Hub does not know."""
-    if info.base == EMBEDDED or info.base_revision is not None:
+    if info.base in EMBEDDED_BASES or info.base_revision is not None:
         return
     known = info.base is not None and is_repo_id(info.base)
     if known:

@@ -14,6 +14,8 @@ from transformers import CLIPModel, CLIPProcessor
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import HubAccess, HubKeywords, is_repo_id
 from hf_taskvec.models.embedded import EMBEDDED as EMBEDDED
+from hf_taskvec.models.embedded import EMBEDDED_BASES as EMBEDDED_BASES
+from hf_taskvec.models.embedded import FEATURE_CLIP as FEATURE_CLIP
 from hf_taskvec.models.embedded import TINY_CLIP as TINY_CLIP
 from hf_taskvec.models.layouts import check_base_folder, fetch_checkpoint
 from hf_taskvec.text import listed, shortened, table
@@ -115,7 +117,8 @@ def load_base(
     """Loads a CLIP model with its processor, in evaluation mode.
 
     Args:
-        source: Hub id or folder of any `CLIPModel`; the embedded tiny CLIP if left out.
+        source: Hub id or folder of any `CLIPModel`; the embedded tiny CLIP if left out. `hf-taskvec/feature-clip` is
+            embedded too: a base with better features, for measurements.
         revision: Branch, tag or commit on the Hub.
         base_name: Hub id of the model in a folder, for the provenance of vectors; by default the folder's name.
         dtype: Dtype of the weights in memory, or its name; float32 also for a half-precision file.
@@ -135,16 +138,14 @@ def load_base(
         'hf-taskvec/tiny-clip'
     """
     access, dtype = HubAccess.of(hub), as_dtype(dtype)
-    if source is not None and os.fspath(source) == EMBEDDED and revision is None:
-        source = None  # by its name in provenance; no network is needed
-    if base_name is not None:
-        _check_base_name(base_name, source)
     where = EMBEDDED if source is None else os.fspath(source)
-    folder = fetch_checkpoint(TINY_CLIP if source is None else source, revision=revision, access=access)
+    embedded = EMBEDDED_BASES.get(where) if revision is None or source is None else None  # needs no network
+    if base_name is not None:
+        _check_base_name(base_name, None if embedded else source)
+    folder = fetch_checkpoint(embedded or where, revision=revision, access=access)
     check_base_folder(folder.path, where)
     model, processor = _read(folder.path, where, dtype)
-    name = EMBEDDED if source is None else base_name or folder.name
-    return Base(model.eval(), processor, name, folder.commit)
+    return Base(model.eval(), processor, where if embedded else base_name or folder.name, folder.commit)
 
 
 def _read(folder: Path, where: str, dtype: torch.dtype) -> tuple[CLIPModel, CLIPProcessor]:
@@ -166,6 +167,6 @@ def _read(folder: Path, where: str, dtype: torch.dtype) -> tuple[CLIPModel, CLIP
 def _check_base_name(name: str, source: str | os.PathLike[str] | None) -> None:
     """Raises a `ValueError` if a name can or need not be given."""
     if source is None or not os.path.isdir(source):
-        raise ValueError("base_name is for folders; a base from the Hub, and the embedded one, have their names")
+        raise ValueError("base_name is for folders; a base from the Hub, and embedded ones, have their names")
     if not is_repo_id(name):
         raise ValueError(f"base_name must be a Hub id (user/name), got {name!r}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
 from hf_taskvec.hub.access import AnyPath, HubAccess
 from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, SIDE_FILES, WEIGHTS, Wanted
-from hf_taskvec.models.embedded import EMBEDDED, TINY_CLIP
+from hf_taskvec.models.embedded import EMBEDDED_BASES
 from hf_taskvec.models.layouts import CONFIG, check_is_clip, fetch_checkpoint
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
@@ -72,7 +72,7 @@ def open_checkpoint(
     """Opens the safetensors weights of a CLIP checkpoint, memory-mapped.
 
     Args:
-        source: Hub id, folder, path of one `.safetensors` file, or the name of the embedded base.
+        source: Hub id, folder, path of one `.safetensors` file, or the name of an embedded base.
         revision: Branch, tag or commit.
         access: How the Hub is reached.
         whole: Whether the files beside the weights are wanted too.
@@ -94,13 +94,12 @@ def open_checkpoint(
     if os.path.isfile(source):
         return _open_file(Path(source))
     check_exists(source)
-    path = TINY_CLIP if os.fspath(source) == EMBEDDED else source
-    folder = fetch_checkpoint(path, CHECKPOINT if whole else TOWER, revision=revision, access=access)
+    embedded = EMBEDDED_BASES.get(os.fspath(source)) if revision is None else None
+    folder = fetch_checkpoint(embedded or source, CHECKPOINT if whole else TOWER, revision=revision, access=access)
     files = [folder.path / file for file in shard_files(folder.path, "model")]
     for file in files:
         check_inside(file, folder.path)
-    name = EMBEDDED if path == TINY_CLIP else folder.name
-    return _checked(name, folder.commit, folder.path, open_safetensors(files))
+    return _checked(os.fspath(source) if embedded else folder.name, folder.commit, folder.path, open_safetensors(files))
 
 
 def _open_file(path: Path) -> Checkpoint:

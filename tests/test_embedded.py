@@ -1,4 +1,4 @@
-"""The embedded base, alone and on real data."""
+"""The embedded bases, alone and on real data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_taskvec import TaskVectorConfig, TaskVectorTrainer, evaluate, get_task, get_tasks, load_base
-from hf_taskvec.models.base import TINY_CLIP
+from hf_taskvec.models.base import EMBEDDED_BASES
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.training.run import train_vector
@@ -22,13 +22,15 @@ real_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real datasets are 
 
 
 def test_it_is_small_and_no_file_of_it_can_run_code() -> None:  # as a pickle could, when it is loaded
-    files = [path for path in TINY_CLIP.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 16_000_000
+    files = [path for folder in EMBEDDED_BASES.values() for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
 
 
-def test_it_loads_like_any_other_clip() -> None:
-    model, processor = CLIPModel.from_pretrained(TINY_CLIP), CLIPProcessor.from_pretrained(TINY_CLIP)
+@pytest.mark.parametrize("name", EMBEDDED_BASES)
+def test_it_loads_like_any_other_clip(name: str) -> None:
+    folder = EMBEDDED_BASES[name]
+    model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
     image = torch.zeros(3, 40, 32, dtype=torch.uint8)
     inputs = processor(text=["a photo of a cat.", "a red circle"], images=image, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -58,12 +60,20 @@ def test_one_epoch_on_digits_beats_zero_shot_clearly(tmp_path: Path) -> None:
     assert evaluate(vector.apply_to(base), [task]).accuracy > evaluate(base, [task]).accuracy + 0.1
 
 
+@pytest.mark.parametrize("name", EMBEDDED_BASES)
+def test_its_card_comes_with_it_and_tells_the_terms_of_its_data(name: str) -> None:
+    card = (ROOT / "hub_cards" / name.split("/")[1] / "README.md").read_text(encoding="utf-8")
+    assert (EMBEDDED_BASES[name] / "README.md").read_text(encoding="utf-8") == card
+    assert "| licence |" in card
+
+
 @real_data
-def test_its_card_tells_its_zero_shot_accuracy() -> None:
-    card = json.loads((ROOT / "hub_cards" / "tiny-clip" / "report.json").read_text())
+@pytest.mark.parametrize("name", EMBEDDED_BASES)
+def test_its_card_tells_its_zero_shot_accuracy(name: str) -> None:
+    card = json.loads((ROOT / "hub_cards" / name.split("/")[1] / "report.json").read_text())
     told = {result["task"]: result["accuracy"] for result in card["results"]}
     names = ["plantvillage-apple", "quickdraw5", "flowers5"]
-    report = evaluate(load_base(), get_tasks(names, data_dir=DATA))
+    report = evaluate(load_base(name), get_tasks(names, data_dir=DATA))
     for result in report.results:
         assert result.accuracy == pytest.approx(told[result.task], abs=0.005)
 
