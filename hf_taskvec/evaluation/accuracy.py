@@ -105,9 +105,7 @@ def evaluate(
         >>> report.results[0].num_images, list(report.results[0].metrics)
         (139, ['f1'])
     """
-    tasks, chosen = as_tasks(tasks), as_metrics(metrics)
-    if not tasks:
-        raise ValueError("evaluate needs at least one task, got none")
+    tasks, chosen = as_tasks(tasks, needed_by="evaluate"), as_metrics(metrics)
     check_base(model)
     check_reference(individual, "individual")
     if scaling is not None:

@@ -111,16 +111,19 @@ def get_tasks(names: str | Iterable[str], *, data_dir: str | Path | None = None)
     return as_tasks(names, data_dir=data_dir)
 
 
-def as_tasks(tasks: Task | str | Iterable[Task | str], *, data_dir: str | Path | None = None) -> list[Task]:
+def as_tasks(
+    tasks: Task | str | Iterable[Task | str], *, data_dir: str | Path | None = None, needed_by: str | None = None
+) -> list[Task]:
     """The tasks that a caller means: one or many, each a `Task` or the name of a task or suite.
 
     Args:
-        tasks: The tasks; none is no error.
+        tasks: The tasks.
         data_dir: A folder of datasets for the names, as for `get_task`.
+        needed_by: What cannot do without any task; if left out, none is no error.
 
     Raises:
         UnknownNameError: If there is no such task or suite.
-        DataError: If two tasks have one name: results are told apart by it.
+        DataError: If two tasks have one name, by which results are told apart, or if there is none and one is needed.
         TypeError: If something is neither a task nor a name.
 
     Example:
@@ -140,6 +143,8 @@ def as_tasks(tasks: Task | str | Iterable[Task | str], *, data_dir: str | Path |
         else:
             raise TypeError(f"tasks must hold Tasks and names, got {_kind(task)}; see Task.from_dataset for own data")
     _check_distinct(chosen)
+    if needed_by is not None and not chosen:
+        raise DataError(f"{needed_by} needs at least one task, got none")
     return chosen
 
 

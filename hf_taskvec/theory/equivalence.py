@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from hf_taskvec.errors import DataError
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.registry import as_tasks
@@ -160,9 +159,7 @@ def verify_equivalence(
         >>> verify_equivalence(load_base(), subset(get_task("digits"), max_train=8)).verdict
         'One epoch is one gradient step: the task vector is −η∇L.'
     """
-    tasks = as_tasks(task)
-    if not tasks:
-        raise DataError("verify_equivalence needs at least one task, got none")
+    tasks = as_tasks(task, needed_by="verify_equivalence")
     check_deterministic(base.model.vision_model)
     check_dtype(base)
     args = args or TaskVectorConfig(full_batch=True, learning_rate=learning_rate, disable_tqdm=True)

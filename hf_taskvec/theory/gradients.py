@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_taskvec.errors import DataError, NonFiniteError, check_finite_number, check_positive
+from hf_taskvec.errors import NonFiniteError, check_finite_number, check_positive
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.models.heads import zero_shot_head
@@ -75,7 +75,7 @@ def gradient_vector(
         >>> vector.info.kind, vector.info.num_images
         ('gradient', 8)
     """
-    tasks = as_tasks(task)
+    tasks = as_tasks(task, needed_by="gradient_vector")
     factors = [1.0] * len(tasks) if weights is None else [float(weight) for weight in weights]
     _check_settings(tasks, factors, learning_rate, epochs, batch_size)
     check_deterministic(base.model.vision_model)
@@ -217,8 +217,6 @@ class GradientSum:
 def _check_settings(
     tasks: Sequence[Task], factors: Sequence[float], learning_rate: float, epochs: int, batch_size: int
 ) -> None:
-    if not tasks:
-        raise DataError("gradient_vector needs at least one task, got none")
     if len(factors) != len(tasks):
         raise ValueError(f"weights must have one factor per task ({len(tasks)}), got {len(factors)}")
     for factor in factors:

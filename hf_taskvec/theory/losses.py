@@ -12,10 +12,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_taskvec.errors import DataError
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
-from hf_taskvec.tasks import Task
+from hf_taskvec.tasks import Task, as_tasks
 from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
 from hf_taskvec.theory.equivalence import in_dtype
 from hf_taskvec.training.full_batch import check_deterministic
@@ -149,8 +148,7 @@ def clip_losses(base: Base, tasks: Sequence[Task], *, batch_size: int = 64) -> C
         >>> len(problem.losses), problem.start.dtype
         (1, torch.float64)
     """
-    if not tasks:
-        raise DataError("the theory needs at least one task, got none")
+    tasks = as_tasks(tasks, needed_by="the theory")
     check_deterministic(base.model.vision_model)
     wide = in_dtype(base, torch.float64)
     wide.model.set_attn_implementation("sdpa")

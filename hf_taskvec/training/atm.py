@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from accelerate import PartialState
 
-from hf_taskvec.errors import DataError, check_known, check_positive
+from hf_taskvec.errors import check_known, check_positive
 from hf_taskvec.merging import get_method, merge
 from hf_taskvec.merging.registry import natural
 from hf_taskvec.models.base import Base
@@ -100,9 +100,7 @@ def alternating_tuning_and_merging(
         >>> len(run.rounds), run.vector.info.method
         (2, 'alternating_tuning_and_merging')
     """
-    tasks = as_tasks(tasks)
-    if not tasks:
-        raise DataError("alternating tuning and merging needs at least one task, got none")
+    tasks = as_tasks(tasks, needed_by="alternating tuning and merging")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     check_positive("scaling", scaling)

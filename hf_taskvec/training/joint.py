@@ -13,7 +13,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_taskvec.errors import DataError
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier, classify
 from hf_taskvec.models.heads import zero_shot_head
@@ -96,10 +95,6 @@ class JointTasks:
 
     tasks: tuple[Task, ...]
 
-    def __post_init__(self) -> None:
-        if not self.tasks:
-            raise DataError("joint training needs at least one task, got none")
-
     def images(self, base: Base, data: Split | Dataset) -> JointPixels:
         """The images of a part of every task."""
         if isinstance(data, Dataset):
@@ -169,4 +164,5 @@ class JointTrainer(TaskVectorTrainer):
         tasks: Sequence[Task | str],
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        super().__init__(base, args, task=JointTasks(tuple(as_tasks(tasks))), callbacks=callbacks)
+        together = JointTasks(tuple(as_tasks(tasks, needed_by="joint training")))
+        super().__init__(base, args, task=together, callbacks=callbacks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import IncompatibleVectorsError, UnknownNameError
+from hf_taskvec.errors import IncompatibleVectorsError, check_known, nearest
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible, is_zero
 from hf_taskvec.vectors.info import VectorInfo
@@ -105,8 +104,7 @@ class Algebra:
     def dots(self, other: Self, *, by: By = "parameter") -> dict[str, float]:
         """The inner product with another vector, per parameter or per layer."""
         self._check_same(other)
-        if by not in get_args(By):
-            raise UnknownNameError("grouping", by, get_args(By))
+        check_known("grouping", by, get_args(By))
         result: dict[str, float] = {}
         for name, delta in self.deltas.items():
             key = layer_of(name) if by == "layer" else name
@@ -145,8 +143,8 @@ class Algebra:
         for known in (name, canonical_name(str(name))):
             if known in self.deltas:
                 return self.deltas[known]
-        close = difflib.get_close_matches(str(name), list(self.deltas), n=1)
-        raise KeyError(f"no parameter {name!r} in the vector." + (f" Did you mean {close[0]!r}?" if close else ""))
+        close = nearest(str(name), list(self.deltas))
+        raise KeyError(f"no parameter {name!r} in the vector." + (f" Did you mean {close!r}?" if close else ""))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self.deltas or canonical_name(name) in self.deltas)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal
 
-from hf_taskvec.errors import CheckpointError, UnknownNameError
+from hf_taskvec.errors import CheckpointError, check_known
 from hf_taskvec.vectors.entries import check_sane, checked, plain
 from hf_taskvec.weights.fingerprint import fingerprint
 
@@ -106,8 +106,7 @@ class VectorInfo:
         Raises:
             ValueError: If it cannot: NaN, infinite, or an object that JSON has no form for.
         """
-        if self.kind not in typing.get_args(Kind):
-            raise UnknownNameError("kind of vector", self.kind, typing.get_args(Kind))
+        check_known("kind of vector", self.kind, typing.get_args(Kind))
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             value = tuple(value) if spec.name == "parents" else plain(value, spec.name)
