@@ -10,10 +10,11 @@ from typing import Any, get_args
 from hf_taskvec.errors import CheckpointError, check_known
 from hf_taskvec.merging.needs import as_statistics
 from hf_taskvec.merging.registry import get_method
-from hf_taskvec.merging.run import as_result_dtype, as_scaling, merge
+from hf_taskvec.merging.run import as_scaling, merge
 from hf_taskvec.merging.sources import Missing
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.dtypes import as_dtype
 
 MAX_SOURCES = 1000
 
@@ -82,7 +83,7 @@ class MergeRecipe:
         as_statistics(self.statistics or None, self.vectors, method)
         as_scaling(self.scaling)
         if self.dtype is not None:
-            as_result_dtype(self.dtype)
+            as_dtype(self.dtype)
 
     def run(self, *, output_dir: str | os.PathLike[str] | None = None, device: str | None = None) -> TaskVector:
         """Merges, and keeps the recipe with exact revisions in the result's provenance.

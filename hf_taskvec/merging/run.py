@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownNameError, check_known
+from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, check_known
 from hf_taskvec.merging.engine import AheadDeltas, thread_pool
 from hf_taskvec.merging.journal import journal_key, open_journal
 from hf_taskvec.merging.needs import StatisticsSource, as_statistics, check_statistics, open_statistics
@@ -35,7 +35,7 @@ from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_scaling, is_finite
 from hf_taskvec.weights.deltas import LazyDeltas
-from hf_taskvec.weights.dtypes import DTYPES, as_dtype
+from hf_taskvec.weights.dtypes import as_dtype
 from hf_taskvec.weights.folders import check_output_folder
 from hf_taskvec.weights.lowrank import LowRankDeltas
 
@@ -84,7 +84,7 @@ def merge(
         The merged vector, with the vectors' provenance as its parents.
 
     Raises:
-        UnknownNameError: If there is no such method, setting or dtype.
+        UnknownNameError: If there is no such method or setting.
         ValueError: If the method cannot take that many vectors, a setting is of another type or out of range, or
             statistics are needed and lack, lack a kind, or are of test images.
         IncompatibleVectorsError, BaseMismatchError: If names, shapes, dtypes, devices or bases differ, all are listed;
@@ -98,7 +98,7 @@ def merge(
         tensor([2., 0.])
     """
     sources, chosen = as_sources(vectors), get_method(method)
-    factor, narrow = as_scaling(scaling), None if dtype is None else as_result_dtype(dtype)
+    factor, narrow = as_scaling(scaling), None if dtype is None else as_dtype(dtype)
     settled, looked_at = chosen.settled(sources, settings), as_statistics(statistics, sources, chosen)
     check_known("treatment of missing parameters", missing, get_args(Missing))
     place = None if device is None else as_device(device)
@@ -150,18 +150,6 @@ def as_scaling(value: Any) -> float:
     if abs(number) >= MAX_SCALING:
         raise NonFiniteError(f"scaling must be below 2**63, or the result overflows, got {number:g}")
     return number
-
-
-def as_result_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """A dtype that a result can have, also by name.
-
-    Raises:
-        UnknownNameError: If there is none of that name.
-        ValueError: If it is no delta's.
-    """
-    if isinstance(dtype, str) and dtype.removeprefix("torch.") not in DTYPES:
-        raise UnknownNameError("dtype", dtype, DTYPES)
-    return as_dtype(dtype)
 
 
 def as_device(device: str | torch.device) -> torch.device:

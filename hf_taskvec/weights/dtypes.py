@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from hf_taskvec.errors import nearest
+
 DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_CODES}
 
@@ -20,5 +22,7 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPE_CODES))}, got {dtype}")
+        close = nearest(name[:100], list(DTYPES))
+        hint = f". Did you mean {close!r}?" if close else ""
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPE_CODES))}, got {dtype!s:.80}{hint}")
     return DTYPES[name]
