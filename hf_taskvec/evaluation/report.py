@@ -12,10 +12,9 @@ from typing import Any, get_args
 
 from hf_taskvec.errors import CheckpointError, UnknownNameError, is_finite_number
 from hf_taskvec.evaluation.metrics import METRICS, PER_CLASS
-from hf_taskvec.evaluation.result import TaskResult, finite, fraction
+from hf_taskvec.evaluation.result import TaskResult, check_metrics, finite, fraction
 from hf_taskvec.tasks import Split
 from hf_taskvec.text import listed, table
-from hf_taskvec.vectors.entries import check_sane
 from hf_taskvec.weights.folders import check_text, read_json, write_json
 
 MOST_RESULTS = 10_000
@@ -297,5 +296,5 @@ def _read_result(entry: Mapping[str, Any]) -> TaskResult:
     values = {name: entry[name] for name in _REQUIRED} | {key: entry[key] for key in entry if key in known}
     result = TaskResult(**values)
     check_text(result.task, "a task's name in a report")
-    check_sane(f"metrics of {result.task!r}", dict(result.metrics))
+    check_metrics(result.metrics, repr(result.task))
     return result

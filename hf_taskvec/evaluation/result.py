@@ -10,9 +10,11 @@ import numpy as np
 
 from hf_taskvec.errors import is_finite_number
 from hf_taskvec.evaluation.metrics import standard_error
-from hf_taskvec.text import shortened
+from hf_taskvec.text import printable, shortened
 
 MOST_IMAGES = 10**12
+_MOST_VALUES = 100_000  # of all metrics of one task together
+_DEEPEST = 4
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,33 @@ def _count(value: object, what: str, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= MOST_IMAGES:
         raise ValueError(f"the {what} must be a whole number of at least {least}, got {_shown(value)}")
     return int(value)
+
+
+def check_metrics(metrics: Mapping[str, Any], where: str) -> None:
+    """Checks metrics that come from a file: finite numbers, short printable strings, not too many, not too deep.
+
+    Raises:
+        ValueError: If something else is among them; it is named.
+
+    Example:
+        >>> check_metrics({"f1": 0.5, "per_class_accuracy": {"cat": 1.0}}, "'pets'")
+    """
+    count = 0
+    pending: list[tuple[Any, int]] = [(metrics, 0)]
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if count > _MOST_VALUES or depth > _DEEPEST:
+            raise ValueError(f"the metrics of {where} are too many or too deep")
+        if isinstance(value, Mapping):
+            pending += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            pending += [(item, depth + 1) for item in value]
+        elif isinstance(value, str):
+            if len(value) > 1000 or printable(value) != value:
+                raise ValueError(f"the metrics of {where} hold an odd text: {_shown(value)}")
+        elif not (value is None or isinstance(value, bool) or is_finite_number(value)):
+            raise ValueError(f"the metrics of {where} hold {_shown(value)}")
 
 
 def _shown(value: object) -> str:
