@@ -38,6 +38,9 @@ TUNED = {  # the embedded bases are small and need larger steps than the literat
 @dataclass
 class QuickstartArguments:
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    attn_implementation: str | None = arg(
+        "Attention, as Transformers names it; eager is the fastest on a CPU with --bf16.", default=None
+    )
     tasks: list[str] = arg("Tasks or suites.", default=["mini"])
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     methods: list[str] = arg("Merge methods.", default=["task_arithmetic"])
@@ -52,7 +55,8 @@ def tuned_settings(args: argparse.Namespace) -> Path | None:
 
 
 def main(args: QuickstartArguments, config: TaskVectorConfig) -> dict[str, list[Report]]:
-    base, tasks = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    base = load_base(args.base, attn_implementation=args.attn_implementation)
+    tasks = get_tasks(args.tasks, data_dir=args.data_dir)
     for method in args.methods:
         get_method(method)  # a name that is none is refused here, not after the fine-tuning
     output_dir = Path(str(config.output_dir))

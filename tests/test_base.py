@@ -149,3 +149,12 @@ def test_a_dtype_that_is_none_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="dtype must be one of"):
         load_base(folder, dtype="int8")
     assert isinstance(load_base(folder, dtype="bfloat16"), Base)
+
+
+def test_the_attention_is_the_callers_and_changes_no_feature() -> None:
+    eager = load_base(attn_implementation="eager")
+    assert eager.model.config._attn_implementation == "eager"
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features, expected = (base.model.vision_model(pixel_values=pixels) for base in (eager, load_base()))
+    torch.testing.assert_close(features.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-5)

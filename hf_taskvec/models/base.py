@@ -112,6 +112,7 @@ def load_base(
     revision: str | None = None,
     base_name: str | None = None,
     dtype: torch.dtype | str = torch.float32,
+    attn_implementation: str | None = None,
     **hub: Unpack[HubKeywords],
 ) -> Base:
     """Loads a CLIP model with its processor, in evaluation mode.
@@ -122,6 +123,8 @@ def load_base(
         revision: Branch, tag or commit on the Hub.
         base_name: Hub id of the model in a folder, for the provenance of vectors; by default the folder's name.
         dtype: Dtype of the weights in memory, or its name; float32 also for a half-precision file.
+        attn_implementation: Attention as Transformers names it; its own choice if left out. On a CPU in bfloat16,
+            `eager` can train faster than `sdpa`.
         **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
 
     Returns:
@@ -144,14 +147,19 @@ def load_base(
         _check_base_name(base_name, None if embedded else source)
     folder = fetch_checkpoint(embedded or where, revision=revision, access=access)
     check_base_folder(folder.path, where)
-    model, processor = _read(folder.path, where, dtype)
+    model, processor = _read(folder.path, where, dtype, attn_implementation)
     return Base(model.eval(), processor, where if embedded else base_name or folder.name, folder.commit)
 
 
-def _read(folder: Path, where: str, dtype: torch.dtype) -> tuple[CLIPModel, CLIPProcessor]:
+def _read(folder: Path, where: str, dtype: torch.dtype, attention: str | None) -> tuple[CLIPModel, CLIPProcessor]:
     try:
         model, loading = CLIPModel.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
         )
         processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
     except Exception as error:
