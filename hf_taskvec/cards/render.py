@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_taskvec.cards import text
 from hf_taskvec.cards.metadata import base_metadata, model_metadata, task_names, vector_metadata
+from hf_taskvec.errors import is_finite_number
 from hf_taskvec.evaluation.report import Report, percent
 from hf_taskvec.hub.access import is_repo_id
 from hf_taskvec.hub.client import COMMIT
@@ -167,12 +168,23 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
         "weight decay": info.weight_decay,
         "seed": info.seed,
         "scaling already applied": None if info.scaling == 1 else info.scaling,
+        "compression": _compression(info.compression),
         "rounding error": info.rounding_error,
         **{f"setting {key}": value for key, value in sorted(info.settings.items())},
         "time": None if info.seconds is None else f"{info.seconds:.0f} s",
         "versions": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
     }
     return {name: value for name, value in facts.items() if value not in (None, "", (), [])}
+
+
+def _compression(told: Mapping[str, Any] | None) -> str | None:
+    """What a compression left and lost, in words."""
+    if told is None:
+        return None
+    share, error = (told.get(key) for key in ("share", "error"))
+    if not is_finite_number(share) or not is_finite_number(error):  # a stranger's
+        return str(told.get("method"))
+    return f"{told.get('method')}, {share:.1%} of the bytes of float32, error {error:.2g} of the norm"
 
 
 _FINGERPRINT, _HASH = "base fingerprint, of the covered tensors", "hash of the dataset's files"

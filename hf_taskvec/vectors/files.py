@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,16 @@ from hf_taskvec.weights.dtypes import DTYPE_CODES, as_dtype
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.weights.folders import atomic_folder, check_inside, check_output_folder, read_json, write_json
 from hf_taskvec.weights.names import layer_of
-from hf_taskvec.weights.safetensors import MAX_SHARD_SIZE, open_safetensors, shard_files, write_sharded
+from hf_taskvec.weights.packed import PackedDeltas
+from hf_taskvec.weights.safetensors import (
+    CODES,
+    MAX_SHARD_SIZE,
+    Dtypes,
+    dtype_of,
+    open_safetensors,
+    shard_files,
+    write_sharded,
+)
 
 STEM = "task_vector"
 CONFIG_NAME = "task_vector_config.json"
@@ -38,6 +48,7 @@ FILES = Wanted(
     checked_later=f"{STEM}*.safetensors",
 )
 SCHEMA_VERSION = 1
+PACKED = "packed"  # the entry of the configuration that tells how packed deltas are read
 _WEIGHTS = re.compile(rf"{STEM}(-\d+-of-\d+)?\.safetensors")
 _PATIENCE = 10.0  # seconds in which a folder that is being replaced is read again
 
@@ -63,7 +74,7 @@ class _Rounded:
     """A pass over deltas that rounds them and takes what the configuration tells of them."""
 
     deltas: Deltas
-    dtype: torch.dtype
+    dtype: Dtypes
     layer_norms: bool
     hashes: dict[str, str] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -74,23 +85,27 @@ class _Rounded:
         for name in self.deltas:
             delta = self.deltas[name]
             check_finite(name, delta)
-            stored = delta.to(self.dtype)
+            stored = delta.to(dtype_of(self.dtype, name))
             if stored.dtype != delta.dtype:
                 if not is_finite(stored):
-                    raise NonFiniteError(f"{name!r} overflows {self.dtype}; save it in float32 or bfloat16")
+                    raise NonFiniteError(f"{name!r} overflows {stored.dtype}; save it in float32 or bfloat16")
                 self.errors.append(float((stored.double() - delta.double()).square().sum()))
                 self.squares.append(float(delta.double().square().sum()))
             self.hashes[name] = tensor_hash(stored)
             if self.layer_norms:
-                self.norms[layer_of(name)] += float(torch.linalg.vector_norm(stored, dtype=torch.float32)) ** 2
+                self.add_norm(name, stored)
             yield name, stored
+
+    def add_norm(self, name: str, delta: Tensor) -> None:
+        """Adds a delta to the norm of its layer."""
+        self.norms[layer_of(name)] += float(torch.linalg.vector_norm(delta, dtype=torch.float32)) ** 2
 
     def added_to(self, info: VectorInfo) -> VectorInfo:
         """The provenance with the rounding error, on top of one that it tells of, and the layers' norms."""
         if any(self.squares) and any(self.errors):
             own = math.sqrt(math.fsum(self.errors) / math.fsum(self.squares))
             info = dataclasses.replace(info, rounding_error=math.hypot(info.rounding_error or 0.0, own))
-        if self.layer_norms:
+        if self.norms:
             info = dataclasses.replace(info, layer_norms={layer: norm**0.5 for layer, norm in self.norms.items()})
         return info
 
@@ -113,7 +128,8 @@ def write_vector(
         folder: A new folder, or one that holds a vector, whose files are replaced; other files in it stay.
         deltas: The deltas.
         info: Provenance.
-        dtype: Floating dtype of the file; by default the widest of the deltas.
+        dtype: Floating dtype of the file; by default the widest of the deltas, or what packed deltas have, which stay
+            packed then.
         max_shard_size: Size above which the weights are split into shards.
         layer_norms: Whether to put the norm of each layer into the configuration.
         hashed: Whether to take the SHA-256 of each weight file, on another core while it is written.
@@ -131,16 +147,22 @@ def write_vector(
         >>> deltas["w"], info.task
         (tensor([1., 1.]), 'digits')
     """
-    dtype = as_dtype(dtype or deltas.dtype)
+    packed = deltas if dtype is None and isinstance(deltas, PackedDeltas) else None
+    stored = deltas if packed is None else packed.stored
+    dtypes: Dtypes = as_dtype(dtype or deltas.dtype) if packed is None else {n: t.dtype for n, t in stored.items()}
     check_output_folder(folder, marker=CONFIG_NAME)
     info.check_readable()
-    rounded = _Rounded(deltas, dtype, layer_norms)
+    rounded = _Rounded(stored, dtypes, layer_norms and packed is None)
     with atomic_folder(folder, marker=CONFIG_NAME, own=is_own) as target:
         digests = write_sharded(
-            target, STEM, rounded, shapes=deltas.shapes, dtype=dtype, max_shard_size=max_shard_size, hashed=hashed
+            target, STEM, rounded, shapes=stored.shapes, dtype=dtypes, max_shard_size=max_shard_size, hashed=hashed
         )
+        if packed is not None and layer_norms:
+            for name, delta in packed.items():
+                rounded.add_norm(name, delta)
         info = rounded.added_to(info)
         config = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **info.to_dict()}
+        config |= {} if packed is None else {PACKED: packed.header}
         write_json(target / CONFIG_NAME, {**config, "fingerprint": fingerprint(rounded.hashes)})
     return Written(info, digests)
 
@@ -203,8 +225,8 @@ def _read_one_version(folder: Path) -> tuple[Deltas, VectorInfo, str | None]:
     while time.monotonic() < deadline:
         before = _stamp(folder)
         try:
-            info, announced = read_config(folder)
-            deltas = _open_deltas(folder, info)
+            info, announced, header = read_config(folder)
+            deltas = _open_deltas(folder, info, header)
         except (CheckpointError, FileNotFoundError):
             if _stamp(folder) == before:
                 raise
@@ -224,7 +246,7 @@ def _stamp(folder: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _open_deltas(folder: Path, info: VectorInfo) -> Deltas:
+def _open_deltas(folder: Path, info: VectorInfo, header: Mapping[str, Any] | None) -> Deltas:
     files = [folder / file for file in shard_files(folder, STEM)]
     for file in files:
         check_inside(file, folder)
@@ -232,12 +254,13 @@ def _open_deltas(folder: Path, info: VectorInfo) -> Deltas:
     if not tensors:
         raise CheckpointError(f"{folder} holds a task vector without parameters")
     for name, delta in tensors.items():
-        if delta.dtype not in DTYPE_CODES:
+        if delta.dtype not in (DTYPE_CODES if header is None else CODES):
             raise CheckpointError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")
-    if not set(info.base_hashes) <= set(tensors):  # parameters that are zero may have no hash; see `covering`
-        odd = sorted(set(info.base_hashes) ^ set(tensors))
+    deltas = TensorDeltas(tensors) if header is None else PackedDeltas.from_stored(tensors, header)
+    if not set(info.base_hashes) <= set(deltas):  # parameters that are zero may have no hash; see `covering`
+        odd = sorted(set(info.base_hashes) ^ set(deltas))
         raise CheckpointError(f"weights and configuration disagree on {len(odd)} names, first {odd[0][:200]!r}")
-    return TensorDeltas(tensors)
+    return deltas
 
 
 def read_info(folder: Path) -> VectorInfo:
@@ -245,14 +268,14 @@ def read_info(folder: Path) -> VectorInfo:
     return read_config(folder)[0]
 
 
-def read_config(folder: Path) -> tuple[VectorInfo, str | None]:
-    """The provenance in a folder, and the fingerprint of the weights if it is announced."""
+def read_config(folder: Path) -> tuple[VectorInfo, str | None, Mapping[str, Any] | None]:
+    """The provenance in a folder, the fingerprint of the weights if it is announced, and how packed ones are read."""
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{folder} has no {CONFIG_NAME}, so it holds no task vector")
     check_inside(folder / CONFIG_NAME, folder)
     config = read_json(folder / CONFIG_NAME)
     version, library = config.pop("schema_version", None), config.pop("library", None)
-    announced = config.pop("fingerprint", None)
+    announced, header = config.pop("fingerprint", None), config.pop(PACKED, None)
     if library != LIBRARY or type(version) is not int:
         raise CheckpointError(f"{CONFIG_NAME} is no configuration of hf_taskvec")
     if version > SCHEMA_VERSION:
@@ -262,9 +285,11 @@ def read_config(folder: Path) -> tuple[VectorInfo, str | None]:
         )
     if not isinstance(announced, str | None):
         raise CheckpointError(f"{CONFIG_NAME}: 'fingerprint' must be a string")
-    return VectorInfo.from_dict(config), announced
+    if not isinstance(header, dict | None):
+        raise CheckpointError(f"{CONFIG_NAME}: {PACKED!r} must be a mapping")
+    return VectorInfo.from_dict(config), announced, header
 
 
 def vector_fingerprint(deltas: Mapping[str, Tensor]) -> str:
-    """One hash over the deltas' names, shapes, dtypes and values."""
-    return fingerprint(tensor_hashes(deltas))
+    """One hash over the deltas' names, shapes, dtypes and values; of packed ones, over what is stored."""
+    return fingerprint(tensor_hashes(deltas.stored if isinstance(deltas, PackedDeltas) else deltas))

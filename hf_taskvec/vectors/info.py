@@ -45,6 +45,8 @@ class VectorInfo:
         statistics: Of a merge that looked at data: whose images, how many, from which split, for each vector.
         mean_gradient_norm: Mean norm of the gradients that were summed up.
         scaling: Factor the deltas already hold, 1 for an unscaled vector.
+        compression: How the vector was compressed, what of its norm that lost, and how many bytes are left; see
+            `TaskVector.compress`.
         rounding_error: Relative error, in norm, of the dtypes that the fine-tuned weights and the vector were saved in.
         command: The command that made it.
         seconds: How long the making took, on the machine it ran on.
@@ -87,6 +89,7 @@ class VectorInfo:
     statistics: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     mean_gradient_norm: float | None = None
     scaling: float = 1.0
+    compression: Mapping[str, Any] | None = None
     rounding_error: float | None = None
     command: str | None = None
     seconds: float | None = None

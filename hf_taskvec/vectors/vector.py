@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from hf_taskvec.hub.publisher import Publishable
 from hf_taskvec.vectors.algebra import Algebra
 from hf_taskvec.vectors.application import check_fits, module_of
 from hf_taskvec.vectors.checkpoints import check_checkpoint_folder, checkpoint_of, open_checkpoint, write_checkpoint
+from hf_taskvec.vectors.compression import compress
 from hf_taskvec.vectors.differences import Coverage, difference
 from hf_taskvec.vectors.factors import AdapterParts
 from hf_taskvec.vectors.files import read_vector, write_vector
@@ -186,6 +187,37 @@ class TaskVector(Algebra, Publishable):
         )
         return cls(parts.deltas, parts.info)
 
+    # -- compressing --------------------------------------------------------------------------------------------------
+
+    def compress(self, method: str = "int4", **settings: Any) -> TaskVector:
+        """The vector in fewer bytes; merging, applying and whatever else reads it decodes one parameter at a time.
+
+        What it lost stands in `info.compression`: `error`, the norm of the difference over that of the vector, and
+        `share`, its bytes over those of float32. Parameters of one dimension stay as they are, where few bits would
+        save little and cost much. Saved, it stays packed; `vector.to("float32")` unpacks it.
+
+        Args:
+            method: "int8", "int4", "int3", "int2": even levels (TVQ, arXiv 2503.06921), `per` "row" or "tensor" as in
+                the paper, where one outlier takes the levels of all others, which is told. `clip` lets the levels span
+                less than the range where that lowers the squared error, which the paper does not. "sign": one bit an
+                entry, and the mean magnitude `per` "tensor" or "row" (BitDelta, arXiv 2402.10193, without its training
+                of the scales). "sparse": the largest entries of each parameter, a fraction `density`. "svd": the
+                leading singular values of each matrix, a fraction `rank`. "float16", "bfloat16": what halves it.
+            **settings: Those of the method.
+
+        Raises:
+            UnknownNameError: If there is no such method or setting.
+            ValueError: If a setting is out of range.
+            NonFiniteError: If a delta holds NaN or Inf, or has entries beyond what the packing can hold.
+
+        Example:
+            >>> vector = TaskVector({"w": torch.eye(64)}).compress("int2")
+            >>> torch.equal(vector["w"], torch.eye(64)), vector.info.compression["error"]
+            (True, 0.0)
+        """
+        packed, told = compress(self.deltas, method, settings)
+        return type(self)(packed, dataclasses.replace(self.info, compression=told))
+
     # -- saving and loading -------------------------------------------------------------------------------------------
 
     def save_pretrained(
@@ -199,8 +231,8 @@ class TaskVector(Algebra, Publishable):
 
         Args:
             save_directory: A new folder, or one that holds a task vector, whose files are replaced; others stay.
-            dtype: Floating dtype of the file, by value or name; by default the vector's. What it rounds away is told by
-                `rounding_error` in the provenance of the file.
+            dtype: Floating dtype of the file, by value or name; by default the vector's, and a compressed one stays
+                packed. What it rounds away is told by `rounding_error` in the provenance of the file.
             max_shard_size: Size above which the weights are split into shards.
 
         Raises:

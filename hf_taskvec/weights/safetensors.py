@@ -28,6 +28,7 @@ MAX_SHARD_SIZE = "5GB"
 MAX_HEADER_BYTES = 16 << 20  # a vision tower's has some 20 kB
 MAX_WAITING_BYTES = 64 << 20  # written, not hashed yet, and still in memory
 Take = Callable[[memoryview], object]
+CODES = {**DTYPE_CODES, torch.uint8: "U8"}  # what a file may hold: deltas, and the bytes of packed ones
 Dtypes = torch.dtype | Mapping[str, torch.dtype]  # of all tensors, or of each
 
 
@@ -66,7 +67,7 @@ def write_safetensors(
         path: The new file.
         tensors: Every name of `shapes`, in its order, with its values.
         shapes: Shape of each tensor.
-        dtype: Floating dtype of the file, or of each tensor.
+        dtype: Dtype of the file, or of each tensor.
         hashed: Whether to take the file's SHA-256 on another core meanwhile.
 
     Returns:
@@ -77,7 +78,7 @@ def write_safetensors(
     for name, shape in shapes.items():
         kind = dtype_of(dtype, name)
         end = offset + kind.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": DTYPE_CODES[kind], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": CODES[kind], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
