@@ -62,7 +62,7 @@ class Packed:
         wrong = None
         if set(self.parts) != set(_PARTS[self.codec]):
             wrong = f"has the parts {', '.join(sorted(self.parts))} instead of {', '.join(_PARTS[self.codec])}"
-        elif not all(tensor.is_floating_point() for part, tensor in self.parts.items() if part != "codes"):
+        elif not all(tensor.is_floating_point() for key, tensor in self.parts.items() if key != "codes"):
             wrong = "has parts that are not floating"
         elif self.codec == "plain" and self.parts["values"].shape != self.shape:
             wrong = f"has {tuple(self.parts['values'].shape)} values"
@@ -79,7 +79,7 @@ class Packed:
                 or codes.shape[1] != _bytes(count // rows, self.bits)
             ):
                 wrong = f"has a bit field of {tuple(codes.shape)} {codes.dtype}, which is truncated or another's"
-            elif any(self.parts[part].shape != (rows,) for part in ("scales", "zeros") if part in self.parts):
+            elif any(self.parts[key].shape != (rows,) for key in ("scales", "zeros") if key in self.parts):
                 wrong = f"has not one scale for each of {rows} rows"
         if wrong is not None:
             raise CheckpointError(f"the packed delta {name!r} of shape {tuple(self.shape)} {wrong}")
@@ -142,7 +142,7 @@ class PackedDeltas(Deltas):
     def stored(self) -> TensorDeltas:
         """The tensors as they lie in a file, each under `parameter/part`."""
         pairs = ((name, item) for name, item in self.items_packed.items())
-        return TensorDeltas({f"{name}/{part}": tensor for name, item in pairs for part, tensor in item.parts.items()})
+        return TensorDeltas({f"{name}/{key}": tensor for name, item in pairs for key, tensor in item.parts.items()})
 
     @property
     def header(self) -> dict[str, Any]:
@@ -157,13 +157,13 @@ class PackedDeltas(Deltas):
             CheckpointError: If they do not belong together, or a bit field is truncated.
         """
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in header}
-        for key, tensor in tensors.items():
-            name, _, part = key.rpartition("/")
+        for path, tensor in tensors.items():
+            name, _, key = path.rpartition("/")
             if name not in parts:
                 raise CheckpointError(
-                    f"the packed vector holds {key[:200]!r}, of which its configuration tells nothing"
+                    f"the packed vector holds {path[:200]!r}, of which its configuration tells nothing"
                 )
-            parts[name][part] = tensor
+            parts[name][key] = tensor
         items = {name: _read(name, header[name], parts[name]) for name in header}
         for name, item in items.items():
             item.check(name)
