@@ -66,6 +66,16 @@ class TaskVectorConfig(TrainingArguments):
             "at their default become plain SGD without decay, clipping or schedule; others are kept and named."
         },
     )
+    orthogonality: float = field(
+        default=0.0,
+        metadata={
+            "help": "Factor of OrthoReg (arXiv 2604.17078): the squared distance of D'D from the identity, D being the "
+            "change of a linear layer's weight. The paper takes 0.1 to 100; 0 is off."
+        },
+    )
+    pull_to_base: float = field(
+        default=0.0, metadata={"help": "Factor of the squared distance from the base's weights, added to the loss."}
+    )
     record_epochs: bool = field(default=True, metadata={"help": "Keep the vector of each epoch's end."})
     record_steps: list[int] = field(default_factory=list, metadata={"help": "Optimiser steps whose vectors to keep."})
     record_fractions: list[float] = field(
@@ -136,10 +146,12 @@ NUMBERS = (
     "label_smoothing_factor",
 )  # that decide a run's vector
 
+PENALTIES = ("orthogonality", "pull_to_base")  # likewise, where they are not 0
+
 
 def _check_numbers(args: TaskVectorConfig) -> None:
     """Raises a `ValueError` that names a setting that is no finite number, such as the text `1e-5` of a YAML file."""
-    for name in NUMBERS:
+    for name in (*NUMBERS, *PENALTIES):
         value = getattr(args, name)
         if not is_finite_number(value):
             raise ValueError(f"{name} must be a finite number, got {type(value).__name__} {value!r:.80}")
@@ -151,8 +163,9 @@ def _check_inherited(args: TaskVectorConfig) -> None:
         value = getattr(args, name)
         if value not in allowed:
             raise ValueError(f"{name} must be {' or '.join(map(repr, allowed[:2]))}, got {value!r}: {reason}")
-    if args.learning_rate < 0:
-        raise ValueError(f"learning_rate must be a number of at least 0, got {args.learning_rate}")
+    for name in ("learning_rate", *PENALTIES):
+        if getattr(args, name) < 0:
+            raise ValueError(f"{name} must be a number of at least 0, got {getattr(args, name)}")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from hf_taskvec.models.classifier import ImageClassifier
-from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.config import PENALTIES, TaskVectorConfig
 
 ADAPTER = "default"  # the name that `peft` gives to the one adapter
 # Settings of peft under which the vector is not the product of the factors.
@@ -42,6 +42,7 @@ def add_adapter(model: ImageClassifier, peft_config: Any, args: TaskVectorConfig
         "include_projection": args.include_projection,
         "track_gradients": args.track_gradients,
         "full_batch": args.full_batch,
+        **{name: getattr(args, name) for name in PENALTIES},
         "trainable_parameters": args.trainable_parameters != ["*"],
     }
     if given := [name for name, is_set in unfit.items() if is_set]:

@@ -11,7 +11,7 @@ import xxhash
 from accelerate import PartialState
 
 from hf_taskvec.models.base import Base
-from hf_taskvec.training.config import NUMBERS, TaskVectorConfig
+from hf_taskvec.training.config import NUMBERS, PENALTIES, TaskVectorConfig
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
@@ -82,6 +82,7 @@ def run_plan(args: TaskVectorConfig) -> dict[str, Any]:
     A batch counts over all processes and accumulated passes: how it is shared out changes nothing.
     """
     values = {name: getattr(args, name) for name in _DECISIVE}
+    values |= {name: value for name in PENALTIES if (value := getattr(args, name))}  # plans of older runs have none
     values["data_seed"] = args.data_seed if args.data_seed is not None else args.seed
     values["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return values

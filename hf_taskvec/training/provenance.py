@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerState
 
 from hf_taskvec.models.base import Base
-from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.config import PENALTIES, TaskVectorConfig
 from hf_taskvec.vectors.info import VectorInfo, library_versions
 
 
@@ -65,6 +65,7 @@ def _settings(args: TaskVectorConfig) -> dict[str, Any]:
         "fp16": args.fp16,
         "label_smoothing_factor": args.label_smoothing_factor,
         "full_batch": args.full_batch,
+        **{name: getattr(args, name) for name in PENALTIES},
         "optim_args": args.optim_args,
         "max_steps": max(args.max_steps, 0),
         "processes": args.world_size if args.world_size > 1 else None,

@@ -39,6 +39,7 @@ from hf_taskvec.training.output import (
     last_checkpoint,
     what_lies_in,
 )
+from hf_taskvec.training.penalties import training_loss
 from hf_taskvec.training.plan import base_plan, run_plan
 from hf_taskvec.training.provenance import fine_tuned_info
 from hf_taskvec.training.recording import Recorder
@@ -123,7 +124,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
             train_dataset=train,
             eval_dataset=validation,
             data_collator=keep_batch,
-            compute_loss_func=self.objective.loss(train, label_smoothing=args.label_smoothing_factor),
+            compute_loss_func=training_loss(self.objective, train, model, base, args),
             compute_metrics=compute_metrics or accuracy_of,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             callbacks=callbacks,
