@@ -18,8 +18,9 @@ from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
-from recipes import compare_methods, evaluate_model, finetune, quickstart
+from recipes import compare_methods, evaluate_model, finetune, learn_coefficients, quickstart
 from tests.bases import save_colour_dataset, save_tiny_base
+from tests.helpers import finetuned
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,6 +191,26 @@ def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:
     assert report.scaling == choose_scaling(
         loaded, vector, task, criterion="normalised", individual={"colours": vector}
     )
+
+
+def test_coefficients_are_learned_and_measured_on_test_images(tmp_path: Path) -> None:
+    base, folder = save_tiny_base(tmp_path / "base"), save_colour_dataset(tmp_path / "data" / "colours").parent
+    loaded = load_base(base)
+    TaskVector.from_models(loaded.model, finetuned(loaded.model)).save_pretrained(tmp_path / "vector")
+    arguments = learn_coefficients.LearnArguments(
+        vectors=[str(tmp_path / "vector")],
+        tasks=["colours"],
+        base=str(base),
+        data_dir=str(folder),
+        steps=2,
+        output_dir=str(tmp_path / "out"),
+    )
+    report = learn_coefficients.main(arguments)
+    assert report is not None
+    assert (report.split, report.results[0].individual is None) == ("test", False)
+    assert Report.load(tmp_path / "out" / "report.json").results == report.results
+    learned = TaskVector.from_pretrained(tmp_path / "out").info.settings["learned"]
+    assert (learned["split"], learned["steps"]) == ("validation", 2)
 
 
 def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None:

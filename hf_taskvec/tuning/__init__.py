@@ -2,5 +2,15 @@
 
 from hf_taskvec.tuning.coefficients import LearnedCoefficients, learn_coefficients
 from hf_taskvec.tuning.descent import Descent
+from hf_taskvec.tuning.masks import LearnedMasks, rank_masks
+from hf_taskvec.tuning.surgery import Surgery, surgery
 
-__all__ = ["Descent", "LearnedCoefficients", "learn_coefficients"]
+__all__ = [
+    "Descent",
+    "LearnedCoefficients",
+    "LearnedMasks",
+    "Surgery",
+    "learn_coefficients",
+    "rank_masks",
+    "surgery",
+]

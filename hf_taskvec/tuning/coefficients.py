@@ -8,33 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from hf_taskvec.errors import (
-    DataError,
-    NonFiniteError,
     check_fraction,
-    check_known,
 )
-from hf_taskvec.evaluation.accuracy import Tasks, check_base, vectors_by_task
+from hf_taskvec.evaluation.accuracy import Tasks
 from hf_taskvec.merging import merge
 from hf_taskvec.merging.weighted import without_conflicts
 from hf_taskvec.models.base import Base
-from hf_taskvec.tasks import Split, Task, as_tasks
-from hf_taskvec.tuning.descent import Descent, Loop
-from hf_taskvec.tuning.images import Choice, Images, TaskImages, choose_images
+from hf_taskvec.tasks import Split
+from hf_taskvec.tuning.descent import DEFAULTS, Descent
+from hf_taskvec.tuning.images import Images
 from hf_taskvec.tuning.mixture import Mixture, Per, group_name
 from hf_taskvec.tuning.objectives import Objective
-from hf_taskvec.tuning.tower import Tower
-from hf_taskvec.vectors.application import check_fits
-from hf_taskvec.vectors.compatibility import check_compatible
+from hf_taskvec.tuning.preparation import Vectors, prepare
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.names import parameters_of
-
-DEFAULTS = Descent()
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class LearnedCoefficients:
 
 def learn_coefficients(
     base: Base,
-    vectors: Mapping[str, TaskVector] | Sequence[TaskVector],
+    vectors: Vectors,
     tasks: Tasks,
     *,
     objective: Objective = "expert",
@@ -128,57 +119,26 @@ def learn_coefficients(
         >>> learned.coefficients["*"][0] > 0.3, learned.merge().info.settings["learned"]["split"]
         (True, 'validation')
     """
-    tasks, vectors = as_tasks(tasks), vectors if isinstance(vectors, Mapping) else list(vectors)
-    check_base(base)
-    check_known("objective", objective, get_args(Objective))
+    group_name("", per)
     if density is not None:
         check_fraction("density", density)
-    given = _checked(base, vectors, tasks, objective, per)
-    _check_no_test_labels(objective, split == "test")
-    chosen = choose_images(base, tasks, split=split, images=images, transductive=transductive, seed=descent.seed)
-    _check_no_test_labels(objective, chosen.transductive)
-    _check_labels(chosen, objective)
-    tower = Tower(base, tasks, list(given[0].deltas))
-    loop = Loop(tower, chosen, _targets(tower, vectors, chosen, objective), objective, settings=descent)
-    with _summands(given, density) as summands:
-        mixture = Mixture(tower, summands, per)
-        first = torch.full((len(mixture.groups), len(given)), descent.start)
-        values, curve = loop.descend(mixture, first, bounds=descent.bounds, progress=progress)
-    how = {"objective": objective, "per": per, **chosen.provenance(), **descent.provenance(), "loss": curve[-1]}
+    ready = prepare(
+        base,
+        vectors,
+        tasks,
+        objective=objective,
+        split=split,
+        images=images,
+        transductive=transductive,
+        descent=descent,
+    )
+    with _summands(ready.vectors, density) as summands:
+        mixture = Mixture(ready.tower, summands, per)
+        first = torch.full((len(mixture.groups), len(summands)), descent.start)
+        values, curve = ready.loop.descend(mixture, first, bounds=descent.bounds, progress=progress)
+    how = {**ready.provenance(), "per": per, "loss": curve[-1]}
     numbers = {group: tuple(row) for group, row in zip(mixture.groups, values.tolist(), strict=True)}
-    return LearnedCoefficients(numbers, tuple(curve), tuple(given), density, chosen.transductive, how)
-
-
-def _targets(
-    tower: Tower, vectors: Mapping[str, TaskVector] | Sequence[TaskVector], chosen: Choice, objective: Objective
-) -> dict[str, Tensor]:
-    """What the images of each task are compared with: the expert's probabilities (N, C), labels (N,), or nothing."""
-    if objective == "entropy":
-        return {}
-    if objective == "labels":
-        return {sample.task.name: sample.pixels.labels[sample.rows] for sample in chosen.samples}
-    experts = vectors_by_task(vectors, [sample.task for sample in chosen.samples])
-    return {
-        sample.task.name: expert_probabilities(tower, experts[sample.task.name], sample) for sample in chosen.samples
-    }
-
-
-@torch.no_grad()
-def expert_probabilities(tower: Tower, expert: TaskVector, sample: TaskImages, *, batch_size: int = 256) -> Tensor:
-    """The probabilities (N, C) that base plus a task's own vector gives to the task's images.
-
-    Args:
-        tower: The model, whose weights are the expert's afterwards.
-        expert: The task's vector.
-        sample: The images.
-        batch_size: Images per forward pass.
-    """
-    Mixture(tower, [expert], "task").set(torch.ones(1, 1))
-    batches = sample.batches(batch_size)
-    logits = torch.cat([tower.logits(sample.task, batch["pixel_values"]).float() for batch in batches])
-    if not logits.isfinite().all():
-        raise NonFiniteError(f"the expert of task {sample.task.name!r} gives NaN or Inf")
-    return logits.softmax(dim=-1).cpu()
+    return LearnedCoefficients(numbers, tuple(curve), ready.vectors, density, ready.chosen.transductive, how)
 
 
 @contextmanager
@@ -193,42 +153,3 @@ def _summands(vectors: Sequence[TaskVector], density: float | None) -> Iterator[
             vector.save_pretrained(Path(folder) / str(number))
             kept.append(TaskVector.from_pretrained(Path(folder) / str(number)))
         yield kept
-
-
-def _checked(
-    base: Base,
-    vectors: Mapping[str, TaskVector] | Sequence[TaskVector],
-    tasks: Sequence[Task],
-    objective: Objective,
-    per: Per,
-) -> list[TaskVector]:
-    """The vectors as a list, if they fit each other and the base and cover the tasks."""
-    if not tasks:
-        raise DataError("learn_coefficients needs at least one task, got none")
-    group_name("", per)
-    given = list(vectors.values() if isinstance(vectors, Mapping) else vectors)
-    if not given:
-        raise ValueError("learn_coefficients needs at least one vector, got none")
-    if objective == "expert":
-        vectors_by_task(vectors, tasks)
-    check_compatible(given)
-    for vector in given:
-        check_fits(vector, parameters_of(base.model), allow_other_base=False, where=repr(base.name))
-        vector.check_finite()
-    return given
-
-
-def _check_no_test_labels(objective: Objective, transductive: bool) -> None:
-    if objective == "labels" and transductive:
-        raise ValueError("objective 'labels' would learn from test labels; use 'expert' or 'entropy', or other images")
-
-
-def _check_labels(chosen: Choice, objective: Objective) -> None:
-    if objective != "labels":
-        return
-    for sample in chosen.samples:
-        if not sample.has_labels:
-            raise DataError(
-                f"objective 'labels' needs the label of every image, and those of {sample.task.name!r} lack some; "
-                "add a column 'label', or use objective='expert'"
-            )

@@ -61,6 +61,9 @@ class Descent:
         return dataclasses.asdict(self)
 
 
+DEFAULTS = Descent()
+
+
 class Adjustable(Protocol):
     """Weights that depend on a tensor of few values."""
 
@@ -99,7 +102,12 @@ class Loop:
         ]
 
     def descend(
-        self, adjustable: Adjustable, values: Tensor, *, bounds: tuple[float, float] | None, progress: bool
+        self,
+        adjustable: Adjustable,
+        values: Tensor,
+        *,
+        bounds: tuple[float, float] | tuple[Tensor, Tensor] | None,
+        progress: bool,
     ) -> tuple[Tensor, list[float]]:
         """The values after the steps, put back into the bounds after each, and the mean loss before each."""
         values = values.detach().double().requires_grad_()

@@ -60,7 +60,7 @@ class Mixture:
             if parameter.grad is None:
                 continue
             flat = parameter.grad.reshape(-1)
-            products = [_dot(flat, vector.deltas[name]) for vector in self.vectors]
+            products = [inner_product(flat, vector.deltas[name]) for vector in self.vectors]
             total[self._rows[name]] += torch.stack(products).cpu().double()
         return total
 
@@ -76,7 +76,7 @@ def group_name(name: str, per: Per) -> str:
     return {"task": EVERYWHERE, "layer": layer_of(name), "parameter": name}[per]
 
 
-def _dot(gradient: Tensor, delta: Tensor) -> Tensor:
+def inner_product(gradient: Tensor, delta: Tensor) -> Tensor:
     """The inner product with a delta of the same number of entries, a scalar; chunks are added in float64 on a CPU."""
     chunks = gradient.split(_CHUNK if gradient.device.type == "cpu" else 16 * _CHUNK)
     others = delta.reshape(-1).to(gradient.device, gradient.dtype).split(len(chunks[0]) if chunks else 1)

@@ -8,12 +8,43 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hf_taskvec.errors import NonFiniteError
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.models.classifier import ImageClassifier, Normalize
 from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.pooling import pooled
 from hf_taskvec.tasks import Task
+from hf_taskvec.tuning.images import TaskImages
 from hf_taskvec.tuning.objectives import Objective, summed_loss
 from hf_taskvec.weights.names import PROJECTION, canonical, parameters_of
+
+
+@torch.no_grad()
+def features_of(model: Base, sample: TaskImages, *, batch_size: int = 256) -> Tensor:
+    """A model's features (N, F) of a task's images, in float32 and not normalised.
+
+    Args:
+        model: A base, or what `TaskVector.apply_to` made of it.
+        sample: The images.
+        batch_size: Images per forward pass.
+
+    Raises:
+        NonFiniteError: If they are not finite.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> from hf_taskvec.tuning.images import choose_images
+        >>> base = load_base()
+        >>> features_of(base, choose_images(base, [get_task("digits")], images=3).samples[0]).shape
+        torch.Size([3, 256])
+    """
+    normalize, tower, project = Normalize(model), pooled(model.model.vision_model), model.model.visual_projection
+    model.model.eval()
+    pixels = (normalize(batch["pixel_values"].to(model.device)) for batch in sample.batches(batch_size))
+    features = torch.cat([project(tower(images).pooler_output).float().cpu() for images in pixels])
+    if not features.isfinite().all():
+        raise NonFiniteError(f"the features of {model.name!r} on {sample.task.name!r} hold NaN or Inf")
+    return features
 
 
 class Tower:
