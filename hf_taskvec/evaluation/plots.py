@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -79,21 +80,62 @@ def plot_gains(curve: Mapping[float, Report], zero_shot: Report) -> Figure:
     """
     figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=100)
     axes = figure.subplots()
-    for index, base in enumerate(zero_shot.results):
-        gains = [100 * (curve[scaling].results[index].accuracy - base.accuracy) for scaling in curve]
+    gains = {
+        base.task: [curve[scaling].results[index].accuracy - base.accuracy for scaling in curve]
+        for index, base in enumerate(zero_shot.results)
+    }
+    _plot_gains(axes, list(curve), gains)
+    axes.set(xlabel="scaling", ylabel="validation accuracy minus\nthe base's (points)")
+    figure.legend(frameon=False, loc="outside right upper")
+    return figure
+
+
+def plot_along(scalings: Sequence[float], accuracies: Mapping[str, Sequence[float]], *, split: str = "test") -> Figure:
+    """Each task's accuracy along its own vector, above the base's, and the straight way to the mean at scaling 1.
+
+    A mean above that line is concave: a small step along the vectors brings more than its share. Below it, convex.
+
+    Args:
+        scalings: The scalings in their order, 0 and 1 among them.
+        accuracies: For each task its accuracy at each of them, in [0, 1].
+        split: The part of the tasks that was measured.
+
+    Raises:
+        ValueError: If 0 or 1 is not among the scalings, or there is no task.
+
+    Example:
+        >>> figure = plot_along([0, 0.5, 1], {"digits": [0.2, 0.5, 0.6], "shapes": [0.3, 0.4, 0.7]})
+        >>> [line.get_label() for line in figure.axes[0].get_lines()]
+        ['digits', 'shapes', 'mean', 'straight']
+    """
+    if not accuracies or not {0, 1} <= set(scalings):
+        raise ValueError(f"a figure along vectors needs a task and the scalings 0 and 1, got {list(scalings)}")
+    start, end = list(scalings).index(0), list(scalings).index(1)
+    figure = Figure(figsize=(7.5, 4), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    gains = {task: [value - values[start] for value in values] for task, values in accuracies.items()}
+    _plot_gains(axes, scalings, gains)
+    axes.plot(
+        [0, 1], [0, 100 * fmean(values[end] for values in gains.values())], color="black", ls=":", label="straight"
+    )
+    axes.set(xlabel="scaling of the task's own vector", ylabel=f"{split} accuracy minus the base's (points)")
+    figure.legend(frameon=False, loc="outside right upper")
+    return figure
+
+
+def _plot_gains(axes: Axes, scalings: Sequence[float], gains: Mapping[str, Sequence[float]]) -> None:
+    """One line per task in points, the mean of several thick, and a line at 0."""
+    for index, (task, values) in enumerate(gains.items()):
         style: dict[str, Any] = {
             "color": COLOURS[index % 6],
             "marker": MARKERS[index % 6],
             "linestyle": "-" if index < 6 else "--",
         }
-        axes.plot(list(curve), gains, label=base.task, markersize=4, **style)
-    if len(zero_shot.results) > 1:
-        means = [100 * (report.accuracy - zero_shot.accuracy) for report in curve.values()]
-        axes.plot(list(curve), means, label="mean", color="black", linewidth=2.5)
-    axes.axhline(0, color="grey", linestyle=":")
-    axes.set(xlabel="scaling", ylabel="validation accuracy minus\nthe base's (points)")
-    figure.legend(frameon=False, loc="outside right upper")
-    return figure
+        axes.plot(scalings, [100 * value for value in values], label=task, markersize=4, **style)
+    if len(gains) > 1:
+        means = [100 * fmean(column) for column in zip(*gains.values(), strict=True)]
+        axes.plot(scalings, means, label="mean", color="black", linewidth=2.5)
+    axes.axhline(0, color="grey", linestyle=":", label="_zero")
 
 
 def _plot_tasks(axes: Axes, report: Report) -> None:
