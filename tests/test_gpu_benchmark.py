@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import gpu
+import gpu_parts
 import pytest
 import torch
-from gpu_parts import Deadline, largest_difference, measured, merge_rows, random_base, random_vectors
+from gpu_parts import CPU, Deadline, largest_difference, measured, merge_rows, random_base, random_vectors
 
 from hf_taskvec import TaskVector
 from hf_taskvec.errors import UnknownNameError
 
-CPU = torch.device("cpu")
 TINY = gpu.GpuArguments(
     device="cpu", minutes=5, models=["tiny"], methods=["ties"], vectors=2, batch_size=8, steps=4, images=16
 )
@@ -27,9 +28,10 @@ def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
     ties = next(row for row in rows if row[0] == "ties")
     assert ties[4:] == ["0.0e+00", ""]  # the device is the CPU itself
+    assert all(float(cell) >= 0 for cell in ties[1:4])
     trained = {row[1]: row[2:] for row in rows if row[0] == "tiny"}
     assert set(trained) == {"float32", "bf16"}
-    assert all(float(cell) > 0 for cell in [*trained["float32"], *trained["bf16"][:3]])
+    assert all(float(cell) > 0 for cell in [*trained["bf16"], *trained["float32"][:3]])
 
 
 def test_what_there_is_no_time_for_is_said() -> None:
@@ -84,6 +86,34 @@ def test_pretraining_gets_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch)
         return subprocess.CompletedProcess(command, 0, stdout="step 9 of 10\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    text = gpu.pretrain(replace(TINY, pretrain_command="--steps 10 --pairs 'my pairs'"), 90.0)
+    text = gpu.pretrain(replace(TINY, pretrain_command="--steps 10 --pairs 'my pairs'"), 90.0 + gpu.SPARE)
     assert calls[0][2:] == ["--steps", "10", "--pairs", "my pairs", "--minutes", "1.50"]
     assert "step 9 of 10" in text
+
+
+def test_a_pretraining_that_has_no_time_or_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    args = replace(TINY, pretrain_command="--steps 10")
+    assert "No time left: 30 s" in gpu.pretrain(args, 30.0)
+    assert "its last saved state stays" in gpu.pretrain(args, 300.0)
+
+
+def test_a_part_gets_no_more_than_its_share_and_no_more_than_is_left() -> None:
+    whole = Deadline(100.0)
+    assert whole.at_most(5.0).left <= 5.0
+    assert 90.0 < whole.at_most(500.0).left <= 100.0
+
+
+def test_a_merge_that_would_not_end_in_time_is_compared_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_parts, "COMPARED", 1)
+    slow = gpu_parts.measured
+
+    def measured(device: torch.device, work: Callable[[], object]) -> gpu_parts.Measured[object]:
+        return replace(slow(device, work), seconds=1e6)
+
+    monkeypatch.setattr(gpu_parts, "measured", measured)
+    (row,) = merge_rows(random_vectors(random_base("tiny"), 2), ["average"], CPU, Deadline(60.0))
+    assert row == ["average", "–", "–", "–", "0.0e+00", "too slow for the time left"]

@@ -31,6 +31,9 @@ ARCHITECTURES = {
     "tiny": (64, 2, 2, 8, 32, 32),
 }
 
+CPU = torch.device("cpu")
+COMPARED = 24  # parameters of each vector on which device and CPU are compared
+
 
 class Deadline:
     """The time that is left of some seconds from now on."""
@@ -42,6 +45,10 @@ class Deadline:
     def left(self) -> float:
         """Seconds left, not below 0."""
         return max(0.0, self.end - time.monotonic())
+
+    def at_most(self, seconds: float) -> Deadline:
+        """The deadline of a part that may take some of the time that is left."""
+        return Deadline(min(seconds, self.left))
 
 
 T = TypeVar("T")
@@ -102,24 +109,41 @@ def merge_rows(
 ) -> list[list[str]]:
     """For each merge method: seconds on the CPU and the device, the device's memory and the largest difference.
 
-    The difference is relative to the largest entry of the CPU's result. Methods for which no time is left, or which
-    random vectors do not suit, are listed with the reason.
+    The difference is that on the vectors' first `COMPARED` parameters, relative to the largest entry of the CPU's
+    result: there both are quick. From the seconds it took there follows what all parameters will take; what would not
+    end in time is left out, with the reason, as are methods that random vectors do not suit.
     """
+    names = list(vectors[0].deltas)[:COMPARED]
+    small = [TaskVector({name: vector.deltas[name] for name in names}) for vector in vectors]
+    ratio = vectors[0].num_entries / small[0].num_entries
     rows = []
     for name in methods:
         if deadline.left == 0:
             rows.append([name, *["–"] * 4, "no time left"])
             continue
         try:
-            there = measured(device, partial(merge, vectors, name, device=device))
-            here = measured(torch.device("cpu"), partial(merge, vectors, name))
+            there = measured(device, partial(merge, small, name, device=device))
+            here = measured(CPU, partial(merge, small, name))
+            difference = f"{largest_difference(here.value, there.value):.1e}"
+            there, there_text = _whole(vectors, name, device, there.seconds * ratio, deadline)
+            _, here_text = _whole(vectors, name, CPU, here.seconds * ratio, deadline)
         except (TaskVecError, ValueError, torch.OutOfMemoryError) as error:
             rows.append([name, *["–"] * 4, str(error).split(". ")[0][:100]])
             continue
-        difference = f"{largest_difference(here.value, there.value):.1e}"
-        figures = [f"{here.seconds:.2f}", f"{there.seconds:.2f}", f"{there.peak / 2**30:.2f}"]
-        rows.append([name, *figures, difference, ""])
+        memory = "–" if there is None else f"{there.peak / 2**30:.2f}"
+        remark = "too slow for the time left" if "–" in (there_text, here_text) else ""
+        rows.append([name, here_text, there_text, memory, difference, remark])
     return rows
+
+
+def _whole(
+    vectors: Sequence[TaskVector], name: str, device: torch.device, expected: float, deadline: Deadline
+) -> tuple[Measured[TaskVector] | None, str]:
+    """A merge of all parameters, with its seconds as text; nothing if it would not end in time."""
+    if expected > deadline.left:
+        return None, "–"
+    whole = measured(device, partial(merge, vectors, name, device=None if device == CPU else device))
+    return whole, f"{whole.seconds:.2f}"
 
 
 def largest_difference(left: TaskVector, right: TaskVector) -> float:

@@ -24,7 +24,7 @@ TEMPLATES = (
     "a picture of a {}.",
 )
 
-MAY_CHANGE = ("stop_step", "save_steps")  # without a trace in the weights
+MAY_CHANGE = ("stop_step", "save_steps", "save_seconds")  # without a trace in the weights
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class PretrainingConfig:
     )
     max_logit_scale: float = arg("Upper bound of the temperature's inverse.", default=50.0)
     save_steps: int = arg("Steps between saved states.", default=250)
+    save_seconds: float = arg("Least time between saved states; for a GPU, which takes steps fast.", default=0.0)
     stop_step: int = arg("Step after which to stop before the schedule's end; 0 runs it out.", default=0)
     init_from: str = arg(
         "Folder of a pretrained CLIP to go on from, instead of random weights and a new tokenizer.", default=""

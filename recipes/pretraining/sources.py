@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -36,13 +38,23 @@ class Sources:
     unlabelled: Sequence[Task] = ()
     held_out: Sequence[Task] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """What a base's card tells of them."""
+        return {
+            "sources": [Path(name).name for name in self.pairs],
+            "generated_pairs": self.generated,
+            "unlabelled_tasks": [task.name for task in self.unlabelled],
+            "held_out_tasks": [task.name for task in self.held_out],
+        }
+
 
 @dataclass(frozen=True)
 class Gathered:
-    """The pairs of all sources, and how many equal images were left out."""
+    """The pairs of all sources, how many equal images were left out, and what the sources are."""
 
     pairs: Pairs
     duplicates: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pixel_hash(pixels: Tensor) -> str:
@@ -68,7 +80,8 @@ def gather_pairs(sources: Sources, config: PretrainingConfig) -> Gathered:
     named = {name: describe(pairs, config) for name, pairs in parts.items()}
     pairs = join(list(named.values()))
     unique = without_duplicates(pairs)
-    return Gathered(balance(unique, config.max_pairs_per_text, seed=config.seed), len(pairs) - len(unique))
+    balanced = balance(unique, config.max_pairs_per_text, seed=config.seed)
+    return Gathered(balanced, len(pairs) - len(unique), sources.facts())
 
 
 def unlabelled_pairs(task: Task, processor: CLIPImageProcessorPil) -> Pairs:

@@ -50,15 +50,20 @@ def load_state(folder: Path) -> State | None:
     if not (state / FACTS).is_file():
         return None
     optimizer: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(state / OPTIMIZER).items():
+    for key, value in _load(state / OPTIMIZER).items():
         index, name = key.split(".", 1)
         optimizer.setdefault(int(index), {})[name] = value
-    return State(load_file(state / MODEL), load_file(state / AVERAGE), optimizer, read_json(state / FACTS))
+    return State(_load(state / MODEL), _load(state / AVERAGE), optimizer, read_json(state / FACTS))
 
 
 def load_average(folder: Path) -> dict[str, Tensor]:
     """The averaged weights of an unfinished run."""
-    return load_file(folder / "state" / AVERAGE)
+    return _load(folder / "state" / AVERAGE)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file in float32: a bundle holds some of them in less."""
+    return {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
 
 
 def averaged_clip(config: CLIPConfig, average: Mapping[str, Tensor]) -> CLIPModel:

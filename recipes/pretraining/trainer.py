@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pretraining.pairs import Pairs, augment, normalize
 from pretraining.state import State, load_state, save_state
 
 LOG_EVERY = 50
+WARM, MEASURED = 0.03, 0.1  # of the minutes, between which the rate of a fitted schedule is measured
 
 
 class PairTrainer:
@@ -57,13 +59,15 @@ class PairTrainer:
         self.scheduler = (
             cosine_schedule(optimizer, config.warmup_steps, config.steps)
             if config.schedule == "cosine"
-            else LambdaLR(optimizer, config.learning_rate_factor)
+            else LambdaLR(optimizer, lambda step: self.config.learning_rate_factor(step))
         )
         self.model, self.optimizer = self.accelerator.prepare(trained, optimizer)
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         self.generator = torch.Generator(self.device)
         self.module.generator = self.generator
         self.step, self.loss, self.views_per_second = 0, 0.0, 0.0
+        self.on_save: Callable[[], object] | None = None
+        self._saved, self._saved_step = 0.0, 0  # when, and which
         self.log: list[dict[str, float]] = []
         self.pixels = pairs.pixels.to(self.device)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
@@ -143,35 +147,60 @@ class PairTrainer:
         ]
         return self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 
-    def train(self, *, stop_at: int = 0, minutes: float = math.inf) -> None:
+    def train(self, *, stop_at: int = 0, minutes: float = math.inf, fit: bool = False) -> None:
         """Trains up to the last step, saving the state every `save_steps` and at the end.
 
         Args:
             stop_at: The step to stop at before, if not 0.
             minutes: The time to stop after.
+            fit: Whether a constant schedule ends with the minutes, after steps counted by the rate of the first ones.
+
+        Raises:
+            ValueError: If there are no minutes to fit to, or the schedule is no constant one before its decay.
         """
-        last = min(stop_at or self.config.steps, self.config.steps)
+        if fit:
+            self._check_fit(minutes)
         bar = tqdm(
             total=self.config.steps, initial=self.step, mininterval=5, disable=not self.accelerator.is_main_process
         )
         self.model.train()
-        begin, views = time.perf_counter(), 0
-        while self.step < last and time.perf_counter() - begin < 60 * minutes:
+        begin, first = time.perf_counter(), self.step
+        mark: tuple[float, int] | None = None  # when the first steps, which warm up, were over
+        while self.step < min(stop_at or self.config.steps, self.config.steps):
+            elapsed = time.perf_counter() - begin
+            if elapsed >= 60 * minutes:
+                break
+            if fit and mark is None and elapsed >= 60 * minutes * WARM:
+                mark = elapsed, self.step
+            elif fit and mark is not None and elapsed >= 60 * minutes * MEASURED and self.step > mark[1]:
+                rate = (self.step - mark[1]) / (elapsed - mark[0])
+                self.config = replace(
+                    self.config, steps=self.step + max(1, int(rate * (60 * minutes - elapsed) * 0.97))
+                )
+                fit, bar.total = False, self.config.steps
             losses = self._losses(self._rows())
             self._update(torch.stack(list(losses.values())).sum())
-            views += self.config.batch_size * self.config.views
             bar.update()
+            views = (self.step - first) * self.config.batch_size * self.config.views
+            self.views_per_second = views / (time.perf_counter() - begin)
             if self.step % LOG_EVERY == 0:
-                rate = views / (time.perf_counter() - begin)
                 self.log.append({"step": self.step, "loss": round(self.loss, 4)})
-                bar.set_postfix({"views/s": f"{rate:.0f}", **{name: f"{loss:.3f}" for name, loss in losses.items()}})
-            if self.step % self.config.save_steps == 0:
+                rates = {"views/s": f"{self.views_per_second:.0f}"}
+                bar.set_postfix({**rates, **{name: f"{loss:.3f}" for name, loss in losses.items()}})
+            late = time.perf_counter() - max(begin, self._saved) >= self.config.save_seconds
+            if self.step % self.config.save_steps == 0 and late:
                 self.save_state()
         bar.close()
-        if views and self.step % self.config.save_steps:
+        if self.step > first and self._saved_step != self.step:
             self.save_state()
-        if views:
-            self.views_per_second = views / (time.perf_counter() - begin)
+
+    def _check_fit(self, minutes: float) -> None:
+        steps = self.config.steps - round(self.config.steps * self.config.decay_share)
+        if not math.isfinite(minutes) or self.config.schedule != "constant" or self.step > steps:
+            raise ValueError(
+                "fit_minutes needs minutes and a constant schedule that has not begun to fall; got "
+                f"minutes={minutes:g}, schedule={self.config.schedule!r} at step {self.step} of {self.config.steps}"
+            )
 
     def _update(self, loss: Tensor) -> None:
         """One step of the optimiser and of the average."""
@@ -203,6 +232,9 @@ class PairTrainer:
         save_state(
             self.folder, State(self.module.state_dict(), self.average, self.optimizer.state_dict()["state"], facts)
         )
+        self._saved, self._saved_step = time.perf_counter(), self.step
+        if self.on_save is not None:
+            self.on_save()
 
     def resume(self) -> bool:
         """Continues from the state in the output folder, when there is one.
