@@ -28,9 +28,11 @@ from hf_taskvec.weights.resume import compute_or_read
 
 PAGE = """# Along the vectors
 
-Accuracy in percent on the {split} part of each task with the base plus a part of the task's own vector, mean over {seeds}
-seed(s) of fine-tuning. Bend: the gain at half the vector minus half the gain of the whole one, above 0 concave, below 0
-convex; share: the first gain over the second, 0.5 on a straight way. Intervals: 95 %, images drawn anew. {versions}.
+Accuracy in percent on the {split} part of each task with the base plus a part of the task's own vector, mean over
+{seeds} seed(s) of fine-tuning.
+Bend: the gain at half the vector minus half the gain of the whole one, above 0 concave, below 0 convex. Share: the
+first gain over the second, 0.5 on a straight way. Intervals: 95 %, images drawn anew.
+{versions}.
 
     {command}
 
@@ -78,12 +80,12 @@ def main(args: AlongArguments) -> dict[str, Any]:
 
     def measure(path: Path) -> None:
         courses = [course(base, vectors[task.name], task, scalings=args.scalings, split=args.split) for task in tasks]
-        write_json(path, along_data(courses, split=args.split))
+        write_json(path, {**along_data(courses, split=args.split), "versions": library_versions()})
 
     data = compute_or_read(out / "along.json", plan, compute=measure, read=read_json)
     save_figure(plot_along(data["scalings"], data["accuracies"], split=args.split), out / "along.png")
     text = table(HEADERS, along_rows(data), align="lrrrrrl")
-    seeds, versions = len(next(iter(vectors.values()))), ", ".join(f"{k} {v}" for k, v in library_versions().items())
+    seeds, versions = len(next(iter(vectors.values()))), ", ".join(f"{k} {v}" for k, v in data["versions"].items())
     page = PAGE.format(split=args.split, seeds=seeds, versions=versions, command=command_line(), table=text)
     write_text(out / "report.md", page)
     print(text)

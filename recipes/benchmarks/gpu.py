@@ -1,6 +1,6 @@
 """Everything a GPU is needed for, each part in its own time: merging, then pretraining the base, then training.
 
-python recipes/benchmarks/gpu.py --pretrain_command "--config recipes/configs/feature_clip_gpu.yaml --packed <folder>"
+python recipes/benchmarks/gpu.py --pretrain_command="--config recipes/configs/feature_clip_gpu.yaml --packed <folder>"
 python recipes/benchmarks/gpu.py --device cpu --models tiny
 
 The parts stand in the order of their worth, and the table is written after every one; the second command tries all of

@@ -125,12 +125,12 @@ def merge_rows(
             there = measured(device, partial(merge, small, name, device=device))
             here = measured(CPU, partial(merge, small, name))
             difference = f"{largest_difference(here.value, there.value):.1e}"
-            there, there_text = _whole(vectors, name, device, there.seconds * ratio, deadline)
+            whole, there_text = _whole(vectors, name, device, there.seconds * ratio, deadline)
             _, here_text = _whole(vectors, name, CPU, here.seconds * ratio, deadline)
         except (TaskVecError, ValueError, torch.OutOfMemoryError) as error:
             rows.append([name, *["–"] * 4, str(error).split(". ")[0][:100]])
             continue
-        memory = "–" if there is None else f"{there.peak / 2**30:.2f}"
+        memory = "–" if whole is None else f"{whole.peak / 2**30:.2f}"
         remark = "too slow for the time left" if "–" in (there_text, here_text) else ""
         rows.append([name, here_text, there_text, memory, difference, remark])
     return rows

@@ -9,27 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-import torch
-from pretraining.run import running_base
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
+from pretraining.probe import linear_probe, open_variant
 from tiny_clip_study import TASKS
-from transformers import CLIPProcessor
 
-from hf_taskvec import Task, evaluate, get_tasks, load_base
+from hf_taskvec import Task, evaluate, get_tasks
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.evaluation.report import percent
-from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
-from hf_taskvec.tasks import Split
-from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.text import table, table_row
-
-INVERSE_PENALTY = 0.03
 
 
 @dataclass
@@ -54,35 +42,6 @@ class Probe:
             values = [*scores.values(), fmean(scores.values())]
             rows.append(table_row([self.variant, name, *map(percent, values)]))
         return "\n".join(rows)
-
-
-def open_variant(variant: str) -> Base:
-    """A finished base, or the averaged weights of a run under way."""
-    if variant == "embedded":
-        return load_base()
-    folder = Path(variant)
-    if (folder / "state").is_dir() and not (folder / "model.safetensors").is_file():
-        return Base(running_base(variant), CLIPProcessor.from_pretrained(variant), folder.name)
-    return load_base(variant)
-
-
-@torch.inference_mode()
-def pooled_features(base: Base, task: Task, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled image features before the projection, (N, W), and labels (N,)."""
-    pixels, normalize = load_pixels(task, split, base.processor.image_processor), Normalize(base)
-    batches = [range(start, min(start + 256, len(pixels))) for start in range(0, len(pixels), 256)]
-    images = (normalize(pixels.__getitems__(batch)["pixel_values"]) for batch in batches)
-    features = torch.cat([base.model.vision_model(pixel_values=batch).pooler_output for batch in images])
-    return features.float().numpy(), pixels.labels.numpy()
-
-
-def linear_probe(base: Base, task: Task) -> float:
-    """Validation accuracy of a logistic regression on standardised features of the training part."""
-    features, labels = pooled_features(base, task, "train")
-    scaler = StandardScaler().fit(features)
-    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(scaler.transform(features), labels)
-    held, truth = pooled_features(base, task, "validation")
-    return float(model.score(scaler.transform(held), truth))
 
 
 def probe(variant: str, tasks: Sequence[Task]) -> Probe:

@@ -43,7 +43,7 @@ class Course:
     @property
     def accuracies(self) -> list[float]:
         """The accuracy at each scaling."""
-        return self.correct.mean(axis=1).tolist()
+        return [float(value) for value in self.correct.mean(axis=1)]
 
     def rows(self) -> Shares:
         """What each image gains at half the vector and at the whole one, (2, N)."""

@@ -23,6 +23,7 @@ from hf_taskvec.weights.resume import compute_or_read
 from paper.settings import CONVERGED, Reproduction
 
 RUN = "run.json"
+CUT = "cut-"  # a budget of the longest run, whose schedule goes on beyond it
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Run:
 
     Attributes:
         folder: Where its vectors are.
-        vectors: Path of each budget's vector inside the folder; `converged` is a budget too.
+        vectors: Path of each budget's vector inside the folder; `converged` is a budget too. With a schedule a budget
+            is a run of its own, and `cut-1` is what the longest run had after one epoch.
         converged_epoch: The epoch with the best validation accuracy, the first of equals.
         validation: Validation accuracy after each epoch of the longest run.
         gradient_norms: Mean norm of its minibatch gradients in each epoch.
@@ -89,8 +91,8 @@ def _train(
     validation = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
     best = validation.index(max(validation)) + 1
     wanted = {CONVERGED: epoch_name(best)}
-    if not scheduled:
-        wanted |= {f"{b:g}": epoch_name(int(b)) if b >= 1 else f"fraction-{b:g}" for b in budgets}
+    prefix = CUT if scheduled else ""
+    wanted |= {f"{prefix}{b:g}": epoch_name(int(b)) if b >= 1 else f"fraction-{b:g}" for b in budgets}
     for budget_name, name in wanted.items():
         vectors[budget_name] = f"kept/{budget_name}"
         shutil.copytree(folder / "long" / "vectors" / name, folder / "kept" / budget_name)

@@ -1,0 +1,61 @@
+"""The early-epoch adviser measured: what merges at the epochs that `choose_epochs` picks lose, and the steps they save.
+
+python recipes/early_epochs.py --config recipes/configs/early_epochs.yaml --data_dir <folder>
+python recipes/early_epochs.py --config recipes/configs/early_epochs_smoke.yaml
+
+Training with a schedule per budget, a long schedule cut short and a constant rate cut short are told apart. Every run
+is kept, so that the same command goes on. Writes studies/epochs-N.json and report.md into the output folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import interrupts  # noqa: F401
+from paper.early import budget_table, choice_table, separation, study_epochs
+from paper.results import claim_folder
+from paper.settings import Reproduction
+
+from hf_taskvec.arguments import command_line, run_recipe
+from hf_taskvec.weights.folders import write_text
+
+PAGE = """# Which epoch to merge
+
+Mean test accuracy of the merge of {tasks} tasks, differences in points, paired over {seeds} seed(s), with 95 %
+bootstrap intervals over seeds (of one seed there is none, and few make it too narrow). The target: no less than the
+merge of converged vectors, with three quarters of the steps saved.
+
+    {command}
+
+{choices}
+
+## Schedule and stopping point
+
+Each budget minus converged; converged in percent.
+
+{budgets}
+
+{sentences}
+"""
+
+
+def main(settings: Reproduction) -> list[dict[str, Any]]:
+    claim_folder(settings)
+    found = study_epochs(settings, settings.load_base())
+    text = choice_table(found)
+    page = PAGE.format(
+        tasks=len(settings.load_tasks()),
+        seeds=len(settings.seeds),
+        command=command_line(),
+        choices=text,
+        budgets=budget_table(found),
+        sentences="\n".join(f"- {sentence}" for sentence in separation(found)),
+    )
+    write_text(Path(settings.output_dir) / "report.md", page)
+    print(text)
+    return found
+
+
+if __name__ == "__main__":
+    run_recipe(main, Reproduction, stopped="Finished runs are kept; the same command goes on.")

@@ -1,0 +1,1 @@
+"""How well vectors of a base merge, and what of the base it depends on."""
