@@ -42,7 +42,7 @@ def small(folder: Path, **changes: object) -> Reproduction:
         "budgets": [1, 2],
         "merges": ["task_arithmetic@1/T"],
         "batch_size": 8,
-        "max_train": 16,
+        "max_train": 24,
         "max_validation": 8,
         "max_test": 12,
         "dynamics_optimizer": "adamw",
@@ -69,7 +69,7 @@ def entry(seed: int, first: dict[str, float], *, last: float = 0.5, saved: float
     return {"seed": seed, "arms": arms}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # of slow tests: thirty short runs
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, list[dict[str, Any]]]:
     """The smallest study of the adviser, and what it found."""
     settings = small(tmp_path_factory.mktemp("adviser"))
@@ -77,6 +77,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, li
     return settings, study_epochs(settings, toy_base())
 
 
+@pytest.mark.slow
 def test_the_adviser_is_measured_on_every_arm_and_read_the_second_time(
     measured: tuple[Reproduction, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_the_adviser_is_measured_on_every_arm_and_read_the_second_time(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_budget_is_a_run_of_its_own_or_a_cut_and_a_series_ends_converged(
     measured: tuple[Reproduction, list[dict[str, Any]]],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, DataError
-from hf_taskvec.weights.folders import atomic_folder, read_json, write_bytes, write_json
+from hf_taskvec.weights.folders import atomic_folder, read_json, write_bytes, write_text
 from pretraining.config import PretrainingConfig
 from pretraining.pairs import Pairs
 from pretraining.sources import Gathered
@@ -41,7 +42,8 @@ def pack(gathered: Gathered, config: PretrainingConfig, folder: Path, *, quality
         raise ValueError(f"pack_quality must be in [1, {LOSSLESS}], got {quality}")
     pairs = gathered.pairs
     captions = list(dict.fromkeys(pairs.texts))
-    rank = {text: index for index, text in enumerate(captions)}
+    subjects = list(dict.fromkeys(pairs.subjects or []))
+    rank, place = ({text: index for index, text in enumerate(texts)} for texts in (captions, subjects))
     with atomic_folder(folder, marker=PAIRS) as new, ThreadPoolExecutor() as pool:
         sheets = range(0, len(pairs), SIDE * SIDE)
         parts = (pairs.pixels[start : start + SIDE * SIDE] for start in sheets)
@@ -50,12 +52,13 @@ def pack(gathered: Gathered, config: PretrainingConfig, folder: Path, *, quality
         notes = {
             "captions": captions,
             "caption": [rank[text] for text in pairs.texts],
-            "subjects": pairs.subjects,
+            "subjects": subjects,
+            "subject": [place[text] for text in pairs.subjects or []],
             "duplicates": gathered.duplicates,
             "facts": {**gathered.facts, "packed_at_quality": quality},
             "settings": {name: getattr(config, name) for name in DEPENDS_ON},
         }
-        write_json(new / PAIRS, notes)
+        write_text(new / PAIRS, json.dumps(notes, ensure_ascii=False))  # not a line for each number
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -77,7 +80,8 @@ def unpack(folder: Path, config: PretrainingConfig) -> Gathered:
     with ThreadPoolExecutor() as pool:
         work = [pool.submit(_images, folder / _name(index), count, size) for index, count in enumerate(counts)]
         pixels = torch.cat([one.result() for one in work])
-    pairs = Pairs(pixels, [notes["captions"][row] for row in rows], None, notes["subjects"])
+    subjects = [notes["subjects"][row] for row in notes["subject"]] or None
+    pairs = Pairs(pixels, [notes["captions"][row] for row in rows], None, subjects)
     return Gathered(pairs, notes["duplicates"], notes["facts"])
 
 
