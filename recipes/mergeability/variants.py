@@ -13,8 +13,9 @@ from pretraining.config import PretrainingConfig
 from pretraining.run import Travel, pretrain
 from pretraining.sources import Sources
 
-from hf_taskvec.arguments import arg, parse_pairs
+from hf_taskvec.arguments import arg
 from hf_taskvec.errors import ArgumentsError, UnknownNameError
+from hf_taskvec.fields import parse_pairs
 from hf_taskvec.models.base import load_base
 from hf_taskvec.tasks import get_tasks
 from hf_taskvec.text import listed, table
