@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ ARCHITECTURES = {
 
 CPU = torch.device("cpu")
 COMPARED = 24  # parameters of each vector on which device and CPU are compared
+TOO_SLOW = "too slow for the time left"
 
 
 class Deadline:
@@ -104,6 +106,23 @@ def random_vectors(base: Base, count: int) -> list[TaskVector]:
     return vectors
 
 
+@dataclass
+class MergeRow:
+    """What is known of a merge method: figures as text, and the seconds that the CPU is expected to take for all."""
+
+    name: str
+    cpu: str = "–"
+    device: str = "–"
+    memory: str = "–"
+    difference: str = "–"
+    remark: str = ""
+    expected: float = math.inf
+
+    def cells(self) -> list[str]:
+        """The row of the table."""
+        return [self.name, self.cpu, self.device, self.memory, self.difference, self.remark]
+
+
 def merge_rows(
     vectors: Sequence[TaskVector], methods: Sequence[str], device: torch.device, deadline: Deadline
 ) -> list[list[str]]:
@@ -111,39 +130,34 @@ def merge_rows(
 
     The difference is that on the vectors' first `COMPARED` parameters, relative to the largest entry of the CPU's
     result: there both are quick. From the seconds it took there follows what all parameters will take; what would not
-    end in time is left out, with the reason, as are methods that random vectors do not suit.
+    end in time is left out, with the reason, as are methods that random vectors do not suit. The CPU comes last, the
+    quickest methods first.
     """
     names = list(vectors[0].deltas)[:COMPARED]
     small = [TaskVector({name: vector.deltas[name] for name in names}) for vector in vectors]
     ratio = vectors[0].num_entries / small[0].num_entries
-    rows = []
-    for name in methods:
+    rows = [MergeRow(name) for name in methods]
+    for row in rows:
         if deadline.left == 0:
-            rows.append([name, *["–"] * 4, "no time left"])
+            row.remark = "no time left"
             continue
         try:
-            there = measured(device, partial(merge, small, name, device=device))
-            here = measured(CPU, partial(merge, small, name))
-            difference = f"{largest_difference(here.value, there.value):.1e}"
-            whole, there_text = _whole(vectors, name, device, there.seconds * ratio, deadline)
-            _, here_text = _whole(vectors, name, CPU, here.seconds * ratio, deadline)
+            there = measured(device, partial(merge, small, row.name, device=device))
+            here = measured(CPU, partial(merge, small, row.name))
+            row.difference, row.expected = f"{largest_difference(here.value, there.value):.1e}", here.seconds * ratio
+            if there.seconds * ratio > deadline.left:
+                row.remark = TOO_SLOW
+                continue
+            whole = measured(device, partial(merge, vectors, row.name, device=device))
+            row.device, row.memory = f"{whole.seconds:.2f}", f"{whole.peak / 2**30:.2f}"
         except (TaskVecError, ValueError, torch.OutOfMemoryError) as error:
-            rows.append([name, *["–"] * 4, str(error).split(". ")[0][:100]])
-            continue
-        memory = "–" if whole is None else f"{whole.peak / 2**30:.2f}"
-        remark = "too slow for the time left" if "–" in (there_text, here_text) else ""
-        rows.append([name, here_text, there_text, memory, difference, remark])
-    return rows
-
-
-def _whole(
-    vectors: Sequence[TaskVector], name: str, device: torch.device, expected: float, deadline: Deadline
-) -> tuple[Measured[TaskVector] | None, str]:
-    """A merge of all parameters, with its seconds as text; nothing if it would not end in time."""
-    if expected > deadline.left:
-        return None, "–"
-    whole = measured(device, partial(merge, vectors, name, device=None if device == CPU else device))
-    return whole, f"{whole.seconds:.2f}"
+            row.remark = str(error).split(". ")[0][:100]
+    for row in sorted(rows, key=lambda row: row.expected):
+        if row.device != "–" and row.expected <= deadline.left:
+            row.cpu = f"{measured(CPU, partial(merge, vectors, row.name)).seconds:.2f}"
+        elif row.device != "–":
+            row.remark = TOO_SLOW
+    return [row.cells() for row in rows]
 
 
 def largest_difference(left: TaskVector, right: TaskVector) -> float:
