@@ -13,7 +13,7 @@ import pytest
 
 from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.weights import temporary
-from hf_taskvec.weights.folders import atomic_folder, write_bytes
+from hf_taskvec.weights.folders import atomic_folder, write_bytes, write_json
 
 
 def own(name: str) -> bool:
@@ -50,6 +50,25 @@ def test_what_is_the_users_survives_a_replacement(
     assert os.listdir(tmp_path) == ["v"]
 
 
+def test_a_folder_that_cannot_take_its_place_ends_in_the_error_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(one: Path, other: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    write(tmp_path / "v", **{"part-1": "old"})
+    monkeypatch.setattr(temporary, "_exchange", busy)
+    with pytest.raises(OSError, match="busy"):
+        write(tmp_path / "v", **{"part-1": "new"})
+    assert content(tmp_path) == {os.path.join("v", name): text for name, text in (("marker", "m"), ("part-1", "old"))}
+
+
+def test_json_is_written_for_people_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": {"b": "ü"}, "c": [1]})
+    lines = ["{", '  "a": {', '    "b": "ü"', "  },", '  "c": [', "    1", "  ]", "}", ""]
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "\n".join(lines)
+
+
 def test_a_folder_without_the_marker_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "part-1").write_text("mine")
@@ -70,7 +89,7 @@ DYING = """
 import os, sys
 from pathlib import Path
 from hf_taskvec.weights import temporary
-from hf_taskvec.weights.folders import atomic_folder, write_bytes
+from hf_taskvec.weights.folders import atomic_folder, write_bytes, write_json
 when, target = sys.argv[1], Path(sys.argv[2])
 def die(*args): os.kill(os.getpid(), 9)
 if when == "file":

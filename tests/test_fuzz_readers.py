@@ -231,6 +231,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
 def check_reader(make: Callable[[Path], Reader], folder: Path, count: int, *, seed: int) -> int:
     """Reads `count` mutants one after the other. Returns how many were refused."""
     reader, chance, refused = make(folder), random.Random(seed), 0
+    reader.read()
     whole = {path: path.read_bytes() for path in reader.files}
     for number in range(count):
         path = chance.choice(reader.files)

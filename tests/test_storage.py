@@ -488,3 +488,13 @@ def test_tensors_of_several_dtypes_are_written_each_in_its_own(tmp_path: Path) -
     shapes, dtypes = ({name: getattr(value, what) for name, value in tensors.items()} for what in ("shape", "dtype"))
     write_safetensors(tmp_path / "x", tensors.items(), shapes=shapes, dtype=dtypes)
     assert TaskVector(load_file(tmp_path / "x")) == TaskVector(tensors)
+
+
+def test_data_start_on_a_cache_line_whatever_the_header(tmp_path: Path) -> None:
+    for length in range(1, 70):
+        path = tmp_path / f"{length}.safetensors"
+        write_safetensors(path, [("n" * length, torch.ones(3))], shapes={"n" * length: (3,)}, dtype=torch.float32)
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        assert (start % 64, len(content) - start) == (0, 12)
+        assert start < 64 + len(content[8:start].rstrip()) + 8  # no more padding than that takes
