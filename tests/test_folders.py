@@ -63,6 +63,22 @@ def test_a_folder_that_cannot_take_its_place_ends_in_the_error_and_leaves_the_ol
     assert content(tmp_path) == {os.path.join("v", name): text for name, text in (("marker", "m"), ("part-1", "old"))}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system cannot exchange two folders in one step")
+def test_where_two_folders_can_be_exchanged_there_is_one_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "v", **{"part-1": "old"})
+    rename = os.rename
+
+    def watched(source: Path, target: Path) -> None:
+        rename(source, target)
+        assert (tmp_path / "v" / "marker").is_file()
+
+    monkeypatch.setattr(os, "rename", watched)
+    write(tmp_path / "v", **{"part-1": "new"})
+    assert content(tmp_path / "v") == {"marker": "m", "part-1": "new"}
+
+
 def test_json_is_written_for_people_too(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": {"b": "ü"}, "c": [1]})
     lines = ["{", '  "a": {', '    "b": "ü"', "  },", '  "c": [', "    1", "  ]", "}", ""]

@@ -4,12 +4,12 @@ pip install cosmic-ray pytest-cov pytest-timeout && python recipes/benchmarks/mu
 
 Each mutant changes one operator, number, condition, decorator or exception; it is caught if a test fails. Annotations
 are left alone: nothing reads them when the program runs. First the tests of each group run without a mutant: they must
-pass, and which of them run which line is noted. A mutant meets the files of tests that run its line, those tests first,
-or all of its group where none does. A test that ends by its time limit caught nothing, unless `mutants.json` says that
-the mutant's loop has no end. A call that is stopped goes on where it was.
+pass, and which of them run which line is noted. A mutant meets the tests that run its line, or its function or module
+where the line runs on import. A test that ends by its time limit caught nothing, unless `mutants.json` says that the
+mutant's loop has no end. A call that is stopped goes on where it was.
 
-After tests were added, `--only_survivors True` runs what survived against the tests as they are now, on the sources as
-they were. `mutants.json` holds what a person found out about a survivor.
+`--only_survivors True` runs what survived against all tests of its group as they are now, on the sources as they were.
+`mutants.json` holds what a person found out about a survivor.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, chdir
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,7 @@ from mutants_report import Outcome, Sample, report
 
 from hf_taskvec.arguments import arg, command_line, run_recipe
 from hf_taskvec.errors import ArgumentsError
+from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import read_json, write_json, write_text
 
 if TYPE_CHECKING:  # a tool of this script alone, which the project does not depend on
@@ -65,6 +67,15 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {  # modules, and the tests tha
     ),
 }
 Contexts = dict[str, dict[int, list[str]]]  # tests by module and line
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Tests of one mutant: files, which of their tests go first, and whether those go alone."""
+
+    files: list[str]
+    first: list[str]
+    alone: bool
 
 
 @dataclass
@@ -159,24 +170,29 @@ def measure(home: Home, number: int, group: str, args: MutantArguments) -> Conte
     return {f"hf_taskvec/{name}": reader.contexts_by_lineno(path) for name, path in files.items()}
 
 
-def statement(source: str, line: int) -> range:
-    """The lines of the innermost statement around a line, of a compound one its head."""
-    found = range(line, line + 1)
+def around(source: str, line: int) -> list[range]:
+    """The lines of the innermost statement around a line (of a compound one its head), of its function, of all."""
+    found, function, everything = range(line, line + 1), range(0), range(1, source.count("\n") + 2)
     for node in ast.walk(ast.parse(source)):  # outer ones come first
         if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno):
-            body = getattr(node, "body", None)
-            found = range(node.lineno, body[0].lineno if body else (node.end_lineno or node.lineno) + 1)
-    return found if line in found else range(line, line + 1)
+            body, end = getattr(node, "body", None), (node.end_lineno or node.lineno) + 1
+            head = range(node.lineno, body[0].lineno if body else end)
+            found = head if line in head else found
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                function = range(node.body[0].lineno, end)
+    return [found, function, everything]
 
 
-def chosen_tests(home: Home, mutation: MutationSpec, group: str, contexts: Contexts) -> tuple[list[str], list[str]]:
-    """The files of tests that a mutant meets, and the tests that go first."""
+def chosen_tests(home: Home, number: int, mutation: MutationSpec, group: str, contexts: Contexts) -> Chosen:
+    """The tests that a mutant meets."""
     files, module = tests(home.copy, group), str(mutation.module_path)
     by_line = contexts.get(module, {})
-    lines = statement((home.copy / module).read_text(encoding="utf-8"), mutation.start_pos[0])
-    first = sorted({name.split("|")[0] for line in lines for name in by_line.get(line, []) if name})
-    covering = [file for file in files if any(name.startswith(f"{file}::") for name in first)]
-    return covering or files, first
+    first: list[str] = []
+    for lines in around((home.copy / module).read_text(encoding="utf-8"), mutation.start_pos[0]):
+        first = first or sorted({name.split("|")[0] for line in lines for name in by_line.get(line, []) if name})
+    if number or not first:
+        return Chosen(files, first, alone=False)
+    return Chosen([file for file in files if any(name.startswith(f"{file}::") for name in first)], first, alone=True)
 
 
 # -- mutants ----------------------------------------------------------------------------------------------------------
@@ -275,20 +291,18 @@ def run_round(home: Home, number: int, args: MutantArguments) -> None:
         if items := [item for item in pending if place(item)[0] in own]:
             contexts = measure(home, number, group, args)
             for item in items:
-                run_mutant(home, number, item, chosen_tests(home, item.mutations[0], group, contexts), args)
+                run_mutant(home, number, item, chosen_tests(home, number, item.mutations[0], group, contexts), args)
 
 
-def run_mutant(
-    home: Home, number: int, item: WorkItem, chosen: tuple[list[str], list[str]], args: MutantArguments
-) -> None:
+def run_mutant(home: Home, number: int, item: WorkItem, chosen: Chosen, args: MutantArguments) -> None:
     """Runs one mutant and keeps what became of it."""
     from cosmic_ray.mutating import mutate_and_test
 
-    (files, first), order = chosen, home.folder / "first.txt"
-    write_text(order, "\n".join(first))
-    os.environ.update(environment(home.copy), MUTANTS_FIRST=str(order))
+    order = home.folder / "first.txt"
+    write_text(order, "\n".join(chosen.first))
+    os.environ.update(environment(home.copy), MUTANTS_FIRST=str(order), MUTANTS_ALONE=str(chosen.alone))
     with chdir(home.copy):
-        command = " ".join(pytest_command(args, "-p", "mutants_first", *files))
+        command = " ".join(pytest_command(args, "-p", "mutants_first", *chosen.files))
         result = mutate_and_test(item.mutations, command, timeout=20 * args.timeout)
     outcome = Outcome.of(result)
     with opened(home.session(number)) as session:
@@ -316,7 +330,9 @@ def main(args: MutantArguments) -> None:
     run_round(home, home.rounds - 1, args)
     owners = {name: group for group in args.groups for name in modules(home.copy, group)}
     facts = [read_json(home.folder / f"round-{number}.json") for number in range(home.rounds)]
-    text = report(Sample(list(outcomes(home)), owners, facts, home.copy))
+    versions = {name: version(name) for name in ("cosmic-ray", "pytest", "hypothesis")} | library_versions()
+    made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
+    text = report(Sample(list(outcomes(home)), owners, facts, home.copy, made_with))
     write_text(args.output, text)
     print(text)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_taskvec.cards.text import code
 from hf_taskvec.errors import ArgumentsError
 from hf_taskvec.text import table
-from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import read_json
 
 if TYPE_CHECKING:
@@ -109,12 +107,14 @@ class Sample:
         owners: The group of each module.
         facts: Of each round its commit and command; of the first the seed and the size of the pool.
         copy: The sources that were mutated.
+        versions: What it was made with.
     """
 
     rounds: Sequence[Sequence[tuple[WorkItem, Outcome]]]
     owners: Mapping[str, str]
     facts: Sequence[Mapping[str, Any]]
     copy: Path
+    versions: str
 
 
 def report(sample: Sample) -> str:
@@ -143,7 +143,8 @@ def report(sample: Sample) -> str:
     lines = [
         "# What the tests notice\n",
         *(f"    {fact['command']}  # at {fact['commit'][:12]}" for fact in sample.facts),
-        f"\n{total[0]} of {sample.facts[0]['pool']} mutants, drawn with seed {sample.facts[0]['seed']}. {versions()}.",
+        f"\n{total[0]} of {sample.facts[0]['pool']} mutants, drawn with seed {sample.facts[0]['seed']}.",
+        f"{sample.versions}.",
         "A timeout counts as caught only if the mutant's loop has no end, which a person looked at.\n",
         table(header, [*([group, *numbers] for group, numbers in rows), ["**all**", *shares]]),
         "\n## Not caught at first\n",
@@ -182,9 +183,3 @@ def stale(reasons: Reasons, copy: Path) -> list[str]:
         lines = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} if path.is_file() else set()
         gone += [] if set(removed.split("\n")) <= lines else [f"{code(module)}: {code(removed)}"]
     return [f"\nReasons in `{REASONS.name}` whose lines are gone: {'; '.join(gone)}."] if gone else []
-
-
-def versions() -> str:
-    """What the run was made with."""
-    tools = {name: version(name) for name in ("cosmic-ray", "pytest", "hypothesis")}
-    return ", ".join(f"{name} {number}" for name, number in {**tools, **library_versions()}.items())
