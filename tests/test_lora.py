@@ -85,6 +85,7 @@ def check_against_peft(model: nn.Module, merged: nn.Module, vector: TaskVector) 
         {"target_modules": ["q_proj", "fc2"], "r": 4, "rank_pattern": {"fc2": 2}, "alpha_pattern": {"q_proj": 3}},
         {"target_modules": ["q_proj"], "rank_pattern": {r"encoder.layers.1.self_attn.q_proj": 3}, "use_rslora": True},
         {"target_modules": ["patch_embedding", "position_embedding", "out_proj"], "r": 3},
+        {"target_modules": ["q_proj"], "r": 300},  # beyond the layer's own
     ],
 )
 @pytest.mark.parametrize("make", [vision_model, clip_model])
@@ -186,6 +187,11 @@ def test_damaged_adapters_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="lacks one"):
         LoraAdapter.from_pretrained(tmp_path)
     save_file({name: tensor[:2] if "lora_A" in name else tensor for name, tensor in tensors.items()}, path)
+    with pytest.raises(CheckpointError, match="rank is 8"):
+        LoraAdapter.from_pretrained(tmp_path)
+    save_file(
+        {name: tensor[:, :2].contiguous() if "lora_B" in name else tensor for name, tensor in tensors.items()}, path
+    )
     with pytest.raises(CheckpointError, match="rank is 8"):
         LoraAdapter.from_pretrained(tmp_path)
     save_file({**tensors, "base_model.model.bias": torch.zeros(2)}, path)

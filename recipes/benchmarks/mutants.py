@@ -133,7 +133,21 @@ def environment(copy: Path) -> dict[str, str]:
 
 def pytest_command(args: MutantArguments, *words: str) -> list[str]:
     limit = ["--timeout", str(args.timeout)]
-    return [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--dist", "no", "-p", "no:cacheprovider", *limit, *words]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "--dist",
+        "no",
+        "-p",
+        "no:cacheprovider",
+        *limit,
+        *words,
+    ]
 
 
 def modules(copy: Path, group: str) -> list[str]:
