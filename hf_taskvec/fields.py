@@ -19,7 +19,7 @@ from typing import Any, NoReturn, get_origin, get_type_hints
 
 import yaml
 
-from hf_taskvec.errors import ArgumentsError, UnknownNameError
+from hf_taskvec.errors import ArgumentsError, TaskVecError, UnknownNameError
 from hf_taskvec.text import printable, shortened
 
 DEBUG_VARIABLE = "HF_TASKVEC_DEBUG"
@@ -122,7 +122,7 @@ def one_sentence(program: str, *, stopped: str, debug: bool = False) -> Iterator
 def _sentence(error: BaseException) -> str:
     """The error's message on one line; what is no error of this package also tells its kind."""
     message = shortened(" ".join(printable(str(error)).split()) or type(error).__name__)
-    if isinstance(error, ValueError):
+    if isinstance(error, (ValueError, TaskVecError)):
         return message
     return f"{message} ({type(error).__name__}; {DEBUG_VARIABLE}=1 shows where it arose)"
 
@@ -144,6 +144,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ArgumentsError: If the file is missing, too large or deep, no YAML, or no mapping of arguments.
     """
+    value = read_yaml_value(path)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ArgumentsError(f"{path} must hold a flat mapping of arguments, got {type(value).__name__}")
+    return value
+
+
+def read_yaml_value(path: Path) -> Any:
+    """Reads a YAML mapping, list or scalar; see `read_yaml`.
+
+    Raises:
+        ArgumentsError: If the file is missing, too large or deep, or no YAML.
+    """
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise ArgumentsError(f"{path} has more than {MAX_YAML_BYTES} bytes, more than a file of arguments needs")
@@ -154,10 +168,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ArgumentsError(f"the file of arguments {str(path)!r} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ArgumentsError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
-    value = _plain(path, node) if node is not None else {}
-    if not isinstance(value, dict):
-        raise ArgumentsError(f"{path} must hold a flat mapping of arguments, got {type(value).__name__}")
-    return value
+    return None if node is None else _plain(path, node)
 
 
 def _check_events(path: Path, events: Iterator[yaml.Event]) -> None:

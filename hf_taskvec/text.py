@@ -85,3 +85,32 @@ def table_row(cells: Sequence[object]) -> str:
     """
     words = [_BARE_PIPE.sub(r"\|", printable(str(cell))) for cell in cells]
     return f"| {' | '.join(words)} |"
+
+
+def columns(headers: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table for a terminal: columns of one width each, numbers to the right, what is None empty.
+
+    Example:
+        >>> print(columns(["task", "accuracy"], [["digits", 0.615], ["shapes", None]]))
+        task    accuracy
+        digits     0.615
+        shapes
+    """
+    rows = [list(row) for row in rows]
+    numbers = [all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(headers))]
+    cells = [[_cell(value) for value in line] for line in (headers, *rows)]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(headers))]
+    sides = [">" if number else "<" for number in numbers]
+    lines = []
+    for line in cells:
+        padded = [f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return printable(f"{value:.4g}" if isinstance(value, float) else str(value))

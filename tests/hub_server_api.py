@@ -112,7 +112,8 @@ class Api:
         ):
             message = f"Access to {repo.type} {id} is restricted. You must have access to it and be authenticated."
             raise HubError(401 if request.token is None else 403, message, code="GatedRepo")
-        if write:
+        proposes = request.flag("create_pr") and request.token is not None and request.token.write
+        if write and not proposes:  # whoever may write somewhere may open a pull request anywhere
             self.check_write(request, repo.namespace)
         return repo
 

@@ -513,7 +513,7 @@ def test_the_recipe_chooses_by_normalised_accuracy_and_shows_all_references(
     base.processor.save_pretrained(tmp_path / "base")
     folder = str(tmp_path / "vector")
     report = evaluate_model.main(
-        evaluate_model.EvaluateArguments(
+        evaluate_model.EvaluateSettings(
             tasks=["colours"],
             base=str(tmp_path / "base"),
             vector=folder,

@@ -27,6 +27,7 @@ FLOORS = [
     "cards",
     "training",
     "theory",
+    "command",
 ]
 
 Graph = Mapping[str, set[str]]

@@ -223,7 +223,7 @@ def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None
         disable_tqdm=True,
     )
     vector = finetune.main(finetune.FinetuneArguments(task="colours", base=str(base), data_dir=str(folder)), config)
-    arguments = evaluate_model.EvaluateArguments(
+    arguments = evaluate_model.EvaluateSettings(
         tasks=["colours"],
         base=str(base),
         vector=str(tmp_path / "out" / "vector"),

@@ -159,6 +159,19 @@ def is_repo_id(text: str) -> bool:
     return _REPO_ID.fullmatch(text) is not None and ".." not in text
 
 
+def split_revision(source: AnyPath) -> tuple[AnyPath, str | None]:
+    """A folder, or a Hub id and the revision that stands behind an `@`.
+
+    Example:
+        >>> split_revision("user/gtsrb@main")
+        ('user/gtsrb', 'main')
+    """
+    if isinstance(source, os.PathLike) or os.path.exists(source):
+        return source, None
+    repo, _, revision = source.partition("@")
+    return repo, revision or None
+
+
 def check_revision(revision: str | None) -> None:
     """Raises a `CheckpointError` unless a revision can be the name of a branch, tag, pull request or commit.
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
-from hf_taskvec.errors import CheckpointError, check_known
+from hf_taskvec.errors import CheckpointError, OutputExistsError, check_known
 from hf_taskvec.merging.needs import as_statistics
+from hf_taskvec.merging.ranges import check_ranges
 from hf_taskvec.merging.registry import get_method
 from hf_taskvec.merging.run import as_scaling, merge
 from hf_taskvec.merging.sources import Missing
+from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.dtypes import as_dtype
@@ -71,7 +74,8 @@ class MergeRecipe:
 
         Raises:
             UnknownNameError: If there is no such method, setting or dtype.
-            ValueError: If another entry is of a wrong type, or the method cannot take that many vectors.
+            ValueError: If another entry is of a wrong type, a setting is out of its range, or the method cannot take
+                that many vectors.
         """
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings must be a mapping, got {type(self.settings).__name__}")
@@ -79,24 +83,34 @@ class MergeRecipe:
             raise ValueError("method must be text and allow_zero true or false")
         check_known("treatment of missing parameters", self.missing, get_args(Missing))
         method = get_method(self.method)
-        method.check(self.vectors, self.settings)
+        settled = method.settled(self.vectors, self.settings)
         as_statistics(self.statistics or None, self.vectors, method)
+        check_ranges(method, len(self.vectors), settled)
         as_scaling(self.scaling)
         if self.dtype is not None:
             as_dtype(self.dtype)
 
-    def run(self, *, output_dir: str | os.PathLike[str] | None = None, device: str | None = None) -> TaskVector:
+    def run(
+        self,
+        *,
+        output_dir: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        overwrite: bool = True,
+    ) -> TaskVector:
         """Merges, and keeps the recipe with exact revisions in the result's provenance.
 
         Args:
             output_dir: As in `merge`.
             device: As in `merge`.
+            overwrite: Whether a vector that `output_dir` holds already is replaced.
 
         Raises:
             UnknownNameError, ValueError: As `check`, before a vector is opened; and all that `merge` raises.
+            OutputExistsError: If `output_dir` holds a vector that is not to be replaced, or something else.
         """
         if self.vectors:
             self.check()
+        check_replaced(output_dir, overwrite=overwrite)
         return merge(
             self.vectors,
             self.method,
@@ -117,3 +131,12 @@ def _texts(value: Any) -> list[str]:
     if len(value) > MAX_SOURCES:
         raise ValueError(f"it names {len(value)} sources, more than {MAX_SOURCES}")
     return list(value)
+
+
+def check_replaced(output_dir: str | os.PathLike[str] | None, *, overwrite: bool) -> None:
+    """Raises an `OutputExistsError` if a folder holds a vector that is not to be replaced."""
+    if output_dir is not None and not overwrite and (Path(output_dir) / CONFIG_NAME).exists():
+        raise OutputExistsError(
+            f"{os.fspath(output_dir)} holds a vector already; choose another --output_dir, or replace it with "
+            "--overwrite"
+        )

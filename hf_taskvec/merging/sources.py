@@ -6,12 +6,12 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from hf_taskvec.errors import IncompatibleVectorsError
+from hf_taskvec.hub.access import split_revision
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_not_zero, is_zero
@@ -55,12 +55,12 @@ def open_source(source: str | os.PathLike[str]) -> tuple[str, TaskVector]:
     Raises:
         CheckpointError, NotCachedError, HubError: As `TaskVector.from_pretrained`.
     """
-    if isinstance(source, os.PathLike) or Path(source).exists():
-        return os.fspath(source), TaskVector.from_pretrained(source)
-    repo, _, revision = source.partition("@")
-    commit = fetch_folder(repo, Wanted([CONFIG_NAME]), revision=revision or None).commit
-    exact = f"{repo}@{commit}" if commit else source
-    return exact, TaskVector.from_pretrained(repo, revision=commit or revision or None)
+    repo, revision = split_revision(source)
+    if os.path.exists(repo):
+        return os.fspath(repo), TaskVector.from_pretrained(repo)
+    commit = fetch_folder(repo, Wanted([CONFIG_NAME]), revision=revision).commit
+    exact = f"{repo}@{commit}" if commit else os.fspath(source)
+    return exact, TaskVector.from_pretrained(repo, revision=commit or revision)
 
 
 def covering_alike(vectors: Sequence[TaskVector]) -> list[TaskVector]:

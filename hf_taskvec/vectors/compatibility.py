@@ -26,6 +26,12 @@ class Parts(Protocol):
 
 def check_compatible(vectors: Sequence[Parts]) -> None:
     """Raises unless all vectors have the same names, shapes and base; every difference is listed."""
+    check_same_shapes(vectors)
+    check_one_base([vector.info for vector in vectors])
+
+
+def check_same_shapes(vectors: Sequence[Parts]) -> None:
+    """Raises an `IncompatibleVectorsError` unless all vectors have the same names and shapes."""
     first, lines = vectors[0], []
     for index, vector in enumerate(vectors[1:], start=1):
         label = f"vector {index} ({vector.info.label!r})"
@@ -36,13 +42,22 @@ def check_compatible(vectors: Sequence[Parts]) -> None:
         )
         message = f"the vectors differ: {listed(lines, separator='; ')}{remedy}"
         raise IncompatibleVectorsError(message, details=lines)
-    for index, vector in enumerate(vectors[1:], start=1):
-        ours, theirs = first.info.base_hashes, vector.info.base_hashes
+
+
+def check_one_base(infos: Sequence[VectorInfo]) -> None:
+    """Raises a `BaseMismatchError` if the fingerprints in several provenances are of different bases.
+
+    Example:
+        >>> check_one_base([VectorInfo(base_hashes={"w": "1"}), VectorInfo()])
+    """
+    first = infos[0]
+    for index, info in enumerate(infos[1:], start=1):
+        ours, theirs = first.base_hashes, info.base_hashes
         other = [name for name in ours if name in theirs and ours[name] != theirs[name]]
         if other:
             raise BaseMismatchError(
-                f"vector {index} ({vector.info.label!r}) was made from {vector.info.base or 'another base'}, "
-                f"vector 0 ({first.info.label!r}) from {first.info.base or 'another base'}: "
+                f"vector {index} ({info.label!r}) was made from {info.base or 'another base'}, "
+                f"vector 0 ({first.label!r}) from {first.base or 'another base'}: "
                 f"{len(other)} base parameters differ, first {', '.join(map(repr, other[:3]))}",
                 details=other,
             )
