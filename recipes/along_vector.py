@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import interrupts  # noqa: F401
-from paper.along import HEADERS, SCALINGS, along_data, along_rows, course
+from paper.along import SCALINGS, along_data, along_table, course
 
 from hf_taskvec import TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, command_line, run_recipe
 from hf_taskvec.errors import DataError
 from hf_taskvec.evaluation.plots import plot_along, save_figure
 from hf_taskvec.tasks import Split, Task
-from hf_taskvec.text import table
 from hf_taskvec.vectors.files import vector_fingerprint
 from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import read_json, write_json, write_text
@@ -84,7 +83,7 @@ def main(args: AlongArguments) -> dict[str, Any]:
 
     data = compute_or_read(out / "along.json", plan, compute=measure, read=read_json)
     save_figure(plot_along(data["scalings"], data["accuracies"], split=args.split), out / "along.png")
-    text = table(HEADERS, along_rows(data), align="lrrrrrl")
+    text = along_table(data)
     seeds, versions = len(next(iter(vectors.values()))), ", ".join(f"{k} {v}" for k, v in data["versions"].items())
     page = PAGE.format(split=args.split, seeds=seeds, versions=versions, command=command_line(), table=text)
     write_text(out / "report.md", page)

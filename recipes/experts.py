@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import interrupts  # noqa: F401
-from paper.along import HEADERS, along_rows
+from paper.along import along_table
 from paper.experts import PARAMETERS, TITLES, expert_table, study_experts
 from paper.results import claim_folder
 from paper.settings import Reproduction
@@ -21,7 +21,6 @@ from paper.settings import Reproduction
 from hf_taskvec.arguments import arg, command_line, run_recipe
 from hf_taskvec.errors import check_known
 from hf_taskvec.evaluation.plots import plot_along, save_figure
-from hf_taskvec.text import table
 from hf_taskvec.weights.folders import write_text
 
 PAGE = """# Experts to convergence
@@ -65,8 +64,7 @@ def main(args: ExpertArguments, settings: Reproduction) -> dict[str, Any]:
     for kind, part in data["kinds"].items():
         along, figure = part["along"], f"along-{kind}.png"
         save_figure(plot_along(along["scalings"], along["accuracies"]), out / figure)
-        rows = table(HEADERS, along_rows(along), align="lrrrrrl")
-        page += ALONG.format(title=TITLES[kind], table=rows, figure=figure)
+        page += ALONG.format(title=TITLES[kind], table=along_table(along), figure=figure)
     write_text(out / "report.md", page)
     print(text)
     return data

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paper.along import Course, along_data, along_rows, bend_of, course
+from paper.along import Course, along_data, along_table, bend_of, course
 
 from hf_taskvec import evaluate, gradient_vector, load_base
 from hf_taskvec.errors import DataError, SettingsDifferError
@@ -42,7 +42,7 @@ def test_few_images_leave_the_bend_undecided() -> None:
 def test_a_vector_that_gains_nothing_has_a_bend_and_no_share() -> None:
     nothing = Course("a", (0.0, 0.5, 1.0), np.tile(np.arange(20) % 2, (3, 1)).astype(float))
     assert (bend_of([nothing]).bend.mean, bend_of([nothing]).share) == (0.0, None)
-    assert along_rows(along_data([nothing], split="test"))[0][-2:] == ["–", "undecided"]
+    assert along_table(along_data([nothing], split="test")).endswith("| – | undecided |")
 
 
 def test_a_course_is_the_accuracy_of_base_plus_part_of_the_vector() -> None:

@@ -19,10 +19,13 @@ from hf_taskvec.evaluation.intervals import RESAMPLES, Interval
 from hf_taskvec.evaluation.scalings import check_scalings, edit, touched
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
+from hf_taskvec.text import table
 from hf_taskvec.vectors.vector import TaskVector
 
 SCALINGS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.25, 1.5)
+SHOWN = (0.0, 0.125, 0.25, 0.5, 1.0)  # in tables
 HALF = 0.5
+MEAN = "**mean**"
 Shares = NDArray[np.float64]
 
 
@@ -152,20 +155,19 @@ def along_data(courses: Sequence[Course], *, split: Split) -> dict[str, Any]:
     }
 
 
-def along_rows(data: Mapping[str, Any]) -> list[list[str]]:
-    """One row per task and one for the mean, under `HEADERS`."""
+def along_table(data: Mapping[str, Any]) -> str:
+    """One row per task and one for the mean: accuracies in percent at `SHOWN`, bend in points, share and verdict."""
+    shown = [scaling for scaling in SHOWN if scaling in data["scalings"]]
+    places = [data["scalings"].index(scaling) for scaling in shown]
+    accuracies = {**data["accuracies"], MEAN: np.mean(list(data["accuracies"].values()), axis=0).tolist()}
     rows = []
-    accuracies = {**data["accuracies"], "**mean**": np.mean(list(data["accuracies"].values()), axis=0).tolist()}
     for name, values in accuracies.items():
-        bend = data["mean"] if name == "**mean**" else data["bends"][name]
-        places = [data["scalings"].index(scaling) for scaling in (0.0, HALF, 1.0)]
+        bend = data["mean"] if name == MEAN else data["bends"][name]
         figures = [f"{100 * values[place]:.1f}" for place in places]
         share = "–" if bend["share"] is None else _with_ends(bend["share"], digits=2)
         rows.append([name, *figures, _with_ends(bend["bend"], factor=100, digits=1, sign="+"), share, bend["verdict"]])
-    return rows
-
-
-HEADERS = ["task", "base", "half", "whole", "bend (points)", "share at half", "verdict"]
+    headers = ["task", *(f"at {scaling:g}" for scaling in shown), "bend (points)", "share at half", "verdict"]
+    return table(headers, rows, align="l" + "r" * (len(shown) + 2) + "l")
 
 
 def _with_ends(interval: Mapping[str, float], *, factor: float = 1, digits: int, sign: str = "") -> str:

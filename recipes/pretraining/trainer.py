@@ -250,7 +250,9 @@ class PairTrainer:
         if saved.resumable_as(step) != self.config.resumable_as(step):
             now = asdict(self.config)
             changed = {name: value for name, value in asdict(saved).items() if value != now[name]}
-            raise CheckpointError(f"{self.folder} was written with other settings: {changed}; use another folder")
+            raise CheckpointError(
+                f"{self.folder} was written with other settings: {changed}; name them, or use another folder"
+            )
         self.step, self.loss, self.log = step, facts["loss"], facts["log"]
         self.module.load_state_dict(state.model)
         self.average = {name: value.to(self.device) for name, value in state.average.items()}
