@@ -138,6 +138,30 @@ def _plot_gains(axes: Axes, scalings: Sequence[float], gains: Mapping[str, Seque
     axes.axhline(0, color="grey", linestyle=":", label="_zero")
 
 
+def plot_front(points: Sequence[tuple[float, float]], *, front: Sequence[int], names: tuple[str, str]) -> Figure:
+    """Every trial of a search by two goals, with those that no other dominates joined by a line.
+
+    Args:
+        points: Two accuracies of each trial, in [0, 1].
+        front: The numbers of those that nothing dominates.
+        names: What the two are.
+
+    Example:
+        >>> plot_front([(0.5, 0.3), (0.4, 0.1)], front=[0], names=("mean", "worst")).axes[0].get_xlabel()
+        'mean accuracy (%)'
+    """
+    figure = Figure(figsize=(5, 4), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    percent = [(100 * x, 100 * y) for x, y in points]
+    axes.scatter([x for x, _ in percent], [y for _, y in percent], color=COLOURS[4], s=12, label="tried")
+    best = sorted(percent[number] for number in front)
+    style: dict[str, Any] = {"color": COLOURS[0], "marker": MARKERS[0], "markersize": 5}
+    axes.plot([x for x, _ in best], [y for _, y in best], label="not dominated", **style)
+    axes.set(xlabel=f"{names[0]} accuracy (%)", ylabel=f"{names[1]} accuracy (%)")
+    axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
 def _plot_tasks(axes: Axes, report: Report) -> None:
     positions = range(len(report.results))
     bars: tuple[tuple[str, list[float | None], str], ...] = (
