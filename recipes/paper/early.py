@@ -194,4 +194,4 @@ def _verdict(difference: Interval) -> str:
 
 def _percent(interval: Interval, sign: str = "") -> str:
     mean, low, high = (f"{100 * value:{sign}.1f}" for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" if interval.count > 1 else mean

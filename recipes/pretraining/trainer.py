@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,28 @@ from pretraining.pairs import Pairs, augment, normalize
 from pretraining.state import State, load_state, save_state
 
 LOG_EVERY = 50
-WARM, MEASURED = 0.03, 0.1  # of the minutes, between which the rate of a fitted schedule is measured
+WARM, MEASURED, SAFE = 0.03, 0.1, 0.97  # of a run's time: when its rate is measured, and how much is then planned for
+
+
+@dataclass
+class Pace:
+    """How many steps a run can take in its time, by the rate of its first ones.
+
+    Args:
+        seconds: The run's time.
+    """
+
+    seconds: float
+    mark: tuple[float, int] | None = None  # when the first steps, which warm up, were over
+
+    def steps(self, step: int, elapsed: float) -> int | None:
+        """The last step that the time is enough for, once the rate is known."""
+        if self.mark is None and elapsed >= WARM * self.seconds:
+            self.mark = elapsed, step
+        if self.mark is None or elapsed < MEASURED * self.seconds or step == self.mark[1]:
+            return None
+        rate = (step - self.mark[1]) / (elapsed - self.mark[0])
+        return step + max(1, int(SAFE * rate * (self.seconds - elapsed)))
 
 
 class PairTrainer:
@@ -158,26 +179,18 @@ class PairTrainer:
         Raises:
             ValueError: If there are no minutes to fit to, or the schedule is no constant one before its decay.
         """
-        if fit:
-            self._check_fit(minutes)
+        pace = self._pace(minutes) if fit else None
         bar = tqdm(
             total=self.config.steps, initial=self.step, mininterval=5, disable=not self.accelerator.is_main_process
         )
         self.model.train()
         begin, first = time.perf_counter(), self.step
-        mark: tuple[float, int] | None = None  # when the first steps, which warm up, were over
         while self.step < min(stop_at or self.config.steps, self.config.steps):
             elapsed = time.perf_counter() - begin
             if elapsed >= 60 * minutes:
                 break
-            if fit and mark is None and elapsed >= 60 * minutes * WARM:
-                mark = elapsed, self.step
-            elif fit and mark is not None and elapsed >= 60 * minutes * MEASURED and self.step > mark[1]:
-                rate = (self.step - mark[1]) / (elapsed - mark[0])
-                self.config = replace(
-                    self.config, steps=self.step + max(1, int(rate * (60 * minutes - elapsed) * 0.97))
-                )
-                fit, bar.total = False, self.config.steps
+            if pace is not None and (steps := pace.steps(self.step, elapsed)):
+                self.config, bar.total, pace = replace(self.config, steps=steps), steps, None
             losses = self._losses(self._rows())
             self._update(torch.stack(list(losses.values())).sum())
             bar.update()
@@ -194,13 +207,14 @@ class PairTrainer:
         if self.step > first and self._saved_step != self.step:
             self.save_state()
 
-    def _check_fit(self, minutes: float) -> None:
+    def _pace(self, minutes: float) -> Pace:
         steps = self.config.steps - round(self.config.steps * self.config.decay_share)
         if not math.isfinite(minutes) or self.config.schedule != "constant" or self.step > steps:
             raise ValueError(
                 "fit_minutes needs minutes and a constant schedule that has not begun to fall; got "
                 f"minutes={minutes:g}, schedule={self.config.schedule!r} at step {self.step} of {self.config.steps}"
             )
+        return Pace(60 * minutes)
 
     def _update(self, loss: Tensor) -> None:
         """One step of the optimiser and of the average."""
