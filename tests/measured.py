@@ -23,7 +23,7 @@ def made_up(
         if len(shape) > 1:
             tensors[f"gram/{inputs_of(name)}"] = torch.randn(rank, shape[1:].numel(), generator=generator)
         tensors[f"fisher/{name}"] = torch.rand(shape, generator=generator)
-        if len(shape) == 1:
+        if len(shape) == 1 and name.endswith(".weight"):
             tensors[f"diagonal/{name}"] = torch.rand(shape, generator=generator)
     rests = {name: rest for name in tensors if name.startswith("gram/")}
     return Statistics(tensors, StatisticsInfo(("gram", "diagonal", "fisher"), task=task, rests=rests, split="train"))

@@ -57,13 +57,16 @@ class Term:
         return scaled
 
 
-def minimum(terms: Sequence[Term], *, ridge: float = 0.0, anchor: Tensor | None = None) -> tuple[Tensor, int]:
+def minimum(
+    terms: Sequence[Term], *, ridge: float = 0.0, anchor: Tensor | None = None, cutoff: float = CUTOFF
+) -> tuple[Tensor, int]:
     """The minimum D (m, n) of the quadratic.
 
     Args:
         terms: One per vector.
         ridge: λ, at least 0. At 0 a direction that no Gram matrix has seen is left at the anchor.
         anchor: A (m, n); zero if left out.
+        cutoff: See `pseudo_inverse`.
 
     Returns:
         The minimum, and how many directions of n no Gram matrix has seen; 0 with a ridge.
@@ -80,7 +83,7 @@ def minimum(terms: Sequence[Term], *, ridge: float = 0.0, anchor: Tensor | None 
     anchored = torch.zeros_like(terms[0].delta) if anchor is None else anchor
     held = own.sum(dim=0) + pull
     if not bool((held > 0).all()):
-        return _pseudo(terms, rows, held, anchored)
+        return _pseudo(terms, rows, held, anchored, cutoff)
     start = sum((term.delta * row for term, row in zip(terms, own, strict=True)), anchored * pull) / held
     errors = torch.cat([(term.delta - start) @ term.rows.T for term in terms], dim=1)  # (m, sum of r)
     if len(rows) < columns:
@@ -93,16 +96,16 @@ def minimum(terms: Sequence[Term], *, ridge: float = 0.0, anchor: Tensor | None 
     return start + torch.cholesky_solve((errors @ rows).T, torch.linalg.cholesky(square)).T, 0
 
 
-def _pseudo(terms: Sequence[Term], rows: Tensor, held: Tensor, anchor: Tensor) -> tuple[Tensor, int]:
+def _pseudo(terms: Sequence[Term], rows: Tensor, held: Tensor, anchor: Tensor, cutoff: float) -> tuple[Tensor, int]:
     """The minimum nearest to the anchor, by the pseudo-inverse, and how many directions are unseen."""
     columns = len(held)
     errors = torch.cat([(term.delta - anchor) @ term.rows.T for term in terms], dim=1)
     if len(rows) < columns and not bool(held.any()):
-        inverse, seen = pseudo_inverse(rows @ rows.T)
+        inverse, seen = pseudo_inverse(rows @ rows.T, cutoff)
         return anchor + errors @ inverse @ rows, columns - seen
     square = rows.T @ rows
     square.diagonal().add_(held)
-    inverse, seen = pseudo_inverse(square)
+    inverse, seen = pseudo_inverse(square, cutoff)
     pulled = sum(((term.delta - anchor) * (term.diagonal * term.weight) for term in terms), errors @ rows)
     return anchor + pulled @ inverse, columns - seen
 
@@ -131,11 +134,12 @@ class Quadratic:
     Attributes:
         ridge: λ.
         weights: w, one per vector; 1 each if left out.
-        others: What parameters get that are no matrix: the weighted mean of the deltas, their sum, nothing, or
-            ("diagonal") each entry of a norm's scale weighted by the mean square of what it multiplies, the rest the
-            mean.
+        others: What parameters get that are no matrix, unless there is an anchor, whose they are: the weighted mean of
+            the deltas, their sum, nothing, or ("diagonal") each entry of a norm's scale weighted by the mean square of
+            what it multiplies, the rest the mean.
         anchor: The vector A; zero if left out.
         pseudo: Whether directions that nothing has seen are the method's own choice, not to be warned of.
+        cutoff: Without a ridge, the fraction of the largest eigenvalue from which on a direction is seen.
     """
 
     ridge: float = 0.0
@@ -143,6 +147,7 @@ class Quadratic:
     others: Others = "average"
     anchor: TaskVector | None = None
     pseudo: bool = False
+    cutoff: float = CUTOFF
 
     def merge(
         self,
@@ -155,7 +160,7 @@ class Quadratic:
         Args:
             vectors: The vectors.
             statistics: Theirs, for `others="diagonal"`; may be empty.
-            terms: Maps a parameter's name, its deltas (T, m, n) in float64 and the weights to the terms of the
+            terms: Maps a parameter's name, its deltas (T, m, …) in float64 and the weights to the terms of the
                 quadratic; to `None` if it has none.
 
         Raises:
@@ -166,11 +171,11 @@ class Quadratic:
 
         def compute(name: str) -> Tensor:
             if len(shape := vectors[0].deltas.shapes[name]) > 1 and shape.numel():
-                deltas = stacked(vectors, name, torch.float64).flatten(2)
+                deltas = stacked(vectors, name, torch.float64)
                 if (own := terms(name, deltas, weights)) is not None:
                     start = None if self.anchor is None else self.anchor.deltas[name].double().flatten(1)
-                    merged, unseen = minimum(own, ridge=self.ridge, anchor=start)
-                    self._tell(name, unseen, deltas.shape[2], told)
+                    merged, unseen = minimum(own, ridge=self.ridge, anchor=start, cutoff=self.cutoff)
+                    self._tell(name, unseen, merged.shape[1], told)
                     return merged.to(wide).reshape(shape)
             return rest.deltas[name]
 
@@ -200,6 +205,8 @@ class Quadratic:
     def _merge_others(
         self, vectors: Sequence[TaskVector], statistics: Sequence[Statistics], weights: Sequence[float]
     ) -> TaskVector:
+        if self.anchor is not None:
+            return self.anchor
         shares = [weight / sum(weights) for weight in weights]
         plain = {"base": [0.0] * len(weights), "sum": list(weights)}.get(self.others, shares)
         summed, wide = map_sum(lambda name: plain, vectors), wide_dtype(vectors)
@@ -232,7 +239,7 @@ def gram_terms(
         if is_embedding(name) or any(gram is None for gram in grams):
             return None
         wanted = []
-        for delta, gram, weight in zip(deltas, grams, weights, strict=True):
+        for delta, gram, weight in zip(deltas.flatten(2), grams, weights, strict=True):
             if gram is not None:
                 factor = gram.factor.to(delta.device, torch.float64)
                 diagonal = (1 - shrink) * factor.square().sum(dim=0) + gram.rest
@@ -251,11 +258,8 @@ def delta_terms(
         if not is_map(name, deltas.ndim - 1):
             return None
         nothing = deltas.new_zeros(deltas.shape[2])
-        return [
-            Term(delta, scale(delta), nothing, weight)
-            for delta, weight in zip(deltas, weights, strict=True)
-            if weight > 0 and bool(delta.any())
-        ]
+        alive = [(delta, weight) for delta, weight in zip(deltas, weights, strict=True) if bool(delta.any())]
+        return [Term(delta, scale(delta), nothing, weight) for delta, weight in alive if weight > 0] or None
 
     return terms
 

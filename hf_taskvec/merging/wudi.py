@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hf_taskvec.errors import check_known, check_positive
 from hf_taskvec.merging.engine import map_parameters, stacked, wide_dtype
+from hf_taskvec.merging.needs import is_map
+from hf_taskvec.merging.quadratic_engine import Quadratic, delta_terms
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -57,18 +59,17 @@ def wudi(
     check_positive("learning_rate", learning_rate)
     check_positive("cutoff", cutoff)
 
+    if solver == "exact":
+        engine = Quadratic(others="base", pseudo=True, cutoff=cutoff)
+        return engine.merge(vectors, (), delta_terms(lambda delta: delta / torch.linalg.vector_norm(delta)))
     wide = wide_dtype(vectors)
 
     def compute(name: str) -> Tensor:
         deltas = stacked(vectors, name, wide)
-        if deltas.ndim != 3 or name.endswith("embedding.weight") or not deltas.any():
+        if not is_map(name, deltas.ndim - 1) or not deltas.any():
             return torch.zeros_like(deltas[0])
-        return merge_matrices(deltas).to(wide)
-
-    def merge_matrices(deltas: Tensor) -> Tensor:
-        if solver == "exact":
-            return solve(*normal_equations(deltas.double()), cutoff=cutoff)
-        return descend(deltas.sum(dim=0), *normal_equations(deltas), steps=steps, learning_rate=learning_rate)
+        total, equations = deltas.sum(dim=0), normal_equations(deltas)
+        return descend(total, *equations, steps=steps, learning_rate=learning_rate).to(wide)
 
     return map_parameters(compute, vectors)
 
@@ -95,11 +96,3 @@ def descend(start: Tensor, square: Tensor, cross: Tensor, *, steps: int, learnin
             merged.grad = torch.addmm(cross, merged, square, beta=-2, alpha=2)
             adam.step()
     return merged.detach()
-
-
-def solve(square: Tensor, cross: Tensor, *, cutoff: float) -> Tensor:
-    """`cross` times the pseudo-inverse of `square`."""
-    values, vectors = torch.linalg.eigh(square)
-    inverse = torch.where(values > cutoff * values[-1], 1 / values, 0.0)
-    solution: Tensor = (cross @ vectors * inverse) @ vectors.T
-    return solution

@@ -18,7 +18,8 @@ from merging_runs import header, line
 from torch import Tensor
 
 from hf_taskvec.arguments import arg, run_recipe
-from hf_taskvec.merging.wudi import descend, normal_equations, solve
+from hf_taskvec.merging.quadratic_engine import pseudo_inverse
+from hf_taskvec.merging.wudi import descend, normal_equations
 
 
 @dataclass
@@ -28,6 +29,12 @@ class SolverArguments:
     steps: list[int] = arg("Steps of Adam.", default=[100, 300, 1000, 3000])
     cutoffs: list[float] = arg("Cutoffs of the closed form.", default=[1e-6, 1e-3, 1e-2])
     learning_rate: float = arg("Learning rate of Adam.", default=1e-5)
+
+
+def minimum_of(deltas: Tensor, cutoff: float) -> Tensor:
+    """The exact minimum for deltas (T, m, n)."""
+    square, cross = normal_equations(deltas.double())
+    return cross @ pseudo_inverse(square, cutoff)[0]
 
 
 def objective(merged: Tensor, deltas: Tensor) -> float:
@@ -46,13 +53,13 @@ def results(deltas: Tensor, args: SolverArguments) -> Iterator[tuple[str, Tensor
         yield f"adam, {steps} steps", merged, time.perf_counter() - start
     for cutoff in args.cutoffs:
         start = time.perf_counter()
-        merged = solve(*normal_equations(deltas.double()), cutoff=cutoff)
+        merged = minimum_of(deltas, cutoff)
         yield f"exact, cutoff {cutoff:g}", merged, time.perf_counter() - start
 
 
 def main(args: SolverArguments) -> None:
     deltas = torch.stack([heavy_tailed(torch.Size(args.shape), index, 0) for index in range(args.count)])
-    exact = solve(*normal_equations(deltas.double()), cutoff=1e-12)
+    exact = minimum_of(deltas, 1e-12)
     start = objective(deltas.sum(dim=0), deltas)
     header(f"{args.count} x {args.shape[0]} x {args.shape[1]}", "objective", "distance from the minimum", "norm", "s")
     for label, merged, seconds in results(deltas, args):
