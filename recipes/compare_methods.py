@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import interrupts  # noqa: F401
+from needs import Needs
 
 from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
@@ -22,6 +23,7 @@ from hf_taskvec.evaluation.accuracy import evaluate_individually
 from hf_taskvec.evaluation.report import percent
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.evaluation.summary import Mean
+from hf_taskvec.merging import get_method
 from hf_taskvec.models.base import Base
 from hf_taskvec.text import table
 from hf_taskvec.vectors.files import vector_fingerprint
@@ -40,6 +42,7 @@ class ComparisonArguments:
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     methods: list[str] = arg("Merge methods.", default=METHODS)
     scalings: list[float] = arg("Scalings tried on validation data.", default=SCALINGS)
+    num_images: int = arg("Training images of each task that methods which look at data see, unlabelled.", default=64)
     results_dir: str = arg("Where each result is kept.", default="out/methods")
     table: str = arg("Markdown file for the table.", default="out/methods/table.md")
 
@@ -49,10 +52,7 @@ def main(args: ComparisonArguments) -> str:
     kept, setup = Path(args.results_dir), {"base": base.name, "tasks": args.tasks, "data_dir": args.data_dir}
     results: dict[str, list[tuple[Report, float]]] = {method: [] for method in args.methods}
     zero_shot = compute_or_read(
-        kept / "zero-shot.json",
-        setup,
-        compute=lambda path: evaluate(base, tasks, progress=True).save(path),
-        read=Report.load,
+        kept / "zero-shot.json", setup, compute=lambda path: evaluate(base, tasks).save(path), read=Report.load
     )
     for seed in sorted(Path(args.folder).glob("seed-*")):
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
@@ -63,11 +63,12 @@ def main(args: ComparisonArguments) -> str:
             compute=partial(write_individual, base, vectors, tasks),
             read=read_json,
         )
+        needs = Needs(base, tasks, kept / f"{seed.name}-statistics", args.num_images)
         for method in args.methods:
             values = compute_or_read(
                 kept / f"{seed.name}-{method}.json",
-                {**setup, "vectors": prints, "method": method, "scalings": args.scalings},
-                compute=partial(measure, base, list(vectors.values()), tasks, method, args.scalings),
+                {**setup, "vectors": prints, "method": method, "scalings": args.scalings, "images": needs.num_images},
+                compute=partial(measure, needs, list(vectors.values()), method, args.scalings),
                 read=read_json,
             )
             report = Report.from_dict(values).with_references(zero_shot=zero_shot, individual=individual)
@@ -84,12 +85,11 @@ def write_individual(base: Base, vectors: Mapping[str, TaskVector], tasks: Seque
     write_json(path, evaluate_individually(base, vectors, tasks))
 
 
-def measure(
-    base: Base, vectors: Sequence[TaskVector], tasks: Sequence[Task], method: str, scalings: Sequence[float], path: Path
-) -> None:
+def measure(needs: Needs, vectors: Sequence[TaskVector], method: str, scalings: Sequence[float], path: Path) -> None:
     """Writes the test report of a merge at its best scaling on validation data, and the seconds the merge took."""
+    base, tasks, given = needs.base, needs.tasks, needs.of(method, vectors)
     start = time.perf_counter()
-    merged = merge(vectors, method)
+    merged = merge(vectors, method, **given)
     seconds = time.perf_counter() - start
     scaling = best_scaling(scaling_curve(base, merged, tasks, scalings=scalings, progress=True))
     report = evaluate(merged.apply_to(base, scaling=scaling), tasks, label=method, scaling=scaling)
@@ -98,7 +98,7 @@ def measure(
 
 def methods_table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:
     """The methods by accuracy, in percent, with 95 % intervals over seeds."""
-    headers = ["method", "accuracy", "above zero-shot", "normalised", "scalings", "seconds to merge"]
+    headers = ["method", "accuracy", "above zero-shot", "normalised", "looks at", "scalings", "seconds to merge"]
     rows = []
     for method, runs in sorted(results.items(), key=lambda item: -sum(report.accuracy for report, _ in item[1])):
         reports = [report for report, _ in runs]
@@ -107,8 +107,9 @@ def methods_table(results: Mapping[str, Sequence[tuple[Report, float]]]) -> str:
         cells.append(Mean.of([report.normalized or 0.0 for report in reports]))
         scalings = ", ".join(f"{report.scaling:g}" for report in reports)
         seconds = sum(seconds for _, seconds in runs) / len(runs)
-        rows.append([f"`{method}`", *cells, scalings, f"{seconds:.2f}"])
-    return table(headers, rows, align="lrrrlr") + "\n"
+        looks_at = ", ".join(get_method(method).statistics) or "-"
+        rows.append([f"`{method}`", *cells, looks_at, scalings, f"{seconds:.2f}"])
+    return table(headers, rows, align="lrrrllr") + "\n"
 
 
 if __name__ == "__main__":
