@@ -240,7 +240,7 @@ def list_methods() -> list[MergeMethod]:
 
     Example:
         >>> [method.name for method in list_methods()][:3]
-        ['average', 'breadcrumbs', 'cart']
+        ['ace', 'actmat', 'average']
     """
     load_plugins(METHODS)
     return [METHODS[name] for name in sorted(METHODS)]
