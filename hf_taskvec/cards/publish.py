@@ -61,7 +61,7 @@ def push_to_hub(
     _check_kinds([vector], report)
     chosen = _options(options, f"Add task vector {vector.info.label}")
     (published,) = _published([vector], chosen)
-    with _repository(repo_id, chosen) as (full_id, folder):
+    with repository(repo_id, chosen) as (full_id, folder):
         digests = write_repository(published, folder, repo_id=full_id, report=report)
         url = push_folder(folder, full_id, chosen, digests=digests, replaces=OLD)
     _check_base(published.info, chosen.token)
@@ -109,7 +109,7 @@ def push_series_to_hub(
             )
     chosen = _options(options, f"Add {len(ordered)} task vectors of {ordered[-1].info.label}")
     series = _published(ordered, chosen)
-    with _repository(repo_id, chosen) as (full_id, folder):
+    with repository(repo_id, chosen) as (full_id, folder):
         write_repository(series[-1], folder, repo_id=full_id, report=report, epochs=epochs)
         for vector in series:
             vector.save_pretrained(folder / epoch_folder(vector.info.epochs or 0.0))
@@ -152,7 +152,7 @@ def push_model_to_hub(
     _check_kinds([vector], report)
     chosen = _options(options, f"Add {vector.info.label} at scaling {scaling}")
     (published,) = _published([vector], chosen, keep_source=True)
-    with _repository(repo_id, chosen) as (full_id, folder):
+    with repository(repo_id, chosen) as (full_id, folder):
         published.save_checkpoint(base, folder, scaling=scaling, allow_other_base=allow_other_base, token=chosen.token)
         write_text(folder / CARD_NAME, render_model_card(published.info, report, repo_id=full_id, scaling=scaling))
         if report is not None:
@@ -250,7 +250,7 @@ def _check_base(info: VectorInfo, token: str | bool | None) -> None:
 
 
 @contextmanager
-def _repository(repo_id: str, options: PushOptions) -> Iterator[tuple[str, Path]]:
+def repository(repo_id: str, options: PushOptions) -> Iterator[tuple[str, Path]]:
     """The full name of a repository, and a folder to prepare it in; a bad name is an error before the work."""
     full_id = full_repo_id(repo_id, token=options.token)
     place = Path(tempfile.gettempdir()) / "hf-taskvec-push"

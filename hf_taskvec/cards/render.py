@@ -43,7 +43,7 @@ def render_vector_card(
         >>> 'TaskVector.from_pretrained("user/digits"' in card
         True
     """
-    return _render(
+    return render(
         "vector.md.j2",
         metadata=vector_metadata(info, report, repo_id=repo_id),
         info=info,
@@ -107,7 +107,7 @@ def render_model_card(info: VectorInfo, report: Report | None = None, *, repo_id
         >>> 'CLIPModel.from_pretrained("user/model"' in card
         True
     """
-    return _render(
+    return render(
         "model.md.j2",
         metadata=model_metadata(info, report, repo_id=repo_id),
         info=info,
@@ -138,7 +138,7 @@ def render_base_card(config: Mapping[str, Any], report: Report | None = None, *,
         True
     """
     metadata = base_metadata(dict(config), report, repo_id=repo_id)
-    return _render("base.md.j2", metadata=metadata, config=config, report=report, repo_id=repo_id)
+    return render("base.md.j2", metadata=metadata, config=config, report=report, repo_id=repo_id)
 
 
 def facts_of(info: VectorInfo) -> dict[str, object]:
@@ -170,6 +170,7 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
         "scaling already applied": None if info.scaling == 1 else info.scaling,
         "compression": _compression(info.compression),
         "rounding error": info.rounding_error,
+        "looked at": "; ".join(map(_looked_at, info.statistics)),
         **{f"setting {key}": value for key, value in sorted(info.settings.items())},
         "time": None if info.seconds is None else f"{info.seconds:.0f} s",
         "versions": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
@@ -185,6 +186,12 @@ def _compression(told: Mapping[str, Any] | None) -> str | None:
     if not is_finite_number(share) or not is_finite_number(error):  # a stranger's
         return str(told.get("method"))
     return f"{told.get('method')}, {share:.1%} of the bytes of float32, error {error:.2g} of the norm"
+
+
+def _looked_at(statistics: Mapping[str, Any]) -> str:
+    """Whose images a merge saw of one vector, in words."""
+    images = f"{statistics.get('num_images', 'some')} {statistics.get('split', '')} images"
+    return f"{images} of {statistics.get('images_of', 'an unknown task')}"
 
 
 _FINGERPRINT, _HASH = "base fingerprint, of the covered tensors", "hash of the dataset's files"
@@ -233,7 +240,8 @@ def codes(values: Sequence[str], *, most: int = 30) -> str:
     return ", ".join(map(text.code, values[:most])) + more
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A card from one of the templates."""
     card = _environment().get_template(template).render(**values)
     return re.sub(r"\n{3,}", "\n\n", card).rstrip() + "\n"
 
