@@ -60,7 +60,7 @@ def test_every_recipe_it_names_exists() -> None:
 
 
 FENCE = r"```{}\n(.*?)```"
-FIRST, FOREIGN, OWN_DATA, MERGING, HUB = re.findall(FENCE.format("python"), README, flags=re.DOTALL)
+FIRST, FOREIGN, OWN_DATA, MERGING, LOOKING, HUB = re.findall(FENCE.format("python"), README, flags=re.DOTALL)
 FROM_THE_FIRST = """
 import dataclasses
 from hf_taskvec import Report, TaskVector, load_base
@@ -111,7 +111,7 @@ push_to_hub(merged, "user/gtsrb-vector")
 
 def test_its_lines_on_the_hub_and_on_merging_run_as_written(offline_trial: str, tmp_path: Path) -> None:
     assert offline_trial.startswith("export HF_ENDPOINT=")
-    printed = run_in_a_shell(offline_trial, FROM_THE_FIRST + HUB + FOR_MERGING + MERGING, tmp_path)
+    printed = run_in_a_shell(offline_trial, FROM_THE_FIRST + HUB + FOR_MERGING + MERGING + LOOKING, tmp_path)
     assert TaskVector.from_pretrained(tmp_path / "out" / "ties").info.method == "ties"
     assert "PublishedVector(repo_id='user/digits-and-shapes', base='hf-taskvec/tiny-clip'" in printed
 
