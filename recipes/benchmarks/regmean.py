@@ -29,15 +29,11 @@ from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.statistics import Statistics, StatisticsInfo
 from hf_taskvec.statistics.maps import inputs_of
 from hf_taskvec.statistics.sums import GramSum
+from hf_taskvec.weights.dtypes import as_dtype
 
 HERE = Path(__file__).parent
-MAPS = {
-    "self_attn.q_proj": (1, 1),
-    "self_attn.k_proj": (1, 1),
-    "self_attn.v_proj": (1, 1),
-    "self_attn.out_proj": (1, 1),
-}
-MAPS |= {"mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+MAPS = {f"self_attn.{name}": (1, 1) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+MAPS |= {"mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}  # rows and columns over the width
 
 
 @dataclass
@@ -46,6 +42,7 @@ class RegMeanArguments:
     python: str | None = arg(
         "An interpreter that has fusion-bench; its environment is built if left out.", default=None
     )
+    dtype: str = arg("Dtype in which the peer computes, float64 to compare definitions.", default="float64")
     layers: int = arg("Layers of the towers.", default=2)
     width: int = arg("Width of the towers.", default=64)
     count: int = arg("Number of vectors.", default=3)
@@ -73,11 +70,13 @@ def towers(args: RegMeanArguments, index: int) -> tuple[dict[str, Tensor], Stati
     return deltas, Statistics(tensors, StatisticsInfo(("gram",), rests=rests, split="train"))
 
 
-def write_for_peer(deltas: dict[str, Tensor], statistics: Statistics, folder: Path, index: int) -> None:
-    """Writes what the peer reads: the deltas as weights, and a whole float32 Gram matrix for each module."""
+def write_for_peer(
+    deltas: dict[str, Tensor], statistics: Statistics, folder: Path, index: int, dtype: torch.dtype
+) -> None:
+    """Writes what the peer reads: the deltas as weights, and a whole Gram matrix for each module."""
     grams = {name.removesuffix(".weight"): statistics.gram(name) for name in deltas}
-    save_file(deltas, folder / f"weights-{index}.safetensors")
-    whole = {name: gram.matrix().float() for name, gram in grams.items() if gram is not None}
+    save_file({name: delta.to(dtype) for name, delta in deltas.items()}, folder / f"weights-{index}.safetensors")
+    whole = {name: gram.matrix().to(dtype) for name, gram in grams.items() if gram is not None}
     save_file(whole, folder / f"grams-{index}.safetensors")
 
 
@@ -109,7 +108,7 @@ def main(args: RegMeanArguments) -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         for index, (deltas, own) in enumerate(made):
-            write_for_peer(deltas, own, Path(place), index)
+            write_for_peer(deltas, own, Path(place), index, as_dtype(args.dtype))
         theirs, their_seconds = run_peer(python, Path(place), args)
     line(PEERS["fusion_bench"].name, f"{their_seconds:.2f}", difference(ours, theirs))
 
