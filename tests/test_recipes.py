@@ -18,7 +18,7 @@ from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
-from recipes import compare_methods, evaluate_model, finetune, learn_coefficients, quickstart
+from recipes import compare_compressions, compare_methods, evaluate_model, finetune, learn_coefficients, quickstart
 from tests.bases import save_colour_dataset, save_tiny_base
 from tests.helpers import finetuned
 
@@ -171,6 +171,20 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     mean = sum(run.accuracy for run in reports["average"]) / 2
     assert f"| `average` | {100 * mean:.1f} " in table
     assert table.count("| `") == 2
+    packings = compare_compressions.CompressionArguments(
+        folder=str(tmp_path / "out"),
+        tasks=["first", "second"],
+        base=str(base),
+        data_dir=str(tmp_path / "data"),
+        packings=["int8", "sign"],
+        methods=["average"],
+        results_dir=str(tmp_path / "packed"),
+        table=str(tmp_path / "packings.md"),
+        scalings=list(SCALINGS),
+    )
+    rows = compare_compressions.main(packings).splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == ["float32", "int8", "sign"]  # by their bytes
+    assert f"| {100 * mean:.1f} " in rows[0]  # the same merge at the same scaling
 
 
 def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:
