@@ -38,7 +38,7 @@ class LearnArguments:
     largest: float = arg("Largest coefficient; the smallest is 0.", default=1.0)
     steps: int = arg("Steps of Adam.", default=500)
     batch_size: int = arg("Images of each task in a step, over all processes.", default=16)
-    learning_rate: float = arg("Of Adam.", default=1e-3)
+    learning_rate: float = arg("Learning rate of Adam.", default=1e-3)
     seed: int = arg("Of the order of the images.", default=0)
     output_dir: str = arg("Where the merged vector and, beside it, its report go.", default="out/learned")
 

@@ -48,8 +48,9 @@ def test_one_vector_and_zeros_stay_as_they_are() -> None:
     assert [v["w"].item() for v in condition([vector(2.0), vector(0.0)])] == [2.0, 0.0]
 
 
-def test_dtypes_and_factors_stay() -> None:
+def test_narrow_vectors_widen_and_factors_stay() -> None:
     half = condition([vector(1.0, dtype=torch.bfloat16), vector(4.0, dtype=torch.bfloat16)])
+    assert [each.dtype for each in half] == [torch.float32] * 2
     assert merge(half, "task_arithmetic")["w"].tolist() == [2.0]
     low = TaskVector(LowRankDeltas({"w": Factors(torch.ones(2, 1), torch.ones(1, 3), 4.0, torch.Size([2, 3]))}))
     one = TaskVector({"w": torch.ones(2, 3)})
@@ -67,7 +68,7 @@ def test_the_merge_method_merges_what_condition_gives() -> None:
 def test_bad_input_of_condition_is_refused() -> None:
     with pytest.raises(ValueError, match="ratio must be positive"):
         condition([vector(1.0)], ratio=0.0)
-    with pytest.raises(NonFiniteError, match="'w'"):
+    with pytest.raises(NonFiniteError, match=r"'w' of vector 1 \('normnan'\)"):
         condition([vector(1.0), vector(float("nan"))])
 
 

@@ -8,9 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_taskvec.errors import check_positive
+from hf_taskvec.merging.engine import check_finite_deltas, wide_dtype
 from hf_taskvec.merging.modifiers import inner_merge
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.text import listed
@@ -34,7 +36,8 @@ def condition(vectors: Sequence[TaskVector], *, ratio: float = 1.0) -> list[Task
         ratio: How many times the mean norm of the others a vector must be longer than to be shrunk.
 
     Returns:
-        The vectors in their order and dtypes, shrunk ones computed on access; their provenance tells the factor.
+        The vectors in their order, computed on access in float32 or wider if one was shrunk, whose provenance tells the
+        factor.
 
     Raises:
         ValueError: If `ratio` is not positive.
@@ -49,14 +52,15 @@ def condition(vectors: Sequence[TaskVector], *, ratio: float = 1.0) -> list[Task
     """
     check_positive("ratio", ratio)
     check_compatible(vectors)
-    for vector in vectors:
-        vector.check_finite()
+    for name in vectors[0].deltas.shapes:
+        check_finite_deltas([vector.deltas[name] for vector in vectors], name, vectors)
     norms = [vector.norm() for vector in vectors]
     factors = [factor_of(norms, index, ratio=ratio) for index in range(len(vectors))]
     pairs = list(zip(vectors, factors, strict=True))
     if shrunk := [f"{vector.info.label!r} to {factor:.2f}" for vector, factor in pairs if factor != 1]:
         logger.info("shrunk, for they are longer than the others: %s", listed(shrunk))
-    return [vector if factor == 1 else _shrunk(vector, factor) for vector, factor in pairs]
+    wide = wide_dtype(vectors)
+    return [_shrunk(vector, factor, wide) for vector, factor in pairs] if shrunk else list(vectors)
 
 
 @merge_method("distac", paper="2508.01148")
@@ -101,14 +105,16 @@ def factor_of(norms: Sequence[float], index: int, *, ratio: float = 1.0) -> floa
     return mean / norms[index] if 0 < mean * ratio < norms[index] and mean < norms[index] else 1.0
 
 
-def _shrunk(vector: TaskVector, factor: float) -> TaskVector:
+def _shrunk(vector: TaskVector, factor: float, wide: torch.dtype) -> TaskVector:
+    if factor == 1:
+        return TaskVector(_scaled(vector.deltas, 1.0, wide), vector.info)
     settings = {**vector.info.settings, "condition": factor}
     info = dataclasses.replace(vector.info, scaling=vector.info.scaling * factor, settings=settings)
-    return TaskVector(_scaled(vector.deltas, factor), info)
+    return TaskVector(_scaled(vector.deltas, factor, wide), info)
 
 
-def _scaled(deltas: Deltas, factor: float) -> Deltas:
-    """The deltas times a factor, in their own dtypes; factors of low rank stay factors."""
+def _scaled(deltas: Deltas, factor: float, wide: torch.dtype) -> Deltas:
+    """The deltas times a factor; factors of low rank stay factors."""
     if isinstance(deltas, LowRankDeltas):
         factors = {
             name: dataclasses.replace(item, scaling=item.scaling * factor) for name, item in deltas.factors.items()
@@ -116,6 +122,6 @@ def _scaled(deltas: Deltas, factor: float) -> Deltas:
         return LowRankDeltas(factors, deltas.shapes)
 
     def delta(name: str) -> Tensor:
-        return deltas[name] * factor
+        return deltas[name].to(wide) * factor
 
-    return LazyDeltas(deltas.shapes, delta, deltas.dtype, deltas.device)
+    return LazyDeltas(deltas.shapes, delta, wide, deltas.device)
