@@ -209,10 +209,12 @@ class PairTrainer:
 
     def _pace(self, minutes: float) -> Pace:
         steps = self.config.steps - round(self.config.steps * self.config.decay_share)
-        if not math.isfinite(minutes) or self.config.schedule != "constant" or self.step > steps:
+        processes = self.accelerator.num_processes  # each would count other steps
+        if not math.isfinite(minutes) or self.config.schedule != "constant" or self.step > steps or processes > 1:
             raise ValueError(
-                "fit_minutes needs minutes and a constant schedule that has not begun to fall; got "
-                f"minutes={minutes:g}, schedule={self.config.schedule!r} at step {self.step} of {self.config.steps}"
+                "fit_minutes needs minutes and a constant schedule that has not begun to fall, in one process; got "
+                f"minutes={minutes:g}, schedule={self.config.schedule!r} at step {self.step} of {self.config.steps}, "
+                f"{processes} process(es)"
             )
         return Pace(60 * minutes)
 
