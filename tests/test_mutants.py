@@ -57,7 +57,7 @@ def test_the_table_counts_what_is_caught_at_first_and_now(tmp_path: Path, monkey
     (tmp_path / "m.py").write_text("def f(x):\n    return x + 1\n")
     caught, alive, late = (Outcome.of(result(*one)) for one in (("killed", FAILED), ("survived", ""), ("killed", LATE)))
     first = [(item("a", 1), caught), (item("b", 2), alive), (item("c", 3), late), (item("d", 4), alive)]
-    facts = [{"command": "python mutants.py", "commit": "c" * 40, "seed": 0, "pool": 9}]
+    facts = [{"commit": "c" * 40, "seed": 0, "pool": 9, "drawn": 4}]
 
     def told(kind: str) -> str:
         reasons = {("m.py", "op", "return x + 1", "return x - 1"): mutants_report.Reason(kind, "x")}

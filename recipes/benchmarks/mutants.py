@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from mutants_report import Outcome, Sample, report
 
-from hf_taskvec.arguments import arg, command_line, run_recipe
+from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.errors import ArgumentsError
 from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import read_json, write_json, write_text
@@ -81,7 +81,7 @@ class Chosen:
 @dataclass
 class MutantArguments:
     folder: str = arg("Where copies of the repository and the sessions go.", default="out/mutants")
-    output: str = arg("The table; written when all have run.", default="recipes/results/mutants.md")
+    output: str = arg("The table; written after each group.", default="recipes/results/mutants.md")
     groups: list[str] = arg("Groups of modules.", default=list(GROUPS))
     sample: int = arg("Mutants to run, over all groups.", default=200)
     seed: int = arg("Seed of the sample.", default=0)
@@ -271,7 +271,8 @@ def add_round(home: Home, items: Sequence[WorkItem], **facts: Any) -> None:
     draft.unlink(missing_ok=True)
     with opened(draft, new=True) as session:
         session.add_work_items(items)
-    write_json(home.folder / f"round-{number}.json", {"commit": git("rev-parse", "HEAD").strip(), **facts})
+    known = {"commit": git("rev-parse", "HEAD").strip(), "drawn": len(items), **facts}
+    write_json(home.folder / f"round-{number}.json", known)
     draft.rename(home.session(number))
 
 
@@ -282,7 +283,7 @@ def draw(home: Home, args: MutantArguments) -> None:
     pool = [item for group in args.groups for item in candidates(home, group)]
     shuffled = random.Random(args.seed).sample(pool, len(pool))
     drawn = list(islice((item for item in shuffled if compiles(home, item)), args.sample))
-    add_round(home, drawn, pool=len(pool), seed=args.seed, command=command_line())
+    add_round(home, drawn, pool=len(pool), seed=args.seed)
 
 
 def draw_survivors(home: Home) -> None:
@@ -293,7 +294,7 @@ def draw_survivors(home: Home) -> None:
         alive = [item for item, result in session.completed_work_items if not Outcome.of(result).is_caught]
     shutil.rmtree(home.copy / "tests")
     copy_repository(home.copy, "tests")
-    add_round(home, alive, command=command_line())
+    add_round(home, alive)
 
 
 def run_round(home: Home, number: int, args: MutantArguments) -> None:
@@ -306,6 +307,7 @@ def run_round(home: Home, number: int, args: MutantArguments) -> None:
             contexts = measure(home, number, group, args)
             for item in items:
                 run_mutant(home, number, item, chosen_tests(home, number, item.mutations[0], group, contexts), args)
+            write_report(home, args)
 
 
 def run_mutant(home: Home, number: int, item: WorkItem, chosen: Chosen, args: MutantArguments) -> None:
@@ -325,6 +327,17 @@ def run_mutant(home: Home, number: int, item: WorkItem, chosen: Chosen, args: Mu
     print(f"{left} left. {place(item)[0]}:{item.mutations[0].start_pos[0]} {outcome.line}", flush=True)
 
 
+def write_report(home: Home, args: MutantArguments) -> str:
+    """The table of what has run so far, which is written too."""
+    owners = {name: group for group in args.groups for name in modules(home.copy, group)}
+    facts = [read_json(home.folder / f"round-{number}.json") for number in range(home.rounds)]
+    versions = {name: version(name) for name in ("cosmic-ray", "pytest", "hypothesis")} | library_versions()
+    made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
+    text = report(Sample(list(outcomes(home)), owners, facts, home.copy, made_with))
+    write_text(args.output, text)
+    return text
+
+
 def outcomes(home: Home) -> Iterator[list[tuple[WorkItem, Outcome]]]:
     """What became of the mutants of each round."""
     for number in range(home.rounds):
@@ -342,13 +355,7 @@ def main(args: MutantArguments) -> None:
         draw_survivors(home)
     home.restore()
     run_round(home, home.rounds - 1, args)
-    owners = {name: group for group in args.groups for name in modules(home.copy, group)}
-    facts = [read_json(home.folder / f"round-{number}.json") for number in range(home.rounds)]
-    versions = {name: version(name) for name in ("cosmic-ray", "pytest", "hypothesis")} | library_versions()
-    made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
-    text = report(Sample(list(outcomes(home)), owners, facts, home.copy, made_with))
-    write_text(args.output, text)
-    print(text)
+    print(write_report(home, args))
 
 
 if __name__ == "__main__":

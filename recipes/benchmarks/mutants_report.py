@@ -100,12 +100,12 @@ def reason_for(reasons: Reasons, item: WorkItem, outcome: Outcome) -> Reason | N
 
 @dataclass(frozen=True)
 class Sample:
-    """A finished run.
+    """What has run.
 
     Attributes:
         rounds: What became of the mutants of each round; the first has all of them.
         owners: The group of each module.
-        facts: Of each round its commit and command; of the first the seed and the size of the pool.
+        facts: Of each round its commit and how many were drawn; of the first the seed and the pool's size.
         copy: The sources that were mutated.
         versions: What it was made with.
     """
@@ -139,11 +139,14 @@ def report(sample: Sample) -> str:
     shares = [
         f"{number} ({number / max(total[0], 1):.1%})" if at in (1, 3) else number for at, number in enumerate(total)
     ]
+    drawn = sample.facts[0]
+    command = f"python recipes/benchmarks/mutants.py --sample {drawn['drawn']} --seed {drawn['seed']}"
     header = ["group", "mutants", "caught at first", "of them or not: timeouts", "caught now", "survived", "equivalent"]
     lines = [
         "# What the tests notice\n",
-        *(f"    {fact['command']}  # at {fact['commit'][:12]}" for fact in sample.facts),
-        f"\n{total[0]} of {sample.facts[0]['pool']} mutants, drawn with seed {sample.facts[0]['seed']}.",
+        f"    {command}  # at {drawn['commit'][:12]}",
+        *(f"    {command} --only_survivors True  # at {fact['commit'][:12]}" for fact in sample.facts[1:]),
+        f"\n{total[0]} of {drawn['drawn']} mutants, drawn with seed {drawn['seed']} from {drawn['pool']}, have run.",
         f"{sample.versions}.",
         "A timeout counts as caught only if the mutant's loop has no end, which a person looked at.\n",
         table(header, [*([group, *numbers] for group, numbers in rows), ["**all**", *shares]]),
