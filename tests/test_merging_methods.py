@@ -56,6 +56,10 @@ def test_average_and_task_arithmetic() -> None:
         merge(pair, "task_arithmetic", weights=[1.0, math.nan])
 
 
+def test_hundreds_of_vectors_take_a_weight_each() -> None:
+    check(merged_values([vector(2.0)] * 300, "task_arithmetic", weights=[0.5] * 300), [300.0])
+
+
 def test_metagpt_weights_by_squared_norm() -> None:
     check(merged_values([vector(3.0, 0.0), vector(0.0, 1.0)], "metagpt"), [3 * 0.9, 0.1])
 
@@ -334,6 +338,14 @@ def test_pcb_agrees_with_its_definition(size: int) -> None:
     deltas = torch.randn(3, size, generator=torch.Generator().manual_seed(1)) * 0.1
     merged = merged_values([matrix(row.clone()) for row in deltas], "pcb")
     torch.testing.assert_close(merged, slow_pcb(deltas, 0.2), rtol=1e-4, atol=1e-5)
+
+
+def test_pcb_changes_nothing_that_no_vector_changes() -> None:
+    values = torch.randn(2, 12_000, generator=torch.Generator().manual_seed(0))
+    values[:, 0] = 0.0  # the smallest ten-thousandth is lifted to a threshold, zeros are not
+    merged = merged_values([vector(*row.tolist()) for row in values], "pcb", density=1.0)
+    assert merged[0] == 0
+    assert merged[1:].count_nonzero() > 11_000
 
 
 def test_pcb_worked_example() -> None:
