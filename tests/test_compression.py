@@ -132,6 +132,14 @@ def test_an_unpacked_copy_is_an_ordinary_vector(tmp_path: Path) -> None:
         assert TaskVector.from_pretrained(folder).info.compression == few.info.compression
 
 
+def test_what_two_compressions_lost_is_told_together() -> None:
+    once = vector().compress("int4")
+    twice = once.compress("sparse", density=0.5)
+    again = once.to("float32")
+    lost = math.sqrt(sum(float((twice[name] - again[name]).square().sum()) for name in once)) / once.norm()
+    assert twice.info.compression["error"] == pytest.approx(math.hypot(once.info.compression["error"], lost), rel=1e-5)
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "tsv_m", "dare", "wudi"])
 def test_merging_reads_packed_files_as_it_reads_the_vectors_they_decode_to(method: str, tmp_path: Path) -> None:
     few = [vector(seed=seed).compress(packing) for seed, packing in ((0, "int3"), (10, "sign"), (20, "int3"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
@@ -216,6 +217,8 @@ class TaskVector(Algebra, Publishable):
             (True, 0.0)
         """
         packed, told = compress(self.deltas, method, settings)
+        if self.info.compression is not None:  # on top of what was lost before
+            told["error"] = math.hypot(told["error"], self.info.compression.get("error", 0.0))
         return type(self)(packed, dataclasses.replace(self.info, compression=told))
 
     # -- saving and loading -------------------------------------------------------------------------------------------
