@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Accuracy along each task's own vector, from the base to beyond it, of the vectors that `quickstart.py` left.
 
 python recipes/along_vector.py --folder out/quickstart --output_dir out/along \

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Measures an embedded base and writes its card: configuration, report and README.
 
 python recipes/base_card.py --base hf-taskvec/feature-clip --data_dir <folder> --tasks mnist eurosat mini \

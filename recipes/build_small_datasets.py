@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Builds small subsets of eight public datasets from the Hub, one dataset folder per task, for `--data_dir`.
 
 python recipes/build_small_datasets.py --output_dir out/datasets

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """One table of merge methods on the vectors that `quickstart.py` left: scaling from validation, accuracy on test data.
 
 python recipes/compare_methods.py --folder out/quickstart --tasks mnist eurosat gtsrb --data_dir <folder>

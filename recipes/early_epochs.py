@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """The early-epoch adviser measured: what merges at the epochs that `choose_epochs` picks lose, and the steps they save.
 
 python recipes/early_epochs.py --config recipes/configs/early_epochs.yaml --data_dir <folder>

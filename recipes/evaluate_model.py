@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Evaluates a base, alone or with a task vector, on tasks.
 
 python recipes/evaluate_model.py --tasks mini --vector out/quickstart/seed-0/merged-task_arithmetic --scaling 0.3
@@ -8,7 +12,10 @@ python recipes/evaluate_model.py --tasks vision8 --base openai/clip-vit-base-pat
 
 from __future__ import annotations
 
-import interrupts  # noqa: F401
+try:  # noqa: SIM105 (it comes before anything heavy)
+    import interrupts  # noqa: F401
+except ImportError:  # a job elsewhere gets this file alone
+    pass
 
 from hf_taskvec import Report
 from hf_taskvec.arguments import run_recipe

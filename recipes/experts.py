@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Experts to convergence, of the whole tower and of its MLP weights, and the accuracy along their vectors.
 
 python recipes/experts.py --config recipes/configs/experts.yaml --data_dir <folder>

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Fine-tunes a CLIP vision tower on one task and saves its task vector.
 
 accelerate launch recipes/finetune.py --task mnist --base openai/clip-vit-base-patch32 --output_dir out/mnist
@@ -12,7 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import interrupts  # noqa: F401
+try:  # noqa: SIM105 (it comes before anything heavy)
+    import interrupts  # noqa: F401
+except ImportError:  # a job elsewhere gets this file alone
+    pass
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, load_base
 from hf_taskvec.arguments import arg, run_recipe

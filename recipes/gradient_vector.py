@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Saves the gradient vector of a task: exact full-batch gradient descent, −η∇L for each epoch.
 
 python recipes/gradient_vector.py --task digits --learning_rate 0.05 --output_dir out/digits-gradient
@@ -10,7 +14,10 @@ import dataclasses
 import time
 from dataclasses import dataclass
 
-import interrupts  # noqa: F401
+try:  # noqa: SIM105 (it comes before anything heavy)
+    import interrupts  # noqa: F401
+except ImportError:  # a job elsewhere gets this file alone
+    pass
 from accelerate import PartialState
 
 from hf_taskvec import TaskVector, get_task, gradient_vector, load_base

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Learns the coefficients of a sum of task vectors from images, merges by them and evaluates on test images.
 
 python recipes/learn_coefficients.py --config recipes/configs/learn_coefficients.yaml

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Writes the cards of task vectors into `hub_cards/<name>` and what `recipes/publish.py` needs beside them.
 
 python recipes/make_card.py --vectors out/eight/seed-0/*/vector out/eight/seed-0/merged-tsv_m --data_dir <folder>

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Merges task vectors and saves the result, with the recipe in its provenance.
 
 python recipes/merge.py --config recipes/configs/merge_ties.yaml --output_dir out/ties
@@ -11,7 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import interrupts  # noqa: F401
+try:  # noqa: SIM105 (it comes before anything heavy)
+    import interrupts  # noqa: F401
+except ImportError:  # a job elsewhere gets this file alone
+    pass
 from huggingface_hub.utils import disable_progress_bars
 
 from hf_taskvec import TaskVector

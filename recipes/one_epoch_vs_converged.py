@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Merges of one-epoch and of converged models, by optimiser, budget and merge method, beside joint training.
 
 python recipes/one_epoch_vs_converged.py --tasks mini --output_dir out/one-epoch

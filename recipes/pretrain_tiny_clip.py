@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Trains a small CLIP from scratch on image-text pairs, and on images alone.
 
 accelerate launch recipes/pretrain_tiny_clip.py --config recipes/configs/tiny_clip.yaml --pairs <folder>/photo-captions

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Publishes the artefacts that have a card in `hub_cards`, exactly as the card, configuration and report there say.
 
 python recipes/make_card.py --vectors <folders> --namespace user --output_dir cards    # a card names its repository

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """From a base to a merged model: fine-tune on each task, merge the vectors, choose the scaling, evaluate.
 
 python recipes/quickstart.py                                   # embedded tiny CLIP, suite mini, no network

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Reproduces “On Task Vectors and Gradients” (arXiv 2508.16082) and writes report.md with its figures.
 
 python recipes/reproduce_paper.py --config recipes/configs/paper7_smoke.yaml                       # minutes, no network

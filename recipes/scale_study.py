@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Mergeability against scale: bases of several widths and depths on the same images, judged and fitted.
 
 python recipes/scale_study.py --config recipes/configs/scale.yaml --data_dir <folder> \

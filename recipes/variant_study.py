@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Which base is worth training: pretrains each variant, probes, fine-tunes and merges it, and writes one table.
 
 python recipes/variant_study.py --config recipes/configs/variants.yaml --data_dir <folder> \

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """Checks that one epoch is one gradient step, and prints the errors.
 
 python recipes/verify_equivalence.py --tasks digits shapes

@@ -180,12 +180,16 @@ def clone(tmp_path: Path) -> Path:
     """A folder that looks like a fresh clone, in which commands may write to `out`."""
     for name in ("recipes", "tests", "hf_taskvec", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
+    script = tmp_path / "bin" / "hf-taskvec"  # as an installer writes it
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom hf_taskvec.command.app import main\nmain()\n")
+    script.chmod(0o755)
     return tmp_path
 
 
 def run_command(command: str, folder: Path, *, timeout: float = 3600) -> str:
     """What a command prints in the shell, whose `python` is this one."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "HF_HOME": str(folder / "home")}
     done = subprocess.run(
         ["bash", "-c", command],
