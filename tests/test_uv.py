@@ -19,7 +19,7 @@ NEEDED = tomllib.loads("\n".join(line.removeprefix("# ") for line in METADATA.sp
 def test_a_recipe_says_what_it_needs(path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert path.read_text("utf-8").startswith(METADATA)
-    assert NEEDED == {"requires-python": project["requires-python"], "dependencies": [project["name"]]}
+    assert {"requires-python": project["requires-python"], "dependencies": [project["name"]]} == NEEDED
 
 
 @pytest.mark.slow
