@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from hf_taskvec import TaskVector, load_base
+from hf_taskvec import TaskVector, VectorInfo, load_base
 from tests.hub_server import HubServer
 from tests.test_readme import clone as clone
 from tests.test_readme import run_command
@@ -48,10 +49,11 @@ def publish(hub: HubServer, folder: Path) -> None:
         base, moved = load_base(), load_base()
         for parameter in moved.model.vision_model.encoder.layers[number].parameters():
             parameter.data += 1e-3
-        vector = TaskVector.from_models(base, moved)
+        info = VectorInfo(kind="fine-tuned", base=base.name, task=task)
+        vector = TaskVector.from_models(base, moved, info=info)
         vector.save_pretrained(folder / task)
-        card = f"---\ntags: [task-vector, 'task:{task}']\nlibrary_name: hf-taskvec\nbase_model: hf-taskvec/tiny-clip\n---\n"
-        (folder / task / "README.md").write_text(card)
+        card = {"tags": ["task-vector", f"task:{task}"], "library_name": "hf-taskvec", "base_model": base.name}
+        (folder / task / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
         hub.store.add_folder("model", f"hf-taskvec/tiny-clip-{task}", folder / task)
 
 
