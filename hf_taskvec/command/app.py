@@ -12,7 +12,7 @@ from hf_taskvec.command.verbs import PROGRAM, add_verb
 GROUPS = (inspection, catalogue, merging, evaluation, repositories, reproduction)
 HELP = """Makes, merges, measures and shares task vectors of CLIP models.
 
-Training stays with the recipes of the repository: accelerate launch recipes/finetune.py
+Training stays with the recipes of the repository: accelerate launch recipes/finetune.py --task mnist
 """
 
 
