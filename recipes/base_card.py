@@ -26,7 +26,7 @@ from hf_taskvec.models.base import EMBEDDED, EMBEDDED_BASES
 from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import read_json, write_json, write_text
 
-WORDS = Path(__file__).parent / "configs" / "base_cards.yaml"  # what no measurement can tell
+WORDS = Path(__file__).with_name("base_cards.yaml")  # what no measurement can tell
 GENERATED = {"name": "hf_taskvec.tasks.generated", "license": "apache-2.0"}
 
 

@@ -33,13 +33,16 @@ class FinetuneArguments:
     task: str = arg("A registered task, or a folder's name in data_dir.")
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
     base_revision: str | None = arg("Branch, tag or commit of the base.", default=None)
+    attn_implementation: str | None = arg(
+        "Attention, as Transformers names it; eager is the fastest on a CPU with --bf16.", default=None
+    )
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
 
 
 def main(args: FinetuneArguments, config: TaskVectorConfig) -> TaskVector:
     output_dir = Path(str(config.output_dir))
     check_output_folder(output_dir / "vector", marker=CONFIG_NAME)
-    base = load_base(args.base, revision=args.base_revision)
+    base = load_base(args.base, revision=args.base_revision, attn_implementation=args.attn_implementation)
     trainer = TaskVectorTrainer(base, config, task=get_task(args.task, data_dir=args.data_dir))
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or last_checkpoint(output_dir))
     if config.should_save:

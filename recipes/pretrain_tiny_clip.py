@@ -68,6 +68,8 @@ def main(args: PretrainArguments, config: PretrainingConfig) -> dict[str, float]
 
 if __name__ == "__main__":
     run_recipe(
-        main, PretrainArguments, PretrainingConfig,
+        main,
+        PretrainArguments,
+        PretrainingConfig,
         stopped="The same command goes on from the last saved state in --output_dir (one every --save_steps).",
-    )  # fmt: skip
+    )

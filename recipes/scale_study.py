@@ -77,6 +77,8 @@ def main(args: ScaleArguments, settings: Reproduction) -> dict[str, Any]:
 
 if __name__ == "__main__":
     run_recipe(
-        main, ScaleArguments, Reproduction,
+        main,
+        ScaleArguments,
+        Reproduction,
         stopped="Finished bases are in --output_dir; the same command goes on from the last saved state.",
-    )  # fmt: skip
+    )

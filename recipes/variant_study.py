@@ -62,6 +62,8 @@ def main(args: VariantArguments, settings: Reproduction) -> list[dict[str, Any]]
 
 if __name__ == "__main__":
     run_recipe(
-        main, VariantArguments, Reproduction,
+        main,
+        VariantArguments,
+        Reproduction,
         stopped="Finished variants are in --output_dir; the same command goes on from the last saved state.",
-    )  # fmt: skip
+    )

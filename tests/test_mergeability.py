@@ -34,9 +34,17 @@ from recipes import scale_study, variant_study
 from tests.toys import toy_base, toy_task
 
 TINY: dict[str, Any] = {
-    "patch_size": 16, "text_width": 64, "text_layers": 1, "projection_dim": 16, "vocab_size": 700, "steps": 3,
-    "batch_size": 8, "warmup_steps": 1, "save_steps": 2, "descriptor_weight": 1.0,
-}  # fmt: skip
+    "patch_size": 16,
+    "text_width": 64,
+    "text_layers": 1,
+    "projection_dim": 16,
+    "vocab_size": 700,
+    "steps": 3,
+    "batch_size": 8,
+    "warmup_steps": 1,
+    "save_steps": 2,
+    "descriptor_weight": 1.0,
+}
 TASKS = [toy_task("digits", images=12), toy_task("shapes", images=12)]
 
 
@@ -103,8 +111,11 @@ def test_a_study_trains_and_judges_every_size_once_and_draws_what_is_finished(
 def test_variants_become_one_table_on_validation_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = variant_study.VariantArguments(
         variants=["plain: width=64 layers=1", "no averaging: width=64 layers=1 ema_decay=0"],
-        generated_pairs=16, scalings=[0.1, 0.5], common=TINY, page=str(tmp_path / "table.md"),
-    )  # fmt: skip
+        generated_pairs=16,
+        scalings=[0.1, 0.5],
+        common=TINY,
+        page=str(tmp_path / "table.md"),
+    )
     cells = variant_study.main(args, settings(tmp_path / "out"))
     page = (tmp_path / "table.md").read_text()
     assert [one["variant"] for one in cells] == ["plain", "no averaging"]
@@ -168,9 +179,13 @@ def test_few_sizes_have_no_trend_and_nan_is_refused() -> None:
 
 def test_the_authors_size_is_that_of_their_tower() -> None:
     config = CLIPVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        image_size=224,
         patch_size=16,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         tower = CLIPVisionModel(config)
     assert sum(parameter.numel() for parameter in tower.parameters()) == AUTHORS_PARAMETERS

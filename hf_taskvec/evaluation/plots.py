@@ -106,7 +106,7 @@ def plot_along(scalings: Sequence[float], accuracies: Mapping[str, Sequence[floa
     Example:
         >>> figure = plot_along([0, 0.5, 1], {"digits": [0.2, 0.5, 0.6], "shapes": [0.3, 0.4, 0.7]})
         >>> [line.get_label() for line in figure.axes[0].get_lines()]
-        ['digits', 'shapes', 'mean', 'straight']
+        ['digits', 'shapes', 'mean', '_zero', 'straight']
     """
     if not accuracies or not {0, 1} <= set(scalings):
         raise ValueError(f"a figure along vectors needs a task and the scalings 0 and 1, got {list(scalings)}")

@@ -240,7 +240,7 @@ def list_methods() -> list[MergeMethod]:
 
     Example:
         >>> [method.name for method in list_methods()][:3]
-        ['ace', 'actmat', 'average']
+        ['ace', 'actmat', 'adarank']
     """
     load_plugins(METHODS)
     return [METHODS[name] for name in sorted(METHODS)]

@@ -84,9 +84,13 @@ def random_base(name: str) -> Base:
     width, layers, heads, patch, size, shared = ARCHITECTURES[name]
     embedded = load_base()
     vision = dict(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
-        patch_size=patch, image_size=size,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        patch_size=patch,
+        image_size=size,
+    )
     text = {**embedded.model.config.text_config.to_dict(), "projection_dim": shared}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -188,9 +192,16 @@ def trainer_rate(base: Base, task: Task, *, bf16: bool, batch_size: int, steps: 
     warmup = max(1, steps // 4)
     with tempfile.TemporaryDirectory() as folder:
         config = TaskVectorConfig(
-            output_dir=folder, max_steps=steps, per_device_train_batch_size=batch_size, bf16=bf16, save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, warmup_steps=0, use_cpu=device.type == "cpu",
-        )  # fmt: skip
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            bf16=bf16,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            warmup_steps=0,
+            use_cpu=device.type == "cpu",
+        )
         trainer = TaskVectorTrainer(base, config, task=task)
         quiet(trainer)
         watch = Stopwatch(device, warmup)

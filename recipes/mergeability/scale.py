@@ -113,9 +113,15 @@ def fit_trend(parameters: Sequence[float], values: Sequence[float], *, seed: int
     ).confidence_interval
     whole = line(x, y)
     return Trend(
-        float(whole[0]), float(found.low[0]), float(found.high[0]),
-        grid.tolist(), whole[1:].tolist(), found.low[1:].tolist(), found.high[1:].tolist(), len(x),
-    )  # fmt: skip
+        float(whole[0]),
+        float(found.low[0]),
+        float(found.high[0]),
+        grid.tolist(),
+        whole[1:].tolist(),
+        found.low[1:].tolist(),
+        found.high[1:].tolist(),
+        len(x),
+    )
 
 
 def scale_data(cells: Sequence[Values]) -> Values:
@@ -141,9 +147,13 @@ def draw_scale(data: Mapping[str, Any]) -> Figure:
             cells = [cell for cell in data["cells"] if cell["layers"] == depth and cell[name] is not None]
             values = [measure.factor * cell[name] for cell in cells]
             axes.plot(
-                [cell["parameters"] for cell in cells], values, linestyle="", color=COLOURS[index % 6],
-                marker=MARKERS[index % 6], label=f"{depth} layers",
-            )  # fmt: skip
+                [cell["parameters"] for cell in cells],
+                values,
+                linestyle="",
+                color=COLOURS[index % 6],
+                marker=MARKERS[index % 6],
+                label=f"{depth} layers",
+            )
         if trend := data["trends"][name]:
             x = [2**place for place in trend["grid"]]
             low, line, high = ([measure.factor * y for y in trend[key]] for key in ("line_low", "line", "line_high"))
