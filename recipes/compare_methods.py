@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import interrupts  # noqa: F401
-from needs import Needs
+from paper.needs import Needs
 
 from hf_taskvec import Report, Task, TaskVector, evaluate, get_tasks, list_methods, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
