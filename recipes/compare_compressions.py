@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-taskvec"]
+# ///
 """One table of packings on the vectors that `quickstart.py` left: bytes and error against accuracy, alone and merged.
 
 python recipes/compare_compressions.py --folder out/quickstart --tasks mnist eurosat gtsrb --data_dir <folder>

@@ -23,8 +23,8 @@ CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("hf_taskvec").setLevel(logging.ERROR)  # every choice here rests on a handful of images
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="hf_taskvec")  # every choice here rests on a handful of images
 
 
 def small(folder: Path, **changes: object) -> Reproduction:

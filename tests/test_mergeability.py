@@ -70,8 +70,8 @@ def settings(folder: Path, **changes: object) -> Reproduction:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("hf_taskvec").setLevel(logging.ERROR)  # every choice here rests on a handful of images
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="hf_taskvec")  # every choice here rests on a handful of images
 
 
 def cell(parameters: float, **values: float | None) -> dict[str, Any]:

@@ -400,7 +400,7 @@ def test_vectors_from_the_hub_are_recorded_with_their_commit(hub: HubServer, tmp
 
 def test_bad_recipes_are_refused(tmp_path: Path) -> None:
     sources = tuple(saved(tmp_path))
-    with pytest.raises(UnknownNameError, match="Did you mean 'float16'"):
+    with pytest.raises(ValueError, match="Did you mean 'float16'"):
         MergeRecipe(sources, dtype="flot16").run()
     with pytest.raises(UnknownNameError, match="Did you mean 'ties'"):
         MergeRecipe(("nobody/there",) * 2, "tie").run()  # before anything is opened

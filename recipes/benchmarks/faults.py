@@ -9,9 +9,12 @@ merge-and-rebase 345c570, the others as of 2026-09).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from merging_runs import header, line
+
+from hf_taskvec.arguments import arg, run_recipe
 
 
 def one_key_for_all() -> tuple[str, str]:
@@ -106,16 +109,21 @@ FAULTS: dict[str, tuple[str, Callable[[], tuple[str, str]]]] = {
 }
 
 
-def rows() -> list[tuple[str, str, str, str]]:
+@dataclass
+class FaultArguments:
+    code: str = arg("Only codes whose name holds this.", default="")
+
+
+def rows(code: str = "") -> list[tuple[str, str, str, str]]:
     """Where, what is wrong, what comes out, and what should."""
-    return [(where, wrong, *show()) for where, (wrong, show) in FAULTS.items()]
+    return [(where, wrong, *show()) for where, (wrong, show) in FAULTS.items() if code in where]
 
 
-def main() -> None:
+def main(args: FaultArguments) -> None:
     header("code", "fault", "what comes out", "what should")
-    for cells in rows():
+    for cells in rows(args.code):
         line(*cells)
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main, FaultArguments)

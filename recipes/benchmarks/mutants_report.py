@@ -16,6 +16,7 @@ from hf_taskvec.weights.folders import read_json
 if TYPE_CHECKING:
     from cosmic_ray.work_item import WorkItem, WorkResult
 
+SCRIPT = "recipes/benchmarks/mutants.py"
 REASONS = Path(__file__).with_name("mutants.json")
 KINDS = {  # of reasons, and how the report puts them
     "equivalent": "equivalent because",
@@ -140,7 +141,7 @@ def report(sample: Sample) -> str:
         f"{number} ({number / max(total[0], 1):.1%})" if at in (1, 3) else number for at, number in enumerate(total)
     ]
     drawn = sample.facts[0]
-    command = f"python recipes/benchmarks/mutants.py --sample {drawn['drawn']} --seed {drawn['seed']}"
+    command = f"python {SCRIPT} --sample {drawn['drawn']} --seed {drawn['seed']}"
     header = ["group", "mutants", "caught at first", "of them or not: timeouts", "caught now", "survived", "equivalent"]
     lines = [
         "# What the tests notice\n",

@@ -23,7 +23,7 @@ from hf_taskvec.statistics.hooks import InputSums
 @dataclass
 class CostArguments:
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
-    num_images: int = arg("Images.", default=64)
+    num_images: int = arg("Images that are looked at.", default=64)
     batch_size: int = arg("Images per pass.", default=32)
     ranks: list[int] = arg("Ranks of the factors.", default=[64, 128, 256])
     repeats: int = arg("Runs, of which the fastest counts.", default=3)
