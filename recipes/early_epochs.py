@@ -46,19 +46,19 @@ Each budget minus converged; converged in percent.
 
 def main(settings: Reproduction) -> list[dict[str, Any]]:
     claim_folder(settings)
-    found = study_epochs(settings, settings.load_base())
-    text = choice_table(found)
+    entries = study_epochs(settings, settings.load_base())
+    text = choice_table(entries)
     page = PAGE.format(
         tasks=len(settings.load_tasks()),
         seeds=len(settings.seeds),
         command=command_line(),
         choices=text,
-        budgets=budget_table(found),
-        sentences="\n".join(f"- {sentence}" for sentence in separation(found)),
+        budgets=budget_table(entries),
+        sentences="\n".join(f"- {sentence}" for sentence in separation(entries)),
     )
     write_text(Path(settings.output_dir) / "report.md", page)
     print(text)
-    return found
+    return entries
 
 
 if __name__ == "__main__":

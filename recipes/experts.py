@@ -65,8 +65,8 @@ def main(args: ExpertArguments, settings: Reproduction) -> dict[str, Any]:
     out = Path(settings.output_dir)
     text = expert_table(data)
     page = PAGE.format(patience=settings.patience, command=command_line(), table=text)
-    for kind, part in data["kinds"].items():
-        along, figure = part["along"], f"along-{kind}.png"
+    for kind, outcome in data["kinds"].items():
+        along, figure = outcome["along"], f"along-{kind}.png"
         save_figure(plot_along(along["scalings"], along["accuracies"]), out / figure)
         page += ALONG.format(title=TITLES[kind], table=along_table(along), figure=figure)
     write_text(out / "report.md", page)

@@ -47,10 +47,10 @@ def test_a_vector_that_gains_nothing_has_a_bend_and_no_share() -> None:
 
 def test_a_course_is_the_accuracy_of_base_plus_part_of_the_vector() -> None:
     base, vector = load_base(), gradient_vector(load_base(), DIGITS, learning_rate=0.5)
-    found = course(base, [vector, vector * 0.0], DIGITS, scalings=[0.0, 0.5, 1.0])
+    measured = course(base, [vector, vector * 0.0], DIGITS, scalings=[0.0, 0.5, 1.0])
     ends = [evaluate(vector.apply_to(base, scaling=scaling), DIGITS).accuracy for scaling in (0.0, 1.0)]
-    assert found.accuracies[0] == pytest.approx(ends[0])
-    assert found.accuracies[2] == pytest.approx((ends[0] + ends[1]) / 2)  # the mean over two seeds
+    assert measured.accuracies[0] == pytest.approx(ends[0])
+    assert measured.accuracies[2] == pytest.approx((ends[0] + ends[1]) / 2)  # the mean over two seeds
 
 
 def test_what_cannot_be_followed_is_named() -> None:

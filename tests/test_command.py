@@ -299,8 +299,8 @@ def weights_read(hub: HubServer) -> list[str]:
 
 def test_validate_fetches_no_weights(published: HubServer, place: Path, tmp_path: Path) -> None:
     told = answer("validate", write_recipe(tmp_path, place, vectors=["user/one@main", str(place / "two")]))
-    (found,) = (finding for finding in told["findings"] if finding["what"] == "vector user/one@main")
-    assert "MB on the Hub" in found["text"]
+    (sized,) = (finding for finding in told["findings"] if finding["what"] == "vector user/one@main")
+    assert "MB on the Hub" in sized["text"]
     assert {finding["verdict"] for finding in told["findings"]} == {"ok", "unknown"}
     assert weights_read(published) == []
 

@@ -81,13 +81,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, li
 def test_the_adviser_is_measured_on_every_arm_and_read_the_second_time(
     measured: tuple[Reproduction, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings, found = measured
+    settings, entries = measured
     for arm in ARMS:
-        merged = found[0]["arms"][arm]["task_arithmetic@1/T"]
+        merged = entries[0]["arms"][arm]["task_arithmetic@1/T"]
         assert set(merged["budgets"]) == {"1", "2"}
         assert set(merged["choices"]) == {"validation", "gradient", "growth"}
         assert all(0 <= choice["saved"] < 1 for choice in merged["choices"].values())
-    assert early_epochs.main(settings) == found
+    assert early_epochs.main(settings) == entries
     assert (
         "| one long schedule, cut short | task_arithmetic@1/T |" in Path(settings.output_dir, "report.md").read_text()
     )
@@ -121,8 +121,8 @@ def test_schedule_and_stopping_point_are_told_apart() -> None:
 
 
 def test_the_target_is_met_by_no_loss_and_three_quarters_of_the_steps() -> None:
-    def verdicts(found: list[dict[str, Any]]) -> list[str]:
-        return [line.rstrip(" |").rpartition("| ")[2] for line in choice_table(found).splitlines()[2:5]]
+    def verdicts(entries: list[dict[str, Any]]) -> list[str]:
+        return [line.rstrip(" |").rpartition("| ")[2] for line in choice_table(entries).splitlines()[2:5]]
 
     same = {OWN: 0.5, LONG: 0.5, CONSTANT: 0.5}
     assert verdicts([entry(0, same), entry(1, same)]) == ["yes"] * 3
@@ -151,12 +151,12 @@ def test_experts_of_both_kinds_are_told_with_their_epochs_and_their_course(
     settings = replace(small(tmp_path), optimizers=["adamw"], learning_rates=[1e-3], max_epochs=[2], budgets=[1])
     data = experts.main(experts.ExpertArguments(), settings)
     assert list(data["kinds"]) == ["tower", "mlp"]
-    for part in data["kinds"].values():
+    for outcome in data["kinds"].values():
         for task in ("digits", "shapes"):
-            (epochs,), (validation,) = part["epochs"][task], part["validation"][task]
+            (epochs,), (validation,) = outcome["epochs"][task], outcome["validation"][task]
             assert validation[epochs - 1] == max(validation)
-            place = part["along"]["scalings"].index(1.0)
-            assert part["along"]["accuracies"][task][place] == pytest.approx(part["accuracy"][task][0])
+            place = outcome["along"]["scalings"].index(1.0)
+            assert outcome["along"]["accuracies"][task][place] == pytest.approx(outcome["accuracy"][task][0])
     assert {"report.md", "along-tower.png", "along-mlp.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert experts.main(experts.ExpertArguments(), settings) == data
     assert "whole tower (epochs)" in capsys.readouterr().out

@@ -128,10 +128,10 @@ def test_variants_become_one_table_on_validation_parts(tmp_path: Path, capsys: p
 
 
 def test_variants_are_the_common_settings_with_changes() -> None:
-    found = parse_variants(["patch 4: patch_size=4 layers=6", "long: steps=1e3"], {"learning_rate": 1, "layers": 3})
-    assert (found["patch 4"].patch_size, found["patch 4"].layers, found["long"].layers) == (4, 6, 3)
-    assert isinstance(found["long"].steps, int)
-    assert isinstance(found["long"].learning_rate, float)
+    variants = parse_variants(["patch 4: patch_size=4 layers=6", "long: steps=1e3"], {"learning_rate": 1, "layers": 3})
+    assert (variants["patch 4"].patch_size, variants["patch 4"].layers, variants["long"].layers) == (4, 6, 3)
+    assert isinstance(variants["long"].steps, int)
+    assert isinstance(variants["long"].learning_rate, float)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SHAPES = {
         for layer in range(2)
         for name, shape in {
             "layer_norm1.weight": (WIDTH,),
-            **{f"self_attn.{part}_proj.weight": (WIDTH, WIDTH) for part in ("q", "k", "v", "out")},
+            **{f"self_attn.{role}_proj.weight": (WIDTH, WIDTH) for role in ("q", "k", "v", "out")},
             "mlp.fc1.weight": (2 * WIDTH, WIDTH),
             "mlp.fc2.weight": (WIDTH, 2 * WIDTH),
         }.items()
@@ -73,7 +73,7 @@ def slow_masks(base: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]
             for layer in range(2):
                 block = BLOCK.format(layer)
                 queries, keys, values, out = (
-                    size[f"{block}self_attn.{part}_proj.weight"] for part in ["q", "k", "v", "out"]
+                    size[f"{block}self_attn.{role}_proj.weight"] for role in ["q", "k", "v", "out"]
                 )
                 signal = out @ (queries @ signal + keys @ signal + values @ signal)
                 signal = size[f"{block}mlp.fc2.weight"] @ size[f"{block}mlp.fc1.weight"] @ signal

@@ -36,11 +36,11 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_packed_pairs_are_the_gathered_ones(tmp_path: Path) -> None:
     gathered = gather_pairs(Sources(generated=20, unlabelled=[SHAPES]), FEATURES)
     size = pack(gathered, FEATURES, tmp_path / "pack", quality=100)
-    found = unpack(tmp_path / "pack", FEATURES)
-    assert torch.equal(found.pairs.pixels, gathered.pairs.pixels)
-    assert (found.pairs.texts, found.pairs.subjects) == (gathered.pairs.texts, gathered.pairs.subjects)
-    assert found.duplicates == gathered.duplicates
-    assert found.facts == {**gathered.facts, "packed_at_quality": 100}
+    unpacked = unpack(tmp_path / "pack", FEATURES)
+    assert torch.equal(unpacked.pairs.pixels, gathered.pairs.pixels)
+    assert (unpacked.pairs.texts, unpacked.pairs.subjects) == (gathered.pairs.texts, gathered.pairs.subjects)
+    assert unpacked.duplicates == gathered.duplicates
+    assert unpacked.facts == {**gathered.facts, "packed_at_quality": 100}
     lossy = pack(gathered, FEATURES, tmp_path / "pack", quality=80)  # replaces the former
     assert lossy < size
     error = (unpack(tmp_path / "pack", FEATURES).pairs.pixels.float() - gathered.pairs.pixels.float()).abs().mean()
@@ -61,7 +61,7 @@ def test_what_was_packed_with_other_settings_or_is_damaged_is_refused(tmp_path: 
 
 
 def test_a_bundle_goes_on_where_the_run_was(stopped: Path, tmp_path: Path) -> None:
-    assert bundle(stopped, tmp_path / "bundle", part=100_000)
+    assert bundle(stopped, tmp_path / "bundle", size=100_000)
     parts = list((tmp_path / "bundle").iterdir())
     assert len(parts) > 2
     assert max(path.stat().st_size for path in parts) <= 100_000
@@ -84,8 +84,8 @@ def test_a_bundle_goes_on_where_the_run_was(stopped: Path, tmp_path: Path) -> No
 
 
 def test_a_later_bundle_replaces_one_of_more_parts(stopped: Path, tmp_path: Path) -> None:
-    bundle(stopped, tmp_path, part=50_000)
-    bundle(stopped, tmp_path, part=10 << 20)
+    bundle(stopped, tmp_path, size=50_000)
+    bundle(stopped, tmp_path, size=10 << 20)
     assert [path.name for path in tmp_path.iterdir()] == ["state.tar.1-of-1"]
 
 
@@ -96,7 +96,7 @@ def test_a_state_that_is_too_large_leaves_its_averaged_weights(stopped: Path, tm
 
 
 def test_missing_parts_and_full_folders_are_named(stopped: Path, tmp_path: Path) -> None:
-    bundle(stopped, tmp_path / "bundle", part=200_000)
+    bundle(stopped, tmp_path / "bundle", size=200_000)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputExistsError, match="is not empty"):

@@ -95,9 +95,10 @@ def test_the_code_of_the_package_stays_within_its_bound() -> None:
 
 
 def test_names_say_what_they_hold() -> None:
+    recipes = {path: path.read_text(encoding="utf-8") for path in (PACKAGE.parent / "recipes").rglob("*.py")}
     names = {
         (str(path), node.id if isinstance(node, ast.Name) else node.arg)
-        for path, source in SOURCES.items()
+        for path, source in {**SOURCES, **recipes}.items()
         for node in ast.walk(ast.parse(source))
         if isinstance(node, (ast.Name, ast.arg))
     }

@@ -147,7 +147,7 @@ def test_the_sums_of_two_processes_are_those_of_one(rank: int) -> None:
     parts[2].add(rows[20:])
     for mine, theirs in zip(parts[1].tensors(), parts[2].tensors(), strict=True):
         mine += theirs
-    one, two = (part.factorised(torch.float64).factor for part in parts[:2])
+    one, two = (sums.factorised(torch.float64).factor for sums in parts[:2])
     torch.testing.assert_close(one.T @ one, two.T @ two, rtol=1e-4, atol=1e-4)
 
 

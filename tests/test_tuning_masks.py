@@ -48,7 +48,7 @@ def test_the_gradient_of_masks_is_that_of_autograd_through_the_cut_sum(tmp_path:
     batch = choose_images(base, [task], images=6).samples[0].batch(range(6))
     directions.set(values)
     tower.add_gradient("entropy", task, batch["pixel_values"], None, size=6)
-    found = directions.gradient()
+    gradient = directions.gradient()
 
     wanted = values.clone().requires_grad_()
     rank = 64
@@ -65,7 +65,7 @@ def test_the_gradient_of_masks_is_that_of_autograd_through_the_cut_sum(tmp_path:
     torch.testing.assert_close(tower.parameters[MATRIX].detach(), total.detach())
     logits_of = functional_call(tower.classifier, short, (batch["pixel_values"],))["logits"]
     (summed_loss("entropy", logits_of, None) / 6).backward()
-    torch.testing.assert_close(found, wanted.grad, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(gradient, wanted.grad, rtol=1e-6, atol=1e-10)
 
 
 def test_a_mask_keeps_its_directions() -> None:
@@ -133,18 +133,20 @@ def test_a_correction_by_hand() -> None:
 def test_surgery_brings_features_nearer_to_the_experts() -> None:
     base, vectors, tasks = toys()
     model = merge(list(vectors.values()), "average").apply_to(base)
-    found = surgery(base, model, vectors, tasks, descent=Descent(steps=150, learning_rate=1e-2))
-    assert all(curve[-1] < 0.9 * curve[0] for curve in found.curve.values())
+    corrected = surgery(base, model, vectors, tasks, descent=Descent(steps=150, learning_rate=1e-2))
+    assert all(curve[-1] < 0.9 * curve[0] for curve in corrected.curve.values())
     sample = choose_images(base, tasks[:1], split="test", transductive=True).samples[0]
     own, merged = features_of(vectors["digits"].apply_to(base), sample), features_of(model, sample)
-    assert (found.correct("digits", merged) - own).abs().mean() < (merged - own).abs().mean()
+    assert (corrected.correct("digits", merged) - own).abs().mean() < (merged - own).abs().mean()
 
 
 def test_a_correction_of_nothing_is_the_merged_model() -> None:
     base, vectors, tasks = toys()
     model = merge(list(vectors.values()), "average").apply_to(base)
-    found = surgery(base, model, vectors, tasks, images=4, descent=Descent(steps=1))
-    nothing = dataclasses.replace(found, up={task: torch.zeros_like(up) for task, up in found.up.items()})
+    nothing_learned = surgery(base, model, vectors, tasks, images=4, descent=Descent(steps=1))
+    nothing = dataclasses.replace(
+        nothing_learned, up={task: torch.zeros_like(up) for task, up in nothing_learned.up.items()}
+    )
     report, plain = nothing.evaluate(model, tasks), evaluate(model, tasks)
     assert [result.accuracy for result in report.results] == [result.accuracy for result in plain.results]
 
@@ -152,16 +154,16 @@ def test_a_correction_of_nothing_is_the_merged_model() -> None:
 def test_corrections_are_saved_and_read(tmp_path: Path) -> None:
     base, vectors, tasks = toys()
     options: dict[str, Any] = {"images": 4, "rank": 2, "descent": Descent(steps=2)}
-    found = surgery(base, base, vectors, tasks, split="test", transductive=True, **options)
-    found.save_pretrained(tmp_path / "surgery")
+    learned = surgery(base, base, vectors, tasks, split="test", transductive=True, **options)
+    learned.save_pretrained(tmp_path / "surgery")
     again = Surgery.from_pretrained(tmp_path / "surgery")
-    assert (again.transductive, again.provenance, again.curve) == (True, found.provenance, found.curve)
-    assert all(torch.equal(again.up[name], found.up[name]) for name in NAMES)
+    assert (again.transductive, again.provenance, again.curve) == (True, learned.provenance, learned.curve)
+    assert all(torch.equal(again.up[name], learned.up[name]) for name in NAMES)
     assert again.evaluate(base, tasks).transductive
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(OutputExistsError):
-        found.save_pretrained(tmp_path / "other")
+        learned.save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="holds no corrections"):
         Surgery.from_pretrained(tmp_path / "other")
 
@@ -174,6 +176,6 @@ def test_bad_input_of_surgery_is_refused() -> None:
         surgery(base, base, vectors, tasks, rank=0)
     with pytest.raises(ValueError, match="pass transductive=True"):
         surgery(base, base, vectors, tasks, split="test")
-    found = surgery(base, base, vectors, tasks[0], images=4, descent=SHORT)
+    learned = surgery(base, base, vectors, tasks[0], images=4, descent=SHORT)
     with pytest.raises(UnknownNameError, match="no correction for task 'shapes'"):
-        found.evaluate(base, tasks)
+        learned.evaluate(base, tasks)

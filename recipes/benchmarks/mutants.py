@@ -168,16 +168,16 @@ def measure(home: Home, number: int, group: str, args: MutantArguments) -> Conte
     """Runs the tests of a group without a mutant, and reads which of them run which line."""
     from coverage import CoverageData
 
-    data, part = home.folder / f"coverage-{number}-{group}", home.folder / "coverage-part"
+    data, unfinished = home.folder / f"coverage-{number}-{group}", home.folder / "coverage-part"
     if not data.is_file():
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         words = ["--cov=hf_taskvec", "--cov-context=test", "--cov-report="]
         command = pytest_command(args, *words, *tests(home.copy, group))
-        variables = {**environment(home.copy), "COVERAGE_FILE": str(part)}
+        variables = {**environment(home.copy), "COVERAGE_FILE": str(unfinished)}
         print(f"measuring {group}", flush=True)
         if subprocess.run(command, cwd=home.copy, env=variables, check=False).returncode:
             raise ArgumentsError(f"the tests of {group!r} fail without a mutant, so they cannot judge one")
-        part.rename(data)
+        unfinished.rename(data)
     reader = CoverageData(str(data))
     reader.read()
     files = {path.split("/hf_taskvec/")[-1]: path for path in reader.measured_files()}
@@ -186,15 +186,15 @@ def measure(home: Home, number: int, group: str, args: MutantArguments) -> Conte
 
 def around(source: str, line: int) -> list[range]:
     """The lines of the innermost statement around a line (of a compound one its head), of its function, of all."""
-    found, function, everything = range(line, line + 1), range(0), range(1, source.count("\n") + 2)
+    statement, function, everything = range(line, line + 1), range(0), range(1, source.count("\n") + 2)
     for node in ast.walk(ast.parse(source)):  # outer ones come first
         if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno):
             body, end = getattr(node, "body", None), (node.end_lineno or node.lineno) + 1
             head = range(node.lineno, body[0].lineno if body else end)
-            found = head if line in head else found
+            statement = head if line in head else statement
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 function = range(node.body[0].lineno, end)
-    return [found, function, everything]
+    return [statement, function, everything]
 
 
 def chosen_tests(home: Home, number: int, mutation: MutationSpec, group: str, contexts: Contexts) -> Chosen:

@@ -86,11 +86,11 @@ Reasons = dict[tuple[str, str, str, str], Reason]
 
 def read_reasons() -> Reasons:
     """The reasons by module, operator, lines and changed lines."""
-    found: Reasons = {}
+    reasons: Reasons = {}
     for entry in read_json(REASONS)["reasons"]:
         kind = next(kind for kind in KINDS if kind in entry)
-        found[entry["module"], entry["operator"], entry["from"], entry["to"]] = Reason(kind, entry[kind])
-    return found
+        reasons[entry["module"], entry["operator"], entry["from"], entry["to"]] = Reason(kind, entry[kind])
+    return reasons
 
 
 def reason_for(reasons: Reasons, item: WorkItem, outcome: Outcome) -> Reason | None:

@@ -108,18 +108,18 @@ def fit_trend(parameters: Sequence[float], values: Sequence[float], *, seed: int
         at = y.mean(axis=axis) + slope * (grid.reshape(-1, *[1] * slope.ndim) - centre.squeeze(axis))
         return np.concatenate([slope[None], at])
 
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (x, y), line, paired=True, vectorized=True, n_resamples=2000, method="percentile", rng=seed
     ).confidence_interval
     whole = line(x, y)
     return Trend(
         float(whole[0]),
-        float(found.low[0]),
-        float(found.high[0]),
+        float(interval.low[0]),
+        float(interval.high[0]),
         grid.tolist(),
         whole[1:].tolist(),
-        found.low[1:].tolist(),
-        found.high[1:].tolist(),
+        interval.low[1:].tolist(),
+        interval.high[1:].tolist(),
         len(x),
     )
 

@@ -54,7 +54,7 @@ def parse_variants(texts: Sequence[str], common: Mapping[str, Any]) -> dict[str,
     """
     variants: dict[str, PretrainingConfig] = {}
     for text in texts:
-        name, colon, settings = (part.strip() for part in text.partition(":"))
+        name, colon, settings = (piece.strip() for piece in text.partition(":"))
         if not colon or not name or folder_name(name) in map(folder_name, variants):
             raise ArgumentsError(f"a variant is 'name: setting=value …' with a name of its own, got {text!r}")
         variants[name] = pretraining({**common, **parse_pairs(settings.split())}, name)

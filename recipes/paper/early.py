@@ -43,14 +43,14 @@ def study_epochs(settings: Reproduction, base: Base) -> list[Values]:
         raise ValueError(f"the schedules are told apart by adamw_cosine and adamw; optimizers lack {sorted(missing)}")
     if min(settings.budgets) < 1 or any(budget != int(budget) for budget in settings.budgets):
         raise ValueError(f"budgets must be whole epochs, got {settings.budgets}")
-    found = []
+    entries = []
     for seed in settings.seeds:
 
         def compute(seed: int = seed) -> Values:
             return _seed(settings, base, seed)
 
-        found.append(once(settings, f"epochs-{seed}", compute))
-    return found
+        entries.append(once(settings, f"epochs-{seed}", compute))
+    return entries
 
 
 def _seed(settings: Reproduction, base: Base, seed: int) -> Values:
@@ -78,7 +78,7 @@ def _arm(
     settings: Reproduction, base: Base, tasks: Sequence[Task], series: Mapping[str, list[TaskVector]], seed: int
 ) -> Values:
     """All merges of one arm."""
-    found: Values = {}
+    merges: Values = {}
     for text, method in settings.scaled_methods().items():
 
         def score(vectors: Sequence[TaskVector], method: ScaledMethod = method) -> float:
@@ -91,12 +91,12 @@ def _arm(
         choices = {}
         for by in CRITERIA:
             choices[by] = _chosen(base, tasks, series, by, method, score)
-        found[text] = {
+        merges[text] = {
             "budgets": budgets,
             CONVERGED: score([run[-1] for run in series.values()]),
             "choices": choices,
         }
-    return found
+    return merges
 
 
 def _chosen(
@@ -128,12 +128,12 @@ def _up_to(run: Sequence[TaskVector], budget: float) -> TaskVector:
     return [run[0], *(vector for vector in run if (vector.info.epochs or 0.0) <= budget)][-1]
 
 
-def choice_table(found: Sequence[Values]) -> str:
+def choice_table(entries: Sequence[Values]) -> str:
     """One row per arm, merge and criterion: chosen minus converged in points and the share of steps saved."""
     rows = []
     for arm in ARMS:
-        for text in found[0]["arms"][arm]:
-            cells = [one["arms"][arm][text] for one in found]
+        for text in entries[0]["arms"][arm]:
+            cells = [one["arms"][arm][text] for one in entries]
             for by in CRITERIA:
                 choices = [cell["choices"][by] for cell in cells]
                 difference = paired_difference(
@@ -149,13 +149,13 @@ def choice_table(found: Sequence[Values]) -> str:
 TARGET = 0.75  # of the steps saved, at no loss of merged accuracy
 
 
-def budget_table(found: Sequence[Values]) -> str:
+def budget_table(entries: Sequence[Values]) -> str:
     """One row per arm and merge: each budget minus converged in points, paired over seeds."""
-    budgets = list(next(iter(found[0]["arms"][OWN].values()))["budgets"])
+    budgets = list(next(iter(entries[0]["arms"][OWN].values()))["budgets"])
     rows = []
     for arm in ARMS:
-        for text in found[0]["arms"][arm]:
-            cells = [one["arms"][arm][text] for one in found]
+        for text in entries[0]["arms"][arm]:
+            cells = [one["arms"][arm][text] for one in entries]
             last = [cell[CONVERGED] for cell in cells]
             less = [paired_difference([cell["budgets"][name] for cell in cells], last) for name in budgets]
             rows.append([arm, text, *(_percent(one, "+") for one in less), _percent(bootstrap_interval(last))])
@@ -163,20 +163,20 @@ def budget_table(found: Sequence[Values]) -> str:
     return table(headers, rows, align="ll" + "r" * (len(budgets) + 1))
 
 
-def separation(found: Sequence[Values]) -> list[str]:
+def separation(entries: Sequence[Values]) -> list[str]:
     """For each merge one sentence: whether one epoch merges better, and what of it is the schedule."""
     sentences = []
-    for text in found[0]["arms"][OWN]:
+    for text in entries[0]["arms"][OWN]:
         stop, own = (
             paired_difference(
-                [one["arms"][arm][text]["budgets"]["1"] for one in found],
-                [one["arms"][arm][text][CONVERGED] for one in found],
+                [one["arms"][arm][text]["budgets"]["1"] for one in entries],
+                [one["arms"][arm][text][CONVERGED] for one in entries],
             )
             for arm in (LONG, OWN)
         )
         schedule = paired_difference(
-            [one["arms"][OWN][text]["budgets"]["1"] for one in found],
-            [one["arms"][LONG][text]["budgets"]["1"] for one in found],
+            [one["arms"][OWN][text]["budgets"]["1"] for one in entries],
+            [one["arms"][LONG][text]["budgets"]["1"] for one in entries],
         )
         sentences.append(
             f"`{text}`: one epoch with a schedule of its own is {_verdict(own)} than converged ({_percent(own, '+')} "

@@ -84,11 +84,13 @@ def expert_table(data: Mapping[str, Any]) -> str:
     headers = ["task", "zero-shot", "linear probe", *(f"{TITLES[kind]} (epochs)" for kind in kinds)]
     rows = []
     for task, zero_shot in data["zero_shot"].items():
-        cells = [f"{Mean.of(part['accuracy'][task])} ({fmean(part['epochs'][task]):.1f})" for part in kinds.values()]
+        cells = [
+            f"{Mean.of(outcome['accuracy'][task])} ({fmean(outcome['epochs'][task]):.1f})" for outcome in kinds.values()
+        ]
         rows.append([task, f"{100 * zero_shot:.1f}", f"{100 * data['probe'][task]:.1f}", *cells])
     means = [f"{100 * fmean(data[name].values()):.1f}" for name in ("zero_shot", "probe")]
-    for part in kinds.values():
-        by_seed = [fmean(values) for values in zip(*part["accuracy"].values(), strict=True)]
-        epochs = fmean(value for values in part["epochs"].values() for value in values)
+    for outcome in kinds.values():
+        by_seed = [fmean(values) for values in zip(*outcome["accuracy"].values(), strict=True)]
+        epochs = fmean(value for values in outcome["epochs"].values() for value in values)
         means.append(f"{Mean.of(by_seed)} ({epochs:.1f})")
     return table(headers, [*rows, ["**mean**", *means]])

@@ -25,13 +25,13 @@ PART, WHOLE = 15 << 20, 60 << 20  # bytes of one file, and of all
 _NAME = re.compile(r"state\.tar\.(\d+)-of-(\d+)")
 
 
-def bundle(folder: Path, target: Path, *, part: int = PART, whole: int = WHOLE) -> bool:
+def bundle(folder: Path, target: Path, *, size: int = PART, whole: int = WHOLE) -> bool:
     """Writes the state of a run, with what `running_base` needs, as `state.tar.1-of-N` … into a folder.
 
     Args:
         folder: The output folder of the run, with a state.
         target: Where the parts go; an earlier bundle there is replaced.
-        part: Most bytes of one file.
+        size: Most bytes of one file.
         whole: Most bytes of all. Where the state takes more, only its averaged weights and facts are kept, from which
             `averaged_clip` can be had and a new run can start, but this one cannot go on.
 
@@ -47,7 +47,7 @@ def bundle(folder: Path, target: Path, *, part: int = PART, whole: int = WHOLE) 
     files = {f"state/{name}": content for name, content in (full if complete else small).items()}
     files |= {path.name: path.read_bytes() for path in sorted(folder.glob("*.json"))}
     content = _tar(files)
-    parts = [content[start : start + part] for start in range(0, len(content), part)]
+    parts = [content[start : start + size] for start in range(0, len(content), size)]
     for old in _parts(target):
         old.unlink()  # ours by name, and of another count it would be taken for a part of this
     for index, piece in enumerate(parts, start=1):
@@ -79,8 +79,8 @@ def unbundle(source: Path, folder: Path) -> None:
 
 def _parts(folder: Path) -> list[Path]:
     """The files of a bundle in their order."""
-    found = [(int(match[1]), path) for path in folder.glob("state.tar.*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    numbered = [(int(match[1]), path) for path in folder.glob("state.tar.*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:

@@ -47,7 +47,7 @@ def pack(gathered: Gathered, config: PretrainingConfig, folder: Path, *, quality
     with atomic_folder(folder, marker=PAIRS) as new, ThreadPoolExecutor() as pool:
         sheets = range(0, len(pairs), SIDE * SIDE)
         parts = (pairs.pixels[start : start + SIDE * SIDE] for start in sheets)
-        for index, content in enumerate(pool.map(lambda part: _sheet(part, quality), parts)):
+        for index, content in enumerate(pool.map(lambda images: _sheet(images, quality), parts)):
             write_bytes(new / _name(index), content)
         notes = {
             "captions": captions,
