@@ -7,7 +7,8 @@
 python recipes/evaluate_model.py --tasks mini --vector out/quickstart/seed-0/merged-task_arithmetic --scaling 0.3
 python recipes/evaluate_model.py --tasks digits shapes --vector out/merged --individual out/digits/vector \
     out/shapes/vector --criterion normalised
-python recipes/evaluate_model.py --tasks vision8 --base openai/clip-vit-base-patch32 --output out/report.json
+torchrun --nproc_per_node 2 recipes/evaluate_model.py --tasks vision8 --base openai/clip-vit-base-patch32 \
+    --output out/report.json
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ try:  # noqa: SIM105 (it comes before anything heavy)
     import interrupts  # noqa: F401
 except ImportError:  # a job elsewhere gets this file alone
     pass
+from accelerate import PartialState
 
 from hf_taskvec import Report
 from hf_taskvec.arguments import run_recipe
@@ -25,7 +27,8 @@ from hf_taskvec.command.evaluation import EvaluateSettings, run_evaluation
 def main(args: EvaluateSettings) -> Report:
     """Evaluates, prints the table and returns the report."""
     report = run_evaluation(args)
-    print(report.to_markdown())
+    if PartialState().is_main_process:
+        print(report.to_markdown())
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from hf_taskvec.vectors.vector import TaskVector
+
+# For tests whose child is killed: forked off a server that has computed nothing, where no pool can hang.
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.helpers"])
 
 
 def tiny_config() -> CLIPConfig:

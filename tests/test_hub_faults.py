@@ -22,7 +22,7 @@ from hf_taskvec.cards.find import list_vectors
 from hf_taskvec.cards.publish import push_to_hub
 from hf_taskvec.errors import CheckpointError, HubError, NotCachedError, TaskVecError
 from hf_taskvec.vectors.vector import TaskVector
-from tests.helpers import equal_vectors, tiny_vector
+from tests.helpers import PROCESSES, equal_vectors, tiny_vector
 from tests.hub_server import Fault, HubServer
 from tests.hub_server_api import Token
 
@@ -356,22 +356,14 @@ def test_a_full_disk_stops_a_save_and_leaves_the_old_vector(
     assert os.listdir(tmp_path) == ["v"]
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking here is safe: the child only downloads
 def test_a_kill_in_mid_download_leaves_the_cache_usable(
     published: HubServer, tmp_path: Path, vector: TaskVector
 ) -> None:
-    child: list[int] = []
-    published.faults.append(Fault("GET /cdn", call=lambda: os.kill(child[0], signal.SIGKILL), delay=0.2))
-    ready, go = os.pipe()
-    child.append(os.fork())
-    if child[0] == 0:
-        os.read(ready, 1)
-        try:
-            pull(tmp_path)
-        finally:
-            os._exit(1)
-    os.write(go, b"x")
-    assert os.WIFSIGNALED(os.waitpid(child[0], 0)[1])
+    child = PROCESSES.Process(target=pull, args=(tmp_path,))
+    published.faults.append(Fault("GET /cdn", call=child.kill, delay=0.2))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     with pytest.raises(NotCachedError):
         pull(tmp_path, local_files_only=True)
     assert equal_vectors(pull(tmp_path), vector)

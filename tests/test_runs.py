@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, trainer
 
-from hf_taskvec import Base, TaskVectorConfig, TaskVectorTrainer
+from hf_taskvec import Base, TaskVector, TaskVectorConfig, TaskVectorTrainer
 from hf_taskvec.errors import CheckpointError, OutputExistsError, SettingsDifferError
 from hf_taskvec.tasks import Task
 from hf_taskvec.training.output import last_checkpoint
@@ -348,6 +348,47 @@ def test_train_vector_goes_on_with_the_run_that_was_stopped(
     other = dataclasses.replace(args, seed=7)
     train_vector(toy_base(), toy_task(), other, output_dir=tmp_path / "out")  # as one with other settings does
     assert steps[22:] == list(range(1, 16))
+
+
+# -- what is recorded --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"record_steps": [2, 6]}, r"step-6 would never be recorded: the run has 5 optimiser steps, 5 an epoch"),
+        ({"record_steps": [16, 20], "num_train_epochs": 3}, r"step-16, step-20 would never .* 15 optimiser steps"),
+        (
+            {"record_fractions": [0.2, 0.8], "max_steps": 2},
+            r"fraction-0.8 would never .* 2 optimiser steps, 5 an epoch",
+        ),
+        ({"record_steps": [2], "full_batch": True}, r"step-2 would never .* 1 optimiser steps, 1 an epoch"),
+    ],
+)
+def test_a_step_that_never_comes_is_refused_before_work(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    run(tmp_path, max_steps=1).train()
+    before = files(tmp_path)
+    trainer = run(tmp_path, **settings)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert files(tmp_path) == before
+    assert trainer.state.global_step == 0
+
+
+def test_steps_are_recorded_however_many_names_and_epochs_they_have(tmp_path: Path) -> None:
+    trainer = run(tmp_path, num_train_epochs=1.4, record_steps=[2, 7], record_fractions=[0.4, 0.6])
+    trainer.train()
+    steps = {path.name: TaskVector.from_pretrained(path).info.steps for path in (tmp_path / "vectors").iterdir()}
+    assert steps == {"step-2": 2, "fraction-0.4": 2, "fraction-0.6": 3, "step-7": 7, "epoch-1": 5, "epoch-1.4": 7}
+
+
+def test_a_step_that_lies_behind_the_checkpoint_is_told(
+    killed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = run(copied(killed, tmp_path), record_steps=[3, 12], **LONG)
+    trainer.train(resume_from_checkpoint=True)
+    assert "step-3 cannot be recorded any more: the run goes on after step 8" in caplog.text
+    assert trainer.recorded_vector("step-12").info.steps == 12
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from hf_taskvec.weights.deltas import TensorDeltas
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hash, tensor_hashes
 from hf_taskvec.weights.folders import atomic_folder
 from hf_taskvec.weights.safetensors import open_safetensors, write_safetensors
-from tests.helpers import anonymous_bytes, equal_vectors, random_deltas, tiny_vector
+from tests.helpers import PROCESSES, anonymous_bytes, equal_vectors, random_deltas, tiny_vector
 
 INFO = VectorInfo(
     kind="fine-tuned",
@@ -148,17 +148,17 @@ class Killing(TensorDeltas):
         return super().__getitem__(name)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking here is safe: the child only saves
+def save_until_killed(path: Path) -> None:
+    TaskVector(Killing(random_deltas(seed=2))).save_pretrained(path)
+
+
 def test_a_kill_in_mid_save_leaves_the_old_vector_and_a_rerun_succeeds(tmp_path: Path) -> None:
     old, new = (TaskVector(random_deltas(seed=seed)) for seed in (1, 2))
     old.save_pretrained(tmp_path / "v")
-
-    if (child := os.fork()) == 0:
-        try:
-            TaskVector(Killing(new.deltas)).save_pretrained(tmp_path / "v")
-        finally:
-            os._exit(1)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    child = PROCESSES.Process(target=save_until_killed, args=(tmp_path / "v",))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), old)
     new.save_pretrained(tmp_path / "v")
     assert equal_vectors(TaskVector.from_pretrained(tmp_path / "v"), new)

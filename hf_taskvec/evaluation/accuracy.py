@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, comp
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.report import Report, check_reference
 from hf_taskvec.evaluation.result import TaskResult, finite
+from hf_taskvec.evaluation.sharing import check_alike, processes, summed
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize, classify
 from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.tasks import Split, Task, as_tasks
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
+from hf_taskvec.weights.names import parameters_of
 
 Tasks = Task | str | Iterable[Task | str]
 
@@ -28,7 +32,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of a model on a task's split.
 
-    Pixels and the zero-shot head come from their caches, whatever the model.
+    Pixels and the zero-shot head come from their caches, whatever the model. Under `torchrun` or `accelerate launch`
+    the batches are dealt to the processes, and each of them gets the logits of all: call it on every one.
 
     Args:
         model: A base, or what `TaskVector.apply_to` made of it.
@@ -39,6 +44,7 @@ def predict(
 
     Raises:
         NonFiniteError: If the model's logits are not finite.
+        ValueError: If processes that work together have other models, tasks or batches.
 
     Example:
         >>> from hf_taskvec import get_task, load_base
@@ -48,17 +54,26 @@ def predict(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r:.80}")
-    pixels = load_pixels(task, split, model.processor.image_processor)
-    head = zero_shot_head(model, task.class_names, task.templates)
-    normalize, logits = Normalize(model), []
+    group = processes()
+    with nullcontext() if group is None else group.local_main_process_first():
+        pixels = load_pixels(task, split, model.processor.image_processor)
+        head = zero_shot_head(model, task.class_names, task.templates)
     starts = range(0, len(pixels), batch_size)
+    if group is not None:
+        check_alike(_facts(model, task, split, batch_size=batch_size, num_images=len(pixels)))
+        starts, progress = starts[group.process_index :: group.num_processes], progress and group.is_main_process
+    normalize, logits = Normalize(model), torch.zeros(len(pixels), len(task.class_names))
     with torch.inference_mode():
         for start in progress_bar(starts, f"{task.name} {split}", total=len(starts), shown=progress):
-            batch = pixels.__getitems__(range(start, min(start + batch_size, len(pixels))))
-            images = normalize(batch["pixel_values"].to(model.device))
-            logits.append(classify(model.model, head, images).float().cpu())
-            _check_logits(logits[-1], model, task)
-    return torch.cat(logits), pixels.labels
+            rows = range(start, min(start + batch_size, len(pixels)))
+            images = normalize(pixels.__getitems__(rows)["pixel_values"].to(model.device))
+            logits[start : rows.stop] = classify(model.model, head, images).float().cpu()
+            if group is None:
+                _check_logits(logits[start : rows.stop], model, task)
+    if group is not None:
+        logits = summed(logits, group)
+        _check_logits(logits, model, task)
+    return logits, pixels.labels
 
 
 def evaluate(
@@ -75,6 +90,9 @@ def evaluate(
     progress: bool = True,
 ) -> Report:
     """The accuracy of a model on each task by its zero-shot head.
+
+    Under `torchrun` or `accelerate launch` the images are dealt to the processes, and each of them gets the report of
+    all; every one must call it, and the first prints it.
 
     Args:
         model: A base, or what `TaskVector.apply_to` made of it.
@@ -217,6 +235,14 @@ def _measure(
     further = compute_metrics(metrics, predictions, labels, class_names=task.class_names)
     skipped = len(load_pixels(task, split, model.processor.image_processor).skipped)
     return TaskResult(task.name, scores["accuracy"], scores["num_images"], metrics=further, num_skipped=skipped)
+
+
+def _facts(model: Base, task: Task, split: Split, *, batch_size: int, num_images: int) -> dict[str, object]:
+    """What processes must have in common to evaluate together."""
+    weights = fingerprint(tensor_hashes(parameters_of(model.model)))[:16]
+    named = {"the task": task.name, "its part": split, "its number of images": num_images}
+    texts = {"the classes": task.class_names, "the prompts": task.templates}
+    return named | texts | {"batch_size": batch_size, "the model": model.name, "its weights' hash": weights}
 
 
 def _label(model: Base, zero_shot: object) -> str:

@@ -58,7 +58,7 @@ class Task:
         label_column: The column of class numbers or words.
         class_names: One name per class, in the order of the class numbers; mappings are read as in `from_dataset`.
         templates: Prompts with one `{}` for the class name.
-        epochs: Epochs to convergence.
+        epochs: Epochs to convergence. A run trains one unless told `num_train_epochs=task.epochs`.
         validation_split: The dataset's split for `validation`; a tenth of the training split if left out.
         test_size: Holds out a test part of the training split, where the dataset has none: a fraction, or how many.
         split_seed: Which rows `test_size` draws.
@@ -171,7 +171,7 @@ class Task:
             class_names: The names in the order of the class numbers; or `id2label`, `label2id`, or a mapping from what
                 the dataset calls a class to what the prompts shall call it. The dataset's own names if left out.
             templates: Prompts with one `{}`, general ones if left out.
-            epochs: Epochs to convergence.
+            epochs: Epochs to convergence, which a run trains only if it is told to.
             skip_broken: Leaves out and counts rows whose image is missing or does not decode.
 
         Raises:

@@ -38,7 +38,13 @@ class TaskVectorConfig(TrainingArguments):
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay, not applied to biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: a number of steps, or below 1 a fraction."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs to train."})
+    num_train_epochs: float = field(
+        default=1.0,
+        metadata={
+            "help": "Epochs to train. One unless told, whatever the task: that it suffices for merging is the paper's "
+            "claim. A task's `epochs` tells how many converge."
+        },
+    )
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Images per step and process."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images per evaluation step and process."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clipping norm; 0 switches clipping off."})

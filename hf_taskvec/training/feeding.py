@@ -44,6 +44,12 @@ class ObjectiveTrainer(Trainer):
         self._take_process()
         return super().train(*args, **kwargs)
 
+    def planned_steps(self) -> tuple[int, int]:
+        """Optimiser steps of an epoch, and of the whole run."""
+        self._take_process()
+        _, per_epoch, *_, last = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return per_epoch, last
+
     def evaluate(self, eval_dataset: Any = None, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, on a part of the task by name: the validation part if left out.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import HubStrategy
 
-from hf_taskvec.training.output import GRADIENT_VECTORS, RunFolder, epoch_name
+from hf_taskvec.training.output import GRADIENT_VECTORS, VECTORS, RunFolder, epoch_name
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import write_bytes
@@ -29,7 +29,11 @@ FEW_STEPS = 100  # in a shorter run one step counts
 class Recorded(Protocol):
     """A run as its recorder sees it."""
 
+    args: Any
     folder: RunFolder
+
+    def planned_steps(self) -> tuple[int, int]:
+        """Optimiser steps of an epoch, and of the whole run."""
 
     def record(self, name: str) -> None:
         """Saves the vector of this moment under a name."""
@@ -130,15 +134,32 @@ class Recorder(TrainerCallback):
         self.tracker = GradientTracker()
         self.resumed_from: Path | None = None
         self.pushed_step: int | None = None
-        self.steps: dict[int, str] = {}  # optimiser step -> name of its vector
+        self.steps: dict[str, int] = {}  # name of a vector -> its optimiser step
+
+    def prepare(self) -> None:
+        """Finds the steps whose vectors are wanted.
+
+        Raises:
+            ValueError: If one lies beyond the end of the run.
+        """
+        args, self.steps = self.run.args, {}
+        if not args.record_steps and not args.record_fractions:
+            return
+        per_epoch, last = self.run.planned_steps()
+        fractions = {f"fraction-{each:g}": max(1, round(each * per_epoch)) for each in args.record_fractions}
+        self.steps = fractions | {f"step-{step}": step for step in args.record_steps}
+        if late := [name for name, step in self.steps.items() if step > last]:
+            raise ValueError(
+                f"{', '.join(late)} would never be recorded: the run has {last} optimiser steps, {per_epoch} an epoch; "
+                "leave them out of record_steps and record_fractions, or train longer"
+            )
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts afresh, or where the checkpoint stopped."""
-        per_epoch = math.ceil(state.max_steps / max(state.num_train_epochs, 1))
-        fractions = {
-            max(1, round(fraction * per_epoch)): f"fraction-{fraction:g}" for fraction in args.record_fractions
-        }
-        self.steps = fractions | {step: f"step-{step}" for step in args.record_steps}
+        done = [name for name, step in self.steps.items() if step <= state.global_step]
+        if missing := [name for name in done if not (self.run.folder.path / VECTORS / name).is_dir()]:
+            told = "%s cannot be recorded any more: the run goes on after step %d"
+            logger.warning(told, ", ".join(missing), state.global_step)
         self.tracker = GradientTracker()
         if self.resumed_from is not None and args.track_gradients:
             self.tracker = GradientTracker.load(self.resumed_from, args.device)
@@ -169,8 +190,9 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves the vector of a chosen step."""
-        if state.global_step in self.steps:
-            self.run.record(self.steps[state.global_step])
+        for name, step in self.steps.items():
+            if step == state.global_step:
+                self.run.record(name)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves the epoch's vector and logs its gradient."""

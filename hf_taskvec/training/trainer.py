@@ -254,7 +254,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         """As `Trainer.train`; `True` resumes from the last whole checkpoint in `output_dir`.
 
         Raises:
-            ValueError: If this trainer has trained already and is not to resume.
+            ValueError: If this trainer has trained already and is not to resume, or a step to record never comes.
             CheckpointError: If the checkpoint is unfinished or holds the weights only.
             SettingsDifferError: If it belongs to another run, or `output_dir` to another task or base; what differs is
                 named. A longer run may be resumed.
@@ -272,6 +272,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
             self.plan = self._whole_plan()
         if checkpoint:
             check_checkpoint(checkpoint, self.plan)
+        self.recorder.prepare()
         with self.folder.locked() if writes else nullcontext():
             if writes:
                 self.folder.begin(self.plan, resumed=checkpoint is not None)

@@ -1,0 +1,83 @@
+"""Work for tests that kill its process with SIGKILL, at its n-th change to a folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, merge
+from hf_taskvec.models import heads
+from hf_taskvec.training.run import train_vector
+from tests.helpers import PROCESSES
+from tests.toys import toy_base, toy_task
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+PROCESSES.set_forkserver_preload(["tests.scripts.dying"])
+
+
+def train(folder: Path) -> TaskVector:
+    """Fifteen steps of a run that records, tracks and keeps one checkpoint at a time."""
+    args = TaskVectorConfig(
+        output_dir=str(folder),
+        num_train_epochs=3,
+        learning_rate=1e-3,
+        per_device_train_batch_size=10,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+        record_gradients=True,
+        record_steps=[7],
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    return train_vector(toy_base(), toy_task(), args, output_dir=folder / "out")
+
+
+def merge_folders(folder: Path) -> TaskVector:
+    """A merge with a journal of the vectors `v0`, `v1`… beside its output."""
+    return merge(sorted(folder.glob("v*")), "iso_c", output_dir=folder / "out")
+
+
+def evaluate_folder(folder: Path) -> float:
+    """An evaluation of the images in `images`, whose caches lie in `cache`."""
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    heads.HF_HOME = str(folder / "cache")
+    return evaluate(toy_base(), Task.from_dataset(folder / "images"), progress=False).accuracy
+
+
+WORK: dict[str, Callable[[Path], Any]] = {"train": train, "merge": merge_folders, "evaluate": evaluate_folder}
+
+
+def _die_in(kind: str, folder: Path, moment: int, count: Any) -> None:
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if (event in CHANGES or writes) and str(arguments[0]).startswith(str(folder)):
+            count.value += 1
+            if count.value == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    sys.addaudithook(watch)
+    WORK[kind](folder)
+
+
+def die_in(kind: str, folder: Path, moment: int = 0) -> int:
+    """Works in a process that is killed before its `moment`-th change to the folder; how many changes there were.
+
+    Raises:
+        RuntimeError: If the work ended in another way.
+    """
+    count = PROCESSES.Value("i", 0)
+    process = PROCESSES.Process(target=_die_in, args=(kind, folder, moment, count))
+    process.start()
+    process.join()
+    if process.exitcode != (-signal.SIGKILL if moment else 0):
+        raise RuntimeError(f"{kind} ended with {process.exitcode} instead of being killed at change {moment}")
+    return int(count.value)
