@@ -61,6 +61,18 @@ def saved_base(folder: Path) -> None:
     toy_base().processor.save_pretrained(folder / "base")
 
 
+@pytest.mark.parametrize("epochs", [1, 0, -3])
+def test_a_course_of_gradients_needs_two_epochs_and_is_refused_before_the_folder_is_claimed(
+    tmp_path: Path, epochs: int
+) -> None:
+    with pytest.raises(ValueError, match=f"dynamics_epochs must be at least 2 to show a course, got {epochs}"):
+        small(tmp_path, dynamics_epochs=epochs)
+    flags = ["--output_dir", str(tmp_path / "out"), "--dynamics_epochs", str(epochs)]
+    with pytest.raises(ValueError, match="dynamics_epochs must be at least 2"):
+        parse_recipe(Reproduction, argv=flags)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     import numpy as np
 

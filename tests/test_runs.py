@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -11,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 from transformers import TrainerCallback, trainer
 
 from hf_taskvec import Base, TaskVector, TaskVectorConfig, TaskVectorTrainer
 from hf_taskvec.errors import CheckpointError, OutputExistsError, SettingsDifferError
 from hf_taskvec.tasks import Task
-from hf_taskvec.training.output import last_checkpoint
+from hf_taskvec.training.output import check_checkpoint, last_checkpoint
 from hf_taskvec.training.recording import Recorder
 from hf_taskvec.training.run import train_vector
 from tests.helpers import equal_vectors
@@ -277,6 +280,24 @@ def test_resuming_on_another_base_task_or_setting_is_refused_by_name(killed: Pat
             run(tmp_path / "own", **{**LONG, **changes}).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
         assert files(folder) == before
     assert not (tmp_path / "own" / "vectors").exists()
+
+
+def test_resuming_with_another_tokenizer_is_refused_but_not_for_a_plan_that_does_not_know_it(
+    killed: Path, tmp_path: Path
+) -> None:
+    folder = copied(killed, tmp_path)
+    processor = copy.deepcopy(toy_base().processor)
+    processor.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    trainer = run(folder, base=dataclasses.replace(toy_base(), processor=processor), **LONG)
+    with pytest.raises(SettingsDifferError, match="tokenizer="):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.unfinished() is None
+    for file in folder.glob("checkpoint-*/task_vector_run.json"):
+        note = json.loads(file.read_text())
+        note["plan"].pop("tokenizer")
+        file.write_text(json.dumps(note))
+    assert trainer.unfinished() == folder / "checkpoint-8"
+    check_checkpoint(folder / "checkpoint-8", trainer._whole_plan())
 
 
 def test_another_split_of_the_same_batch_is_the_same_run(killed: Path, tmp_path: Path) -> None:

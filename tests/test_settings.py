@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, EarlyStoppingCallback, TrainingArguments
 
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, get_task, gradient_vector
 from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import DataError, SettingsDifferError, UnknownNameError
+from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.training.joint import JointTrainer
 from hf_taskvec.weights.names import parameters_of
@@ -156,6 +158,16 @@ def test_runs_of_several_precisions_in_one_process_leave_each_other_alone(tmp_pa
         assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
         trainer.train()
         assert equal_vectors(trainer.task_vector(), expected[half])
+
+
+def test_a_run_in_half_precision_changes_nothing_that_is_measured_after_it(tmp_path: Path) -> None:
+    AcceleratorState._reset_state()
+    gradient = gradient_vector(toy_base(), toy_task(), learning_rate=0.1)
+    logits, _ = predict(toy_base(), toy_task())
+    trained(tmp_path, bf16=True)
+    assert AcceleratorState().mixed_precision == "bf16"  # what the next accelerator of the process inherits
+    assert predict(toy_base(), toy_task())[0].equal(logits)
+    assert equal_vectors(gradient_vector(toy_base(), toy_task(), learning_rate=0.1), gradient)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ GRADIENT_VECTORS = "gradients"
 FULL_GRADIENTS = "full_gradients"  # which `measure_dynamics` adds
 IDENTITY = ("task", "tasks", "dataset", "dataset_revision", "base_fingerprint")  # whose a folder is
 EXTENDABLE = ("num_train_epochs", "max_steps")  # a run may be resumed for longer
+LATER = ("tokenizer",)  # which plans of older versions do not tell
 STATE = "trainer_state.json"  # which Transformers writes last
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _WEIGHTS_ONLY = "it holds the weights only (save_only_model=True), so the optimiser would start anew"
@@ -247,7 +248,12 @@ def check_checkpoint(checkpoint: Path, plan: Mapping[str, Any]) -> None:
         before, now = there.pop(key, None), here.pop(key, None)
         if before != now:
             logger.warning("resuming with %s=%s, %s before: the schedule changes from here on", key, now, before)
-    check_plan(there, here, what=f"the checkpoint {checkpoint}")
+    check_plan(there, comparable(here, there), what=f"the checkpoint {checkpoint}")
+
+
+def comparable(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan without what the older one it is compared with cannot tell."""
+    return {key: value for key, value in here.items() if key in there or key not in LATER}
 
 
 def _size_of(folder: Path) -> int:

@@ -65,6 +65,15 @@ def base_plan(base: Base) -> dict[str, Any]:
     }
 
 
+def tokenizer_plan(base: Base) -> dict[str, str]:
+    """What tells a base's tokenizer from every other: through it prompts become the head that a run trains against."""
+    tokenizer = base.processor.tokenizer
+    tokenizer.backend_tokenizer.no_truncation()  # what the last call left there is set again by the next one
+    tokenizer.backend_tokenizer.no_padding()
+    facts = f"{tokenizer.backend_tokenizer.to_str()} {tokenizer.model_max_length}"
+    return {"tokenizer": xxhash.xxh3_64_hexdigest(facts.encode())}
+
+
 def task_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What tells a task from every other, of `Task.provenance()`: its data, classes, prompts and parts.
 

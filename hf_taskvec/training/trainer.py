@@ -35,12 +35,13 @@ from hf_taskvec.training.output import (
     VECTORS,
     RunFolder,
     check_checkpoint,
+    comparable,
     epoch_name,
     last_checkpoint,
     what_lies_in,
 )
 from hf_taskvec.training.penalties import training_loss
-from hf_taskvec.training.plan import base_plan, run_plan
+from hf_taskvec.training.plan import base_plan, run_plan, tokenizer_plan
 from hf_taskvec.training.provenance import fine_tuned_info
 from hf_taskvec.training.recording import Recorder
 from hf_taskvec.vectors.info import VectorInfo
@@ -305,13 +306,13 @@ class TaskVectorTrainer(ObjectiveTrainer):
             there = read_json(checkpoint / RUN_FILE).get("plan") if checkpoint else None
         except (OSError, CheckpointError):
             return None
-        if checkpoint is None or not isinstance(there, dict) or plan_differences(there, self._whole_plan()):
+        if checkpoint is None or not isinstance(there, dict):
             return None
-        state = TrainerState.load_from_json(str(checkpoint / STATE))
-        return checkpoint if state.global_step < state.max_steps else None
+        state, plan = TrainerState.load_from_json(str(checkpoint / STATE)), comparable(self._whole_plan(), there)
+        return checkpoint if state.global_step < state.max_steps and not plan_differences(there, plan) else None
 
     def _whole_plan(self) -> dict[str, Any]:
-        return self.objective.plan() | base_plan(self.base) | self._settings()
+        return self.objective.plan() | base_plan(self.base) | tokenizer_plan(self.base) | self._settings()
 
     def _settings(self) -> dict[str, Any]:
         settings = run_plan(self.args) | self._adapter

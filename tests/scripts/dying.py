@@ -12,17 +12,17 @@ from typing import Any
 import datasets
 import torch
 
-from hf_taskvec import Task, TaskVector, TaskVectorConfig, evaluate, merge
+from hf_taskvec import Task, TaskVectorConfig, evaluate, load_base, merge
 from hf_taskvec.models import heads
 from hf_taskvec.training.run import train_vector
 from tests.helpers import PROCESSES
-from tests.toys import toy_base, toy_task
+from tests.toys import toy_task
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 PROCESSES.set_forkserver_preload(["tests.scripts.dying"])
 
 
-def train(folder: Path) -> TaskVector:
+def train(folder: Path) -> None:
     """Fifteen steps of a run that records, tracks and keeps one checkpoint at a time."""
     args = TaskVectorConfig(
         output_dir=str(folder),
@@ -37,22 +37,24 @@ def train(folder: Path) -> TaskVector:
         disable_tqdm=True,
         logging_strategy="no",
     )
-    return train_vector(toy_base(), toy_task(), args, output_dir=folder / "out")
+    train_vector(load_base(folder / "base"), toy_task(), args, output_dir=folder / "out")
 
 
-def merge_folders(folder: Path) -> TaskVector:
+def merge_folders(folder: Path) -> None:
     """A merge with a journal of the vectors `v0`, `v1`… beside its output."""
-    return merge(sorted(folder.glob("v*")), "iso_c", output_dir=folder / "out")
+    merge(sorted(folder.glob("v*")), "iso_c", output_dir=folder / "out")
 
 
-def evaluate_folder(folder: Path) -> float:
+def evaluate_folder(folder: Path) -> None:
     """An evaluation of the images in `images`, whose caches lie in `cache`."""
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     heads.HF_HOME = str(folder / "cache")
-    return evaluate(toy_base(), Task.from_dataset(folder / "images"), progress=False).accuracy
+    evaluate(load_base(folder / "base"), Task.from_dataset(folder / "images"), progress=False).save(
+        folder / "report.json"
+    )
 
 
-WORK: dict[str, Callable[[Path], Any]] = {"train": train, "merge": merge_folders, "evaluate": evaluate_folder}
+WORK: dict[str, Callable[[Path], None]] = {"train": train, "merge": merge_folders, "evaluate": evaluate_folder}
 
 
 def _die_in(kind: str, folder: Path, moment: int, count: Any) -> None:
@@ -69,7 +71,10 @@ def _die_in(kind: str, folder: Path, moment: int, count: Any) -> None:
 
 
 def die_in(kind: str, folder: Path, moment: int = 0) -> int:
-    """Works in a process that is killed before its `moment`-th change to the folder; how many changes there were.
+    """Works in a process that is killed before its `moment`-th change to the folder, or not at all.
+
+    Returns:
+        How many changes there were.
 
     Raises:
         RuntimeError: If the work ended in another way.
