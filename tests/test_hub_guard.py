@@ -168,7 +168,7 @@ def test_pages_without_an_end_come_to_one(published: HubServer, monkeypatch: pyt
     published.faults.append(Fault("GET /api/models", body=[], headers=link, times=999))
     with pytest.raises(HubError, match="page after page"):
         list_vectors()
-    assert len(published.log) <= 21
+    assert len(published.log) < 40  # the client may ask again where a connection was slow
 
 
 def test_a_link_to_the_next_page_may_be_relative(published: HubServer, vector: TaskVector) -> None:
