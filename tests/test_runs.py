@@ -315,6 +315,29 @@ def test_a_longer_run_may_be_resumed_and_is_told(
     assert "num_train_epochs=4, 3 before" in caplog.text
 
 
+class DiesOnceSaved(TrainerCallback):
+    """Ends the process after the checkpoint of a step, before the step's epoch ends."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 10:
+            die()
+
+
+def test_an_epoch_whose_end_a_kill_cut_off_is_recorded_by_the_run_that_goes_on(tmp_path: Path) -> None:
+    settings = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 5, "record_gradients": True}
+    run(tmp_path / "whole", **settings).train()
+    with pytest.raises(KilledError):
+        run(tmp_path / "cut", callbacks=[DiesOnceSaved()], **settings).train()
+    assert not (tmp_path / "cut" / "vectors" / "epoch-2").exists()
+    run(tmp_path / "cut", **settings).train(resume_from_checkpoint=True)
+    for kind in ("vectors", "gradients"):
+        names = {path.name for path in (tmp_path / "whole" / kind).iterdir()}
+        assert {path.name for path in (tmp_path / "cut" / kind).iterdir()} == names == {f"epoch-{n}" for n in (1, 2, 3)}
+        for name in names:
+            one, other = (TaskVector.from_pretrained(tmp_path / each / kind / name) for each in ("whole", "cut"))
+            assert equal_vectors(one, other), (kind, name)
+
+
 def test_resuming_with_tracking_switched_on_starts_the_course_afresh_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

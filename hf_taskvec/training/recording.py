@@ -161,8 +161,15 @@ class Recorder(TrainerCallback):
             told = "%s cannot be recorded any more: the run goes on after step %d"
             logger.warning(told, ", ".join(missing), state.global_step)
         self.tracker = GradientTracker()
-        if self.resumed_from is not None and args.track_gradients:
+        if self.resumed_from is None:
+            return
+        if args.track_gradients:
             self.tracker = GradientTracker.load(self.resumed_from, args.device)
+        epoch = state.epoch or 0.0
+        if epoch >= 1 and math.isclose(epoch, round(epoch), abs_tol=1e-6):  # saved by its last step, before its end
+            recorded = not args.record_epochs or (self.run.folder.path / VECTORS / epoch_name(epoch)).is_dir()
+            if not recorded or self.tracker.steps:
+                self._keep_epoch(args, state)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Chooses the epoch's permutation where Transformers does not reach the sampler.
@@ -196,6 +203,11 @@ class Recorder(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves the epoch's vector and logs its gradient."""
+        self._keep_epoch(args, state)
+        if args.hub_strategy != HubStrategy.END:
+            self._push(args, state)
+
+    def _keep_epoch(self, args: Any, state: TrainerState) -> None:
         name = epoch_name(state.epoch or 0)
         if args.record_epochs:
             self.run.record(name)
@@ -204,8 +216,6 @@ class Recorder(TrainerCallback):
                 path = self.run.folder.claim(f"{GRADIENT_VECTORS}/{name}")
                 self.tracker.vector(self.run.vector_info()).save_pretrained(path)
             self.run.log(self.tracker.end_epoch(self.run.task_vector()))
-        if args.hub_strategy != HubStrategy.END:
-            self._push(args, state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Publishes the final vector if asked."""
