@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import subprocess
+import sys
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -118,3 +121,13 @@ def mutant(content: bytes, chance: random.Random) -> bytes:
         else:
             data[at : at + 1] = bytes([chance.choice(b'0123456789[]{}",:')])
     return bytes(data)
+
+
+def in_two_processes(script: Path, *words: Path) -> None:
+    """Runs a script under torchrun in two processes."""
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*launcher, *map(str, (script, *words))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

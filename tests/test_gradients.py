@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from hf_taskvec.theory.equivalence import Equivalence, TaskEquivalence, relative
 from hf_taskvec.theory.gradients import gradient_stack
 from hf_taskvec.training.full_batch import violated_preconditions
 from hf_taskvec.training.joint import JointTrainer
+from tests.helpers import in_two_processes
 from tests.toys import toy_base, toy_task, wide_base, with_model
 
 
@@ -246,20 +243,7 @@ def test_two_processes_give_the_vector_of_one(tmp_path: Path) -> None:
     toy_base().model.save_pretrained(saved)
     toy_base().processor.save_pretrained(saved)
     script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    done = subprocess.run(
-        [*command, str(script), str(saved), str(tmp_path / "v")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    in_two_processes(script, saved, tmp_path / "v")
     alone = gradient_vector(load_base(saved, dtype=torch.float64), toy_task(), learning_rate=0.1, batch_size=8)
     together = type(alone).from_pretrained(tmp_path / "v")
     assert relative_error(together, alone) <= 1e-14

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import socket
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +23,7 @@ from hf_taskvec.tuning.images import choose_images
 from hf_taskvec.tuning.mixture import Mixture, Per
 from hf_taskvec.tuning.objectives import Objective, summed_loss
 from hf_taskvec.tuning.tower import Tower
-from tests.helpers import finetuned
+from tests.helpers import finetuned, in_two_processes
 from tests.toys import toy_base, toy_task, wide_base
 
 NAMES = ("digits", "shapes")
@@ -312,20 +308,7 @@ def test_two_processes_give_the_coefficients_of_one(tmp_path: Path) -> None:
     script, saved = tmp_path / "two.py", tmp_path / "base"
     toy_base().save_pretrained(saved)
     script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    done = subprocess.run(
-        [*command, str(script), str(saved), str(tmp_path / "v")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    in_two_processes(script, saved, tmp_path / "v")
     base = load_base(saved, dtype=torch.float64)
     alone = learn_coefficients(
         base,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -82,6 +82,16 @@ class Folder:
     name: str
     commit: str | None
     unchecked: tuple[Download, ...] = ()
+
+    @contextmanager
+    def being_read(self) -> Iterator[None]:
+        """Around the reading: files that are found damaged, and became so on their way, are told to fetch again."""
+        try:
+            yield
+        except CheckpointError:
+            for download in self.unchecked:
+                download.check()
+            raise
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ class Statistics:
             NotCachedError: If the Hub is out of reach and the cache has no copy.
         """
         folder = fetch_folder(source, FILES, revision=revision, subfolder=subfolder, access=HubAccess.of(hub))
-        try:
+        with folder.being_read():
             info, announced = _read_config(folder.path)
             files = [folder.path / file for file in shard_files(folder.path, STEM)]
             for file in files:
@@ -259,10 +259,6 @@ class Statistics:
             statistics = cls(open_safetensors(files), info)
             if folder.unchecked and statistics.fingerprint != announced:
                 raise CheckpointError(f"the tensors in {folder.path} are not those that {CONFIG_NAME} was written for")
-        except CheckpointError:
-            for file_on_hub in folder.unchecked:
-                file_on_hub.check()  # damaged on the way rather than at its source: fetch it again
-            raise
         for file_on_hub in folder.unchecked:
             file_on_hub.note_checked()
         if folder.commit is not None:

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_taskvec.errors import (
-    check_fraction,
-)
+from hf_taskvec.errors import check_fraction
 from hf_taskvec.evaluation.accuracy import Tasks
 from hf_taskvec.merging import merge
 from hf_taskvec.merging.weighted import without_conflicts

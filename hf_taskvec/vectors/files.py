@@ -198,17 +198,13 @@ def read_vector(
         NotCachedError: If the Hub is out of reach and the cache has no copy.
     """
     folder = fetch_folder(source, FILES, revision=revision, subfolder=subfolder, access=access)
-    try:
+    with folder.being_read():
         deltas, info, announced = _read_one_version(folder.path)
         if verify and announced is None:
             raise CheckpointError(f"{folder.name} cannot be verified: its {CONFIG_NAME} tells no fingerprint")
         known = announced is not None and (verify or folder.unchecked)
         if known and vector_fingerprint(deltas) != announced:
             raise CheckpointError(f"the weights in {folder.path} are not those that its configuration was written for")
-    except CheckpointError:
-        for weights in folder.unchecked:
-            weights.check()  # damaged on the way rather than at its source: fetch it again
-        raise
     for weights in folder.unchecked:
         if announced is None:
             weights.check()
