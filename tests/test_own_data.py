@@ -702,6 +702,26 @@ def test_an_empty_name_is_no_dataset() -> None:
         Task.from_dataset("")
 
 
+def test_numbers_in_a_column_called_label_are_the_labels() -> None:
+    images = [{"bytes": png(value), "path": None} for value in range(4)]
+    table = Dataset.from_dict({"image": images, "row": [7, 8, 9, 10], "label": [2, 4, 2, 4]})
+    splits = DatasetDict(train=table.cast_column("image", Image()), test=table.cast_column("image", Image()))
+    task = Task.from_dataset(splits, name="pets", class_names={2: "cat", 4: "dog"})
+    assert named(task) == {0: "cat", 1: "dog", 2: "cat", 3: "dog"}
+    with pytest.raises(DataError, match="carries no class names; pass class_names"):
+        Task.from_dataset(splits, name="pets")
+
+
+def test_a_validation_split_that_is_not_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folders(tmp_path, ["cat", "dog"], splits=("train", "val", "test"), copies=10)
+    task = Task.from_dataset(folder, name="pets-with-val")
+    assert "does not read the dataset's own split 'validation'; validation_split='validation' takes it" in caplog.text
+    caplog.clear()
+    own = Task.from_dataset(folder, name="pets-with-val", validation_split="validation")
+    assert (len(task.load("validation")), len(own.load("validation"))) == (2, 20)
+    assert "does not read" not in caplog.text
+
+
 def test_a_warning_about_names_is_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = class_folders(tmp_path, ["cat", "dog"])
     Task.from_dataset(folder, class_names=["x " * 400, "y"], name="long")

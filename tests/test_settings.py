@@ -119,6 +119,7 @@ def test_the_sampling_strategy_is_followed(tmp_path: Path) -> None:
         {"learning_rate": -1.0},
         {"learning_rate": float("nan")},
         {"per_device_train_batch_size": 0},
+        {"num_train_epochs": -1.0},
         {"gradient_accumulation_steps": 0},
         {"fp16": True, "use_cpu": True},
         {"full_batch": True, "auto_find_batch_size": True},

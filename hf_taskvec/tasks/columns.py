@@ -32,6 +32,16 @@ def is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
+def is_number(feature: Any) -> bool:
+    """Whether a column's type is that of whole numbers.
+
+    Example:
+        >>> is_number(Value("int64")), is_number(Value("float32"))
+        (True, False)
+    """
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
+
+
 def values_of(data: Dataset, column: str) -> pa.Array:
     """The values of a column as they are stored, (N,).
 

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 
 from hf_taskvec.errors import DataError
 from hf_taskvec.tasks.columns import image_paths
+from hf_taskvec.tasks.splits import SPLIT_WORDS
 from hf_taskvec.tasks.tables import IMAGES, TABLES, read_table
 from hf_taskvec.text import listed
 
@@ -21,18 +22,6 @@ logger = logging.getLogger(__name__)
 
 UNREAD = frozenset({".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".raw", ".psd", ".svg", ".jxl", ".dcm", ".npy"})
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
 _NOT_TABLES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
 Parts = tuple[str, ...]  # a file's path below its folder
@@ -134,11 +123,11 @@ def _table_splits(tables: list[Parts]) -> dict[str, list[Parts]]:
 
 
 def _split_of_table(parts: Parts) -> str | None:
-    folders = [_SPLITS[folder.lower()] for folder in parts[:-1] if folder.lower() in _SPLITS]
+    folders = [SPLIT_WORDS[folder.lower()] for folder in parts[:-1] if folder.lower() in SPLIT_WORDS]
     if folders:
         return folders[0]
     words = re.split(r"[^a-z]+", Path(parts[-1]).stem.lower())
-    names = {_SPLITS[word] for word in words if word in _SPLITS}
+    names = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
     return names.pop() if len(names) == 1 else None
 
 
@@ -146,13 +135,13 @@ def _by_top_folder(
     root: Path, split: str, data: Dataset, paths: Sequence[str], images: list[Parts]
 ) -> dict[str, Dataset]:
     """One table for images in several split folders is a table of each of them."""
-    tops = {parts[0] for parts in images if len(parts) > 1 and parts[0].lower() in _SPLITS}
+    tops = {parts[0] for parts in images if len(parts) > 1 and parts[0].lower() in SPLIT_WORDS}
     if len(tops) < 2 or not paths:
         return {split: data}
     rows = defaultdict(list)
     for row, path in enumerate(paths):
         relative = Path(path).relative_to(root).parts if Path(path).is_relative_to(root) else ()
-        rows[_SPLITS.get(relative[0].lower(), split) if relative else split].append(row)
+        rows[SPLIT_WORDS.get(relative[0].lower(), split) if relative else split].append(row)
     return {name: data.select(members) for name, members in rows.items()}
 
 
@@ -203,7 +192,7 @@ def _image_splits(root: Path, images: list[Parts]) -> tuple[dict[str, list[Parts
     tops: dict[str, list[Parts]] = defaultdict(list)
     for parts in images:
         tops[parts[depth] if len(parts) > depth + 1 else ""].append(parts)
-    named = [top for top in tops if top.lower() in _SPLITS]
+    named = [top for top in tops if top.lower() in SPLIT_WORDS]
     nested = {top for top, members in tops.items() if any(len(parts) > depth + 2 for parts in members)}
     if not named or (set(named) != set(tops) and not nested):  # folders of images side by side: they are the classes
         return {"train": [parts for members in tops.values() for parts in members]}, depth
@@ -216,7 +205,7 @@ def _image_splits(root: Path, images: list[Parts]) -> tuple[dict[str, list[Parts
         )
     result: dict[str, list[Parts]] = {}
     for top, members in tops.items():
-        split = _SPLITS.get(top.lower(), top)
+        split = SPLIT_WORDS.get(top.lower(), top)
         if split in result:
             raise DataError(f"{root} has two folders for the split {split!r}, {top!r} among them; keep one")
         result[split] = members
@@ -229,7 +218,7 @@ def _wrappers(images: list[Parts]) -> int:
     while True:
         tops = {parts[depth] if len(parts) > depth + 1 else "" for parts in images}
         deep = all(len(parts) > depth + 2 for parts in images)
-        if len(tops) != 1 or "" in tops or not deep or next(iter(tops)).lower() in _SPLITS:
+        if len(tops) != 1 or "" in tops or not deep or next(iter(tops)).lower() in SPLIT_WORDS:
             return depth
         depth += 1
 

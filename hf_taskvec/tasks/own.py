@@ -14,7 +14,7 @@ import xxhash
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from hf_taskvec.errors import DataError, check_known
-from hf_taskvec.tasks.columns import is_image, is_text
+from hf_taskvec.tasks.columns import is_image, is_number, is_text
 from hf_taskvec.tasks.labels import aliases, in_order, numbered, plain, read_class_names
 from hf_taskvec.text import listed
 
@@ -104,7 +104,9 @@ def image_column_of(features: Features, column: str | None, dataset: str) -> str
 
 
 def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
-    """The column of labels: the named one, else the only `ClassLabel`, else the only column of words that repeat.
+    """The column of labels: the named one, else the only `ClassLabel`, the only column of words that repeat.
+
+    Else it is the column of numbers that is called `label`, `labels`, `class`, `class_name` or `category`.
 
     Example:
         >>> label_column_of(Dataset.from_dict({"kind": ["cat", "dog"] * 2}), None, "pets")
@@ -119,8 +121,10 @@ def label_column_of(data: Dataset, column: str | None, dataset: str) -> str:
         words = [name for name, feature in features.items() if is_text(feature)]
         called = [name for name in words if name.lower() in _LABEL_COLUMNS]
         columns = [name for name in called or words if _repeats(data, name)]
+        if not columns:
+            columns = [name for name in features if name.lower() in _LABEL_COLUMNS and is_number(features[name])]
         if len(columns) == 1:
-            logger.info("the labels of %s are the words in its column %r", dataset, columns[0])
+            logger.info("the labels of %s are the values in its column %r", dataset, columns[0])
             return str(columns[0])
         columns = []
     return _only(columns, "ClassLabel", "label_column", features, dataset)

@@ -20,6 +20,18 @@ VALIDATION_FRACTION = 0.1
 VALIDATION_MAXIMUM = 5000
 VALIDATION_SEED = 2212  # the same for everyone: scores chosen on validation are comparable
 SMALL_VALIDATION = 50
+SPLIT_WORDS = {  # what people call the splits
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
 
 Rows = NDArray[np.int64]
 
@@ -165,3 +177,17 @@ def tell_absent_classes(task: str, split: str, absent: tuple[str, ...]) -> None:
     """Says once that a part has no image of some classes."""
     if absent:
         logger.warning("the %s part of task %r has no image of %s", split, task, listed(map(repr, absent), room=150))
+
+
+@lru_cache(maxsize=256)
+def tell_unread_validation(task: str, train_split: str, unread: tuple[str, ...]) -> None:
+    """Says once that a dataset has a validation split of its own, which the task does not read."""
+    if unread:
+        logger.warning(
+            "task %r holds out a tenth of %r for validation and does not read the dataset's own split %s; "
+            "validation_split=%r takes it",
+            task,
+            train_split,
+            listed(map(repr, unread)),
+            unread[0],
+        )

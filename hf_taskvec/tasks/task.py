@@ -28,6 +28,7 @@ from hf_taskvec.tasks.own import (
 from hf_taskvec.tasks.recorded import RECORDED, DataInfo, is_elsewhere, read_settings
 from hf_taskvec.tasks.source import BUILTIN_PREFIX, is_local, load_source, source_revision
 from hf_taskvec.tasks.splits import (
+    SPLIT_WORDS,
     check_apart,
     hold_out_test,
     hold_out_validation,
@@ -35,6 +36,7 @@ from hf_taskvec.tasks.splits import (
     read_split,
     tell_absent_classes,
     tell_small_validation,
+    tell_unread_validation,
 )
 from hf_taskvec.text import listed
 
@@ -211,6 +213,9 @@ class Task:
         )
         check_apart(source, task._parts(), dataset)
         task._check_labels(source)
+        if validation_split is None:
+            unread = {name for name in source if SPLIT_WORDS.get(name.lower()) == "validation"}
+            tell_unread_validation(task.name, train_split, tuple(sorted(unread - {train_split, test_split})))
         return task
 
     @classmethod

@@ -161,6 +161,8 @@ def _check_numbers(args: TaskVectorConfig) -> None:
         value = getattr(args, name)
         if not is_finite_number(value):
             raise ValueError(f"{name} must be a finite number, got {type(value).__name__} {value!r:.80}")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        raise ValueError(f"num_train_epochs must be above 0, got {args.num_train_epochs}")
 
 
 def _check_inherited(args: TaskVectorConfig) -> None:
