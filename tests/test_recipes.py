@@ -161,8 +161,12 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
         tasks=["first", "second"],
         base=str(base),
         data_dir=str(tmp_path / "data"),
-        methods=["average", "regmean"],
+        methods=["average", "regmean", "lot"],
         num_images=8,
+        learned=["expert", "labels"],
+        learned_splits=["validation", "test"],
+        learned_images=8,
+        learned_steps=2,
         results_dir=str(tmp_path / "kept"),
         table=str(tmp_path / "table.md"),
         scalings=list(SCALINGS),
@@ -170,8 +174,12 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     table = compare_methods.main(comparison)
     assert compare_methods.main(comparison) == table == (tmp_path / "table.md").read_text()  # kept, not measured again
     mean = sum(run.accuracy for run in reports["average"]) / 2
-    assert f"| `average` | {100 * mean:.1f} " in table
-    assert table.count("| `") == 2
+    assert f"| `average` | - | - | no | {100 * mean:.1f} " in table
+    assert "| `lot` | 8 | train | no | " in table
+    assert "| `learned-labels-validation` | 8 | validation | yes | " in table
+    assert "| `learned-expert-test` | 8 | test (transductive) | no | " in table
+    assert table.count("| `") == 6  # nothing is learned from labels of test images
+    assert "minus the best that does not, `average`: " in table
     packings = compare_compressions.CompressionArguments(
         folder=str(tmp_path / "out"),
         tasks=["first", "second"],

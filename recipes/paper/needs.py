@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_taskvec import Task, TaskVector, list_methods
+from hf_taskvec import Task, TaskVector
 from hf_taskvec.merging import get_method
 from hf_taskvec.models.base import Base
 from hf_taskvec.statistics import Statistics, collect_statistics
+from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.vectors.files import vector_fingerprint
+from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.resume import compute_or_read
 
 
@@ -22,7 +25,7 @@ class Needs:
     Attributes:
         base: The base.
         tasks: The tasks, in the order of the vectors.
-        folder: Where statistics are kept, one folder per task.
+        folder: Where statistics are kept, one folder per task and set of kinds.
         num_images: Images per task.
     """
 
@@ -31,20 +34,27 @@ class Needs:
     folder: Path
     num_images: int
 
-    def of(self, method: str, vectors: Sequence[TaskVector]) -> dict[str, Any]:
-        """The further arguments of `merge` for a method, and none for one that looks at no data."""
-        if not get_method(method).statistics:
-            return {}
-        pairs = zip(self.tasks, vectors, strict=True)
-        return {"statistics": [self.statistics(task, vector) for task, vector in pairs]}
+    def of(self, method: str, vectors: Sequence[TaskVector]) -> tuple[dict[str, Any], float]:
+        """The further arguments of `merge` for a method, and the seconds that making them took; none without data."""
+        kinds = get_method(method).statistics
+        if not kinds:
+            return {}, 0.0
+        made = [self.statistics(task, vector, kinds) for task, vector in zip(self.tasks, vectors, strict=True)]
+        return {"statistics": [statistics for statistics, _ in made]}, sum(seconds for _, seconds in made)
 
-    def statistics(self, task: Task, vector: TaskVector) -> Statistics:
-        """The statistics of one task's training images with its vector, of every kind that a method asks for."""
-        kinds = sorted({kind for method in list_methods() for kind in method.statistics})
-        settings: Mapping[str, Any] = {"kinds": kinds, "num_images": self.num_images, "split": "train"}
+    def statistics(self, task: Task, vector: TaskVector, kinds: Sequence[str]) -> tuple[Statistics, float]:
+        """The statistics of one task's training images with its vector, and the seconds that they took."""
+        settings: Mapping[str, Any] = {"kinds": list(kinds), "num_images": self.num_images, "split": "train"}
+        target = self.folder / f"{task.name}-{'-'.join(kinds)}"
+        clock = target.with_name(f"{target.name}.seconds.json")
 
         def compute(path: Path) -> None:
-            collect_statistics(self.base, task, vector=vector, **settings).save_pretrained(path)
+            load_pixels(task, "train", self.base.processor.image_processor)  # decoding them once is nobody's cost
+            start = time.perf_counter()
+            statistics = collect_statistics(self.base, task, vector=vector, **settings)
+            write_json(clock, {"seconds": time.perf_counter() - start})
+            statistics.save_pretrained(path)
 
         plan = {**settings, "base": self.base.name, "vector": vector_fingerprint(vector.deltas)}
-        return compute_or_read(self.folder / task.name, plan, compute=compute, read=Statistics.from_pretrained)
+        statistics = compute_or_read(target, plan, compute=compute, read=Statistics.from_pretrained)
+        return statistics, float(read_json(clock)["seconds"])
