@@ -41,8 +41,8 @@ from tests.helpers import equal_vectors
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
-VERBS = ["info", "diff", "methods", "tasks", "list", "validate", "merge", "apply", "evaluate", "tune", "push", "pull"]
-VERBS += ["results", "reproduce"]
+VERBS = ["info", "diff", "methods", "tasks", "list", "validate", "merge", "apply", "pack", "evaluate"]
+VERBS += ["tune", "push", "pull", "results", "reproduce"]
 
 
 def call(*argv: object, **environment: str) -> Result:

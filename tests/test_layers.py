@@ -24,6 +24,7 @@ FLOORS = [
     "merging",
     "evaluation",
     "tuning",
+    "multitask",
     "cards",
     "training",
     "theory",

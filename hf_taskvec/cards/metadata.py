@@ -27,6 +27,14 @@ def vector_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) ->
     return _yaml(info, report, repo_id=repo_id, tags=tags, library_name=LIBRARY)
 
 
+def multi_task_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
+    """The metadata of the card of several tasks' vectors as one artefact, which is no task vector."""
+    tags = ["multi-task-vector", "task-arithmetic", "model-merging"]
+    tags += [name for name in (info.method or "",) if _TAG.fullmatch(name)]
+    tags += [task_tag(name) for name in task_names(info) if _TAG.fullmatch(name)]
+    return _yaml(info, report, repo_id=repo_id, tags=tags, library_name=LIBRARY)
+
+
 def model_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> str:
     """The metadata of the card of a checkpoint that a vector was added to."""
     tags = ["task-arithmetic", "model-merging"]

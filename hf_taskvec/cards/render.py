@@ -10,13 +10,21 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_taskvec.cards import text
-from hf_taskvec.cards.metadata import base_metadata, model_metadata, task_names, vector_metadata
+from hf_taskvec.cards.metadata import (
+    base_metadata,
+    model_metadata,
+    multi_task_metadata,
+    task_names,
+    vector_metadata,
+)
 from hf_taskvec.errors import is_finite_number
 from hf_taskvec.evaluation.report import Report, percent
 from hf_taskvec.hub.access import is_repo_id
 from hf_taskvec.hub.client import COMMIT
 from hf_taskvec.merging.registry import METHODS
 from hf_taskvec.models.base import EMBEDDED
+from hf_taskvec.multitask.methods import METHODS as PACK_METHODS
+from hf_taskvec.multitask.value import MultiTaskVector
 from hf_taskvec.tasks import TASKS
 from hf_taskvec.vectors.info import VectorInfo
 
@@ -141,6 +149,37 @@ def render_base_card(config: Mapping[str, Any], report: Report | None = None, *,
     return render("base.md.j2", metadata=metadata, config=config, report=report, repo_id=repo_id)
 
 
+def render_multi_task_card(packed: MultiTaskVector, report: Report | None = None, *, repo_id: str) -> str:
+    """The card of vectors of several tasks that are kept as one artefact.
+
+    Args:
+        packed: The artefact.
+        report: How the base does with each task's own vector.
+        repo_id: Where the card stands.
+
+    Example:
+        >>> import torch
+        >>> from hf_taskvec import TaskVector
+        >>> from hf_taskvec.multitask import pack
+        >>> packed = pack([TaskVector({"w": torch.ones(2)}, VectorInfo(task="digits"))], "emr")
+        >>> 'packed.for_task("digits")' in render_multi_task_card(packed, repo_id="user/packed")
+        True
+    """
+    costs = [accuracy_cost(own.told.get("accuracy")).removeprefix("; ") for own in packed.parts.values()]
+    return render(
+        "multi_task.md.j2",
+        metadata=multi_task_metadata(packed.info, report, repo_id=repo_id),
+        info=packed.info,
+        packed=packed,
+        report=report,
+        repo_id=repo_id,
+        facts=facts_of(packed.info),
+        costs=costs,
+        own_tasks=_own_tasks(packed.info),
+        paper=PACK_METHODS[packed.info.method].paper if packed.info.method in PACK_METHODS else None,
+    )
+
+
 def facts_of(info: VectorInfo) -> dict[str, object]:
     """What is known about how a vector was made, in a reader's words."""
     tower = "vision tower and visual projection" if info.include_projection else "vision tower"
@@ -185,7 +224,24 @@ def _compression(told: Mapping[str, Any] | None) -> str | None:
     share, error = (told.get(key) for key in ("share", "error"))
     if not is_finite_number(share) or not is_finite_number(error):  # a stranger's
         return str(told.get("method"))
-    return f"{told.get('method')}, {share:.1%} of the bytes of float32, error {error:.2g} of the norm"
+    text = f"{told.get('method')}, {share:.1%} of the bytes of float32, error {error:.2g} of the norm"
+    return f"{text}{accuracy_cost(told.get('accuracy'))}"
+
+
+def accuracy_cost(told: object) -> str:
+    """What a compression cost in accuracy, in words; nothing if that was not measured.
+
+    Example:
+        >>> accuracy_cost({"task": "mnist", "split": "test", "difference": -0.002, "low": -0.01, "high": 0.006})
+        '; accuracy on mnist (test) -0.2 points [-1.0, 0.6]'
+    """
+    if not isinstance(told, Mapping):
+        return ""
+    points = [told.get(key) for key in ("difference", "low", "high")]
+    if not all(map(is_finite_number, points)):
+        return ""
+    mean, low, high = (100 * float(point) for point in points if is_finite_number(point))
+    return f"; accuracy on {told.get('task')} ({told.get('split')}) {mean:+.1f} points [{low:.1f}, {high:.1f}]"
 
 
 def _looked_at(statistics: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_taskvec.command.outcome import Outcome
+from hf_taskvec.command.packing import open_packed
 from hf_taskvec.command.verbs import Verb
 from hf_taskvec.fields import arg
 from hf_taskvec.text import columns
@@ -15,6 +16,7 @@ from hf_taskvec.text import columns
 if TYPE_CHECKING:
     from hf_taskvec.evaluation.report import Report
     from hf_taskvec.models.base import Base
+    from hf_taskvec.multitask import MultiTaskVector
     from hf_taskvec.tasks import Task
     from hf_taskvec.vectors.vector import TaskVector
 
@@ -25,7 +27,9 @@ class EvaluateSettings:
 
     tasks: list[str] = arg("Tasks or suites.")
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
-    vector: str | None = arg("Hub id or folder of a task vector to add.", default=None)
+    vector: str | None = arg(
+        "Hub id or folder of a task vector to add, or of several tasks' vectors packed together.", default=None
+    )
     scaling: float | None = arg("Factor of the vector; chosen on validation data if left out.", default=None)
     criterion: Literal["accuracy", "normalised"] = arg(
         "What the chosen scaling maximises; normalised needs the tasks' own vectors.", default="accuracy"
@@ -44,9 +48,13 @@ def run_evaluation(settings: EvaluateSettings) -> Report:
     from hf_taskvec.models.base import load_base
     from hf_taskvec.tasks.registry import get_tasks
 
+    vector: TaskVector | MultiTaskVector | None = None
+    if settings.vector is not None:
+        packed = open_packed(settings.vector)
+        vector = open_source(settings.vector)[1] if packed is None else packed
     report = evaluate_beside(
         load_base(settings.base),
-        None if settings.vector is None else open_source(settings.vector)[1],
+        vector,
         get_tasks(settings.tasks, data_dir=settings.data_dir),
         scaling=settings.scaling,
         criterion=settings.criterion,

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hf_taskvec.command.outcome import Outcome, facts
+from hf_taskvec.command.packing import open_packed, shown
 from hf_taskvec.command.verbs import Verb
 from hf_taskvec.fields import arg
 from hf_taskvec.text import columns
@@ -30,6 +31,8 @@ def info(settings: InfoSettings) -> Outcome:
     """Describes one."""
     from hf_taskvec.cards.description import describe
 
+    if (packed := open_packed(settings.source)) is not None:
+        return shown(packed, settings.source)
     description = describe(settings.source, base=settings.base, spectrum=settings.spectrum)
     rows = [_layer_row(name, layer, spectrum=settings.spectrum) for name, layer in description.layers.items()]
     text = f"{facts(description.facts)}\n\n{columns(list(rows[0]), [list(row.values()) for row in rows])}"

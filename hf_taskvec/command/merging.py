@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_taskvec.command.outcome import Outcome
+from hf_taskvec.command.packing import open_packed
 from hf_taskvec.command.verbs import Verb
 from hf_taskvec.errors import OutputExistsError
 from hf_taskvec.fields import arg
@@ -96,6 +97,7 @@ class ApplySettings:
     """A vector onto its base."""
 
     vector: str = arg("Hub id (with @revision if wanted) or folder of the vector.")
+    task: str | None = arg("Which task, of vectors of several tasks that were packed together.", default=None)
     base: str | None = arg("Hub id or folder of the base; the one that the vector names if left out.", default=None)
     scaling: float = arg("Factor of the vector; -1 forgets what it learnt.", default=1.0)
     output_dir: str = arg("Where to write the checkpoint.", default="out/model")
@@ -113,7 +115,14 @@ def apply(settings: ApplySettings) -> Outcome:
         raise OutputExistsError(
             f"{folder} holds a checkpoint already; choose another --output-dir, or replace it with --overwrite"
         )
-    _, vector = open_source(settings.vector)
+    packed = open_packed(settings.vector)
+    if (packed is None) is not (settings.task is None):
+        raise ValueError(
+            "--task is for vectors of several tasks, as `hf-taskvec pack` makes them"
+            if packed is None
+            else f"{settings.vector} holds vectors of several tasks; say which by --task: {', '.join(packed.tasks)}"
+        )
+    vector = open_source(settings.vector)[1] if packed is None else packed.for_task(str(settings.task))
     vector.save_checkpoint(settings.base, folder, scaling=settings.scaling, allow_other_base=settings.allow_other_base)
     data = {"folder": str(folder), "vector": vector.info.label, "scaling": settings.scaling}
     return Outcome(data, f"The base plus {settings.scaling:g} times {vector.info.label} is in {folder}", [folder])

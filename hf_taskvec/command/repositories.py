@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_taskvec.command.outcome import Outcome
+from hf_taskvec.command.packing import check_replaced as check_packed_replaced
+from hf_taskvec.command.packing import open_packed, shown
 from hf_taskvec.command.verbs import Verb
 from hf_taskvec.fields import arg
 from hf_taskvec.text import columns
@@ -32,13 +34,14 @@ class PushSettings:
 
 def push(settings: PushSettings) -> Outcome:
     """Publishes a vector, or the checkpoint that it makes."""
+    from hf_taskvec.cards.multitask import push_multi_task
     from hf_taskvec.cards.publish import push_model_to_hub, push_to_hub
     from hf_taskvec.evaluation.report import Report
     from hf_taskvec.vectors.vector import TaskVector
 
     if settings.checkpoint is (settings.scaling is None):
         raise ValueError("--checkpoint needs --scaling, and --scaling is for a --checkpoint")
-    vector = TaskVector.from_pretrained(settings.vector)
+    packed = open_packed(settings.vector)
     report = None if settings.report is None else Report.load(settings.report)
     options: dict[str, Any] = {
         "private": settings.private or None,
@@ -49,6 +52,14 @@ def push(settings: PushSettings) -> Outcome:
         "tags": settings.tags,
         "base_name": settings.base_name,
     }
+    if packed is not None:
+        if settings.scaling is not None:
+            raise ValueError(
+                "vectors of several tasks give no one checkpoint; write that of a task by hf-taskvec apply --task"
+            )
+        url = push_multi_task(packed, settings.repo_id, report=report, **options)
+        return Outcome({"url": url, "repo_id": settings.repo_id}, url, [url])
+    vector = TaskVector.from_pretrained(settings.vector)
     if settings.scaling is None:
         url = push_to_hub(vector, settings.repo_id, report=report, **options)
     else:
@@ -73,6 +84,11 @@ def pull(settings: PullSettings) -> Outcome:
     from hf_taskvec.merging.sources import open_source
 
     check_replaced(settings.output_dir, overwrite=settings.overwrite)
+    if (packed := open_packed(settings.repo_id)) is not None:
+        if settings.output_dir is not None:
+            check_packed_replaced(settings.output_dir, overwrite=settings.overwrite)
+            packed.save_pretrained(settings.output_dir)
+        return shown(packed, settings.output_dir or "the Hub's cache")
     exact, vector = open_source(settings.repo_id)
     if settings.output_dir is not None:
         vector.save_pretrained(settings.output_dir)

@@ -18,6 +18,7 @@ from hf_taskvec.evaluation.sharing import check_alike, processes, summed
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize, classify
 from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.per_task import TaskModels
 from hf_taskvec.tasks import Split, Task, as_tasks
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.vectors.vector import TaskVector
@@ -77,7 +78,7 @@ def predict(
 
 
 def evaluate(
-    model: Base,
+    model: Base | TaskModels,
     tasks: Tasks,
     *,
     split: Split = "test",
@@ -91,11 +92,13 @@ def evaluate(
 ) -> Report:
     """The accuracy of a model on each task by its zero-shot head.
 
+    Of vectors packed as one artefact, `packed.apply_to(base)`, each task gets its own weights.
+
     Under `torchrun` or `accelerate launch` the images are dealt to the processes, and each of them gets the report of
     all; every one must call it, and the first prints it.
 
     Args:
-        model: A base, or what `TaskVector.apply_to` made of it.
+        model: A base, or what `TaskVector.apply_to` or `MultiTaskVector.apply_to` made of it.
         tasks: One task or several, or their names.
         split: Which part of them.
         batch_size: Images per forward pass.
@@ -112,7 +115,7 @@ def evaluate(
     Raises:
         ValueError: If there are no tasks.
         DataError: If two tasks have one name, or a task's data do not fit it.
-        UnknownNameError: If there is no task or metric of a name.
+        UnknownNameError: If there is no task or metric of a name, or the model has no weights for a task.
         TypeError: If the model is no `Base`, or a metric or task is of no known kind.
         NonFiniteError: If the model holds or computes NaN or Inf.
 
@@ -124,7 +127,11 @@ def evaluate(
         (139, ['f1'])
     """
     tasks, chosen = as_tasks(tasks, needed_by="evaluate"), as_metrics(metrics)
-    check_base(model)
+    if isinstance(model, TaskModels):
+        for task in tasks:
+            model.check(task.name)
+    else:
+        check_base(model)
     check_reference(individual, "individual")
     if scaling is not None:
         scaling = finite(scaling, "scaling")
@@ -132,10 +139,11 @@ def evaluate(
         check_reference(zero_shot, "zero_shot")
     else:
         zero_shot = evaluate(zero_shot, tasks, split=split, batch_size=batch_size, progress=progress)
-    model.model.eval()
     results = []
     for task in tasks:
-        results.append(_measure(model, task, split, batch_size=batch_size, metrics=chosen, progress=progress))
+        own = model.for_task(task.name) if isinstance(model, TaskModels) else model
+        own.model.eval()
+        results.append(_measure(own, task, split, batch_size=batch_size, metrics=chosen, progress=progress))
     name = label or _label(model, zero_shot)
     report = Report(name, split, tuple(results), scaling, transductive=model.transductive)
     return report.with_references(zero_shot=zero_shot, individual=individual)
@@ -217,7 +225,7 @@ def check_base(model: object) -> None:
     if isinstance(model, Base):
         return
     kind = type(model).__name__
-    if isinstance(model, TaskVector):
+    if isinstance(model, TaskVector) or (hasattr(model, "apply_to") and hasattr(model, "for_task")):
         remedy = "add it to its base first: vector.apply_to(base)"
     elif isinstance(model, nn.Module):
         remedy = "it has no processor: wrap it as Base(model, processor, name), or load it by load_base(folder_or_id)"
@@ -245,8 +253,10 @@ def _facts(model: Base, task: Task, split: Split, *, batch_size: int, num_images
     return named | texts | {"batch_size": batch_size, "the model": model.name, "its weights' hash": weights}
 
 
-def _label(model: Base, zero_shot: object) -> str:
+def _label(model: Base | TaskModels, zero_shot: object) -> str:
     """The model's name, unless that is its base's or the name of what stands beside it."""
+    if isinstance(model, TaskModels):
+        return model.name
     beside = isinstance(zero_shot, Report) and zero_shot.model == model.name
     return "edited" if model.edited or beside else model.name
 

@@ -74,6 +74,38 @@ def paired_difference(left: Sequence[float], right: Sequence[float], *, confiden
     return bootstrap_interval([a - b for a, b in zip(left, right, strict=True)], confidence=confidence)
 
 
+def paired_accuracy_difference(left: Sequence[bool], right: Sequence[bool], *, confidence: float = 0.95) -> Interval:
+    """The difference of two models' accuracies on the same images, and its interval (Agresti and Min 2005).
+
+    The interval is Wald's after half an image is added to each kind of disagreement, which holds its coverage also
+    where the models hardly differ.
+
+    Args:
+        left: Whether the first model is right, for each image.
+        right: Whether the second is.
+        confidence: Coverage, in (0, 1).
+
+    Raises:
+        ValueError: If the lengths differ, there is no image, or `confidence` is out of range.
+
+    Example:
+        >>> interval = paired_accuracy_difference([True] * 9 + [False], [True] * 8 + [False, True])
+        >>> interval.mean, round(interval.low, 2), round(interval.high, 2)
+        (0.0, -0.28, 0.28)
+    """
+    if len(left) != len(right) or not len(left):
+        raise ValueError(f"pairs need two sequences of one length of at least 1, got {len(left)} and {len(right)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    gained = sum(a and not b for a, b in zip(left, right, strict=True))
+    lost = sum(b and not a for a, b in zip(left, right, strict=True))
+    count = len(left) + 2
+    middle = (gained - lost) / count
+    error = math.sqrt(gained + lost + 1 - count * middle**2) / count
+    reach = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    return Interval((gained - lost) / len(left), middle - reach, middle + reach, len(left))
+
+
 @dataclass(frozen=True)
 class Equivalence:
     """What two one-sided tests say about a mean paired difference.

@@ -65,7 +65,7 @@ def compress(deltas: Deltas, method: str, settings: Mapping[str, Any]) -> tuple[
         if not is_finite(decoded):
             raise NonFiniteError(f"{name!r} has entries that {method} cannot hold; int8 or bfloat16 can")
         if item.codec == "levels":
-            _tell_if_ruined(name, delta, decoded)
+            tell_if_ruined(name, delta, decoded)
         lost.append(float((decoded.double() - delta.double()).square().sum()))
         squares.append(float(delta.double().square().sum()))
     packed = PackedDeltas(items)
@@ -96,7 +96,7 @@ def _smallest(delta: Tensor, density: float) -> float:
     return float(flat.kthvalue(len(flat) - max(1, round(density * len(flat))) + 1).values)
 
 
-def _tell_if_ruined(name: str, delta: Tensor, decoded: Tensor) -> None:
+def tell_if_ruined(name: str, delta: Tensor, decoded: Tensor) -> None:
     """Warns if single large entries have pressed nearly all others to 0."""
     before = int(delta.count_nonzero())
     share = 1 - int(decoded.count_nonzero()) / before if before else 0.0

@@ -15,7 +15,7 @@ from hf_taskvec.errors import CheckpointError, check_known
 from hf_taskvec.weights.deltas import Deltas, TensorDeltas
 
 Per = Literal["row", "tensor"]
-Codec = Literal["plain", "levels", "sign", "sparse", "factors"]
+Codec = Literal["plain", "levels", "sign", "sparse", "factors", "mask"]
 BITS = (8, 4, 3, 2)
 _GROUP = 8  # codes that fill whole bytes, whatever their bits
 _SLAB = 1 << 16  # entries decoded at a time: they stay in the cache while they are scaled
@@ -26,6 +26,7 @@ _PARTS: dict[Codec, tuple[str, ...]] = {
     "sign": ("codes", "scales"),
     "sparse": ("codes", "values"),
     "factors": ("left", "right"),
+    "mask": ("codes",),
 }
 
 
@@ -35,7 +36,8 @@ class Packed:
 
     Attributes:
         codec: How its parts are read: "plain" as it was; "levels" as (code - zero) * scale, "sign" as plus or minus
-            scale, with one scale per row or for all; "sparse" as values where a bit is set; "factors" as a product.
+            scale, with one scale per row or for all; "sparse" as values where a bit is set; "factors" as a product;
+            "mask" as 1 where a bit is set and 0 elsewhere.
         shape: Shape of the delta.
         parts: Its tensors by name; codes are bytes (rows, bytes), each row begins with a new byte.
         bits: Bits of a code.
@@ -94,9 +96,10 @@ class Packed:
             return self.parts["values"]
         if self.codec == "factors":
             return (self.parts["left"].float() @ self.parts["right"].float()).view(self.shape)
+        if self.codec == "mask":
+            return self.bits_set().float()
         if self.codec == "sparse":
-            bits = np.unpackbits(self.parts["codes"].numpy(), count=self.shape.numel(), bitorder="little")
-            result, places = torch.zeros(self.shape.numel()), torch.from_numpy(bits.view(np.bool_))
+            result, places = torch.zeros(self.shape.numel()), self.bits_set().view(-1)
             if int(places.sum()) != len(self.parts["values"]):
                 raise CheckpointError(
                     f"a bit field has {int(places.sum())} bits set for {len(self.parts['values'])} values"
@@ -104,6 +107,11 @@ class Packed:
             result[places] = self.parts["values"].float()
             return result.view(self.shape)
         return self._levels()
+
+    def bits_set(self) -> Tensor:
+        """Where the bit field of a "mask", or of what is "sparse", has a bit set."""
+        bits = np.unpackbits(self.parts["codes"].numpy(), count=self.shape.numel(), bitorder="little")
+        return torch.from_numpy(bits.view(np.bool_)).view(self.shape)
 
     def _levels(self) -> Tensor:
         """The delta of codes with a scale per row; slab by slab, in the cache."""
@@ -261,9 +269,19 @@ def in_factors(delta: Tensor, rank: int, *, dtype: torch.dtype = torch.bfloat16)
     return Packed("factors", delta.shape, parts)
 
 
+def in_bits(mask: Tensor) -> Packed:
+    """A mask, one bit an entry.
+
+    Example:
+        >>> in_bits(torch.tensor([[True, False]])).delta()
+        tensor([[1., 0.]])
+    """
+    return Packed("mask", mask.shape, {"codes": packed(mask.reshape(1, -1).to(torch.uint8), 1)})
+
+
 def as_it_is(delta: Tensor) -> Packed:
     """A delta that is not packed."""
-    return Packed("plain", delta.shape, {"values": delta})
+    return Packed("plain", delta.shape, {"values": delta.contiguous()})
 
 
 def _rows(delta: Tensor, per: Per) -> Tensor:
