@@ -16,10 +16,11 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
-from transformers import CLIPModel
+from transformers import AutoModelForCausalLM, CLIPModel
 
 from hf_taskvec import TaskVector, load_base
 from hf_taskvec.merging import methods_table
+from tests.architectures import model_of, moved
 from tests.bases import save_tiny_base
 from tests.hub_server import HubServer
 from tests.test_lora import save_adapter
@@ -60,7 +61,7 @@ def test_every_recipe_it_names_exists() -> None:
 
 
 FENCE = r"```{}\n(.*?)```"
-FIRST, FOREIGN, OWN_DATA, MERGING, LOOKING, HUB = re.findall(FENCE.format("python"), README, flags=re.DOTALL)
+FIRST, FOREIGN, ANY_MODEL, OWN_DATA, MERGING, LOOKING, HUB = re.findall(FENCE.format("python"), README, flags=re.DOTALL)
 FROM_THE_FIRST = """
 import dataclasses
 from hf_taskvec import Report, TaskVector, load_base
@@ -132,13 +133,18 @@ def test_its_lines_on_own_data_and_foreign_checkpoints_run_as_written(hub: HubSe
     for parameter in model.parameters():
         parameter.data += 1e-2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(tmp_path / "tuned")
+    model_of("qwen2").save_pretrained(tmp_path / "qwen")
+    moved(model_of("qwen2")).save_pretrained(tmp_path / "math")
     for name, folder in (
+        ("Qwen/Qwen2.5-1.5B", "qwen"),
+        ("Qwen/Qwen2.5-Math-1.5B", "math"),
         ("openai/clip-vit-base-patch32", "base"),
         ("user/clip-birds", "tuned"),
         ("user/clip-birds-lora", "lora"),
     ):
         hub.store.add_folder("model", name, tmp_path / folder)
-    printed = run_in_a_shell(f"export HF_ENDPOINT={hub.url}", OWN_DATA + FOREIGN, tmp_path)
+    printed = run_in_a_shell(f"export HF_ENDPOINT={hub.url}", OWN_DATA + FOREIGN + ANY_MODEL, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "math").config.model_type == "qwen2"
     assert "| birds |" in printed
     assert CLIPModel.from_pretrained(tmp_path / "out" / "clip-birds").config.projection_dim == 16
 

@@ -39,7 +39,8 @@ def model_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) -> 
     """The metadata of the card of a checkpoint that a vector was added to."""
     tags = ["task-arithmetic", "model-merging"]
     tags += [info.method] if info.method and _TAG.fullmatch(info.method) else []
-    return _yaml(info, report, repo_id=repo_id, tags=tags, **_TRANSFORMERS)
+    entries = _TRANSFORMERS if info.architecture is None else {"library_name": "transformers"}
+    return _yaml(info, report, repo_id=repo_id, tags=tags, **entries)
 
 
 def base_metadata(config: dict[str, Any], report: Report | None, *, repo_id: str) -> str:

@@ -128,7 +128,7 @@ def push_model_to_hub(
     allow_other_base: bool = False,
     **options: Unpack[PushKeywords],
 ) -> str:
-    """Publishes base plus vector as a checkpoint that `CLIPModel.from_pretrained` loads; see `save_checkpoint`.
+    """Publishes base plus vector as a checkpoint that `from_pretrained` of Transformers loads; see `save_checkpoint`.
 
     Args:
         vector: The vector to add.

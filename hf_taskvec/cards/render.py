@@ -183,6 +183,7 @@ def render_multi_task_card(packed: MultiTaskVector, report: Report | None = None
 def facts_of(info: VectorInfo) -> dict[str, object]:
     """What is known about how a vector was made, in a reader's words."""
     tower = "vision tower and visual projection" if info.include_projection else "vision tower"
+    tower = f"model ({info.architecture})" if info.architecture else "model" if "include" in info.settings else tower
     entries = "" if info.num_entries is None else f"{info.num_entries:,} entries"
     tensors = f"{len(info.base_hashes)} tensors" if info.base_hashes else ""
     covered = " with ".join(filter(None, (tensors, entries)))

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_SIDE_BYTES = 64 << 20
 MAX_THREADS = 8
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
-SIDE_FILES = ("*.json", "*.txt", "*.model")
+SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 PICKLED = (
     "has no model.safetensors. Pickled weights (pytorch_model.bin) are refused, since loading them can run code: "
     "load them where you trust them and save_pretrained() them again."

@@ -72,12 +72,12 @@ def map_rows(merge_rows: MergeRows, vectors: Sequence[TaskVector]) -> TaskVector
     size = 2 * chunk_size(device)  # with no copy of the rows in the cache; fewer calls wait for the interpreter's lock
 
     def compute(name: str) -> Tensor:
-        flat = [vector.deltas[name].reshape(-1) for vector in vectors]
+        flat = [vector.deltas.flat(name) for vector in vectors]
         merged = torch.empty(flat[0].numel(), dtype=wide, device=device)
         for start in range(0, merged.numel(), size):  # what is merged stays in the cache, each delta is read once
             merged[start : start + size] = merge_rows([delta[start : start + size] for delta in flat], name)
         if not torch.isfinite(merged.sum()):
-            check_finite_deltas(flat, name, vectors)
+            check_finite_deltas([vector.deltas[name] for vector in vectors], name, vectors)
         return merged.view(shapes[name])
 
     return map_parameters(compute, vectors)
@@ -115,9 +115,9 @@ def chunks(
     Raises:
         NonFiniteError: If a delta holds NaN or Inf.
     """
-    flat = [vector.deltas[name].reshape(-1) for vector in vectors]
-    total, size = flat[0].numel(), size or chunk_size(flat[0].device)
-    buffer = torch.empty(len(flat), min(total, size), dtype=dtype, device=flat[0].device)
+    flat, device = [vector.deltas.flat(name) for vector in vectors], vectors[0].device
+    total, size = flat[0].numel(), size or chunk_size(device)
+    buffer = torch.empty(len(flat), min(total, size), dtype=dtype, device=device)
     for start in range(0, total, size):
         chunk = buffer[:, : min(size, total - start)]
         for row, delta in zip(chunk, flat, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -15,8 +14,7 @@ from hf_taskvec.merging.linalg import leading, polar
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.statistics.value import Gram, Statistics
 from hf_taskvec.vectors.vector import TaskVector
-
-_LAYER = re.compile(r"\.layers\.\d+\.")
+from hf_taskvec.weights.names import LAYER_NUMBER
 
 
 @merge_method("esm", paper="2602.20208", resumable=True, statistics=("gram",))
@@ -60,12 +58,12 @@ def esm(vectors: Sequence[TaskVector], statistics: Sequence[Statistics]) -> Task
     norms = dict(zip(names, parallel(lambda name: float(merged(name).norm()), names, description="norms"), strict=True))
     kinds: dict[str, list[float]] = defaultdict(list)
     for name, norm in norms.items():
-        kinds[_LAYER.sub(".", name)].append(norm)
+        kinds[LAYER_NUMBER.sub(".", name)].append(norm)
 
     def compute(name: str) -> Tensor:
         if name not in norms:
             return stacked(vectors, name, wide).mean(dim=0)
-        alike = kinds[_LAYER.sub(".", name)]
+        alike = kinds[LAYER_NUMBER.sub(".", name)]
         mean = sum(alike) / len(alike)
         return (merged(name) * ((norms[name] / mean) ** 2 if mean > 0 else 1.0)).to(wide)
 

@@ -15,10 +15,12 @@ from hf_taskvec.merging.engine import map_parameters, parallel, rounding_of, sta
 from hf_taskvec.merging.linalg import leading
 from hf_taskvec.merging.registry import get_method, merge_method
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.names import LAYER_NUMBER
 
 logger = logging.getLogger(__name__)
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
-_AFTER_LAYERS = re.compile(r"post_layernorm|visual_projection|\.ln_post\.")
+_AFTER_LAYERS = re.compile(
+    r"post_layernorm|visual_projection|\.ln_post\.|(^|\.)(norm|layernorm|ln_f|final_layer_norm|pooler|lm_head)\."
+)
 PUBLISHED_SCALINGS = {"task_arithmetic": 0.3}  # of what svc calibrates; 1 for all other methods
 PUBLISHED_FLOORS = {"tsv_m": 1.0}  # 1/T for all other methods
 
@@ -109,7 +111,7 @@ def tower_depth(names: Iterable[str], depth: int | None = None) -> int:
     names = list(names)
     covered = max((layer for name in names if (layer := _layer(name)) is not None), default=-1) + 1
     if depth is None:
-        if covered and not any(_AFTER_LAYERS.search(name) for name in names):
+        if covered and not any(_layer(name) is None and _AFTER_LAYERS.search(name) for name in names):
             logger.warning("The tower is taken to have %d layers, as no later one is covered; pass depth=", covered)
         return max(covered, 1)
     if depth < max(covered, 1):
@@ -118,7 +120,7 @@ def tower_depth(names: Iterable[str], depth: int | None = None) -> int:
 
 
 def _layer(name: str) -> int | None:
-    match = _LAYER.search(name)
+    match = LAYER_NUMBER.search(name)
     return int(match[1]) if match else None
 
 

@@ -1,4 +1,4 @@
-"""Whose weights these are: a CLIP of Transformers, or another model that is named with the way out."""
+"""Whose weights these are: their class of Transformers, ties and quantisation; what is no CLIP, by its name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import transformers
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import AnyPath, HubAccess
@@ -20,7 +22,8 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 _TEXT_FILES = ("tokenizer.json", "vocab.json")
-_CLIP_TYPES = {"clip", "clip_vision_model"}
+_CLIP_TYPES = {"clip", "clip_vision_model", "clip_text_model"}
+_CLASS = re.compile(r"[A-Z][A-Za-z0-9]*(Model|For[A-Z][A-Za-z0-9]*)")
 _NAMES = {
     "siglip": "SigLIP",
     "siglip_vision_model": "SigLIP",
@@ -49,9 +52,64 @@ _OPEN_CLIP = (
     "model.safetensors; else convert it by transformers.models.clip.convert_clip_original_pytorch_to_hf"
 )
 _OTHER = (
-    "not CLIP, and a vector of it could not be added to a CLIP. For a vector of another architecture load both models "
-    "and pass them to TaskVector.from_models"
+    "not CLIP, which a base for zero-shot classification is. Vectors of any architecture are made by "
+    "TaskVector.from_checkpoints(base, finetuned)"
 )
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
+    """The class of Transformers that a configuration names first; `None` if there is none of that name.
+
+    Example:
+        >>> model_class({"architectures": ["ViTForImageClassification"]}).base_model_prefix
+        'vit'
+    """
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or not _CLASS.fullmatch(name):
+        return None
+    try:
+        known = getattr(transformers, name, None)
+    except (ImportError, RuntimeError):  # a library that the class needs lacks
+        return None
+    is_model = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
+    return known if is_model else None
+
+
+def ties_of(config: Mapping[str, Any]) -> Mapping[str, str]:
+    """Which parameters are the same as another, as the model's class tells: the copy by its name, and whose it is.
+
+    Example:
+        >>> ties_of({"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True})
+        {'lm_head.weight': 'model.embed_tokens.weight'}
+        >>> ties_of({"architectures": ["LlamaForCausalLM"]})  # by default they are not
+        {}
+    """
+    if config.get("model_type") in _CLIP_TYPES:  # whose class need not be imported
+        return {}
+    kind = model_class(config)
+    ties = getattr(kind, "_tied_weights_keys", None)
+    if not isinstance(ties, Mapping):
+        return {}
+    tied = config.get("tie_word_embeddings")
+    if tied is None:
+        tied = getattr(kind.config_class(), "tie_word_embeddings", False)
+    return dict(ties) if tied else {}
+
+
+def check_not_quantised(config: Mapping[str, Any], where: str) -> None:
+    """Raises a `CheckpointError` if a configuration says that the weights need scales to be read.
+
+    Example:
+        >>> check_not_quantised({"model_type": "llama"}, "a checkpoint")
+    """
+    told = config.get("quantization_config")
+    if told:
+        method = told.get("quant_method") if isinstance(told, Mapping) else told
+        raise CheckpointError(
+            f"{where} is quantised ({shortened(str(method), 60)!r} in its {CONFIG}), so its tensors are no weights: "
+            "take the checkpoint it was made from, or load it with dequantize=True and save it in bfloat16"
+        )
 
 
 def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None:
@@ -70,7 +128,7 @@ def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None
     Example:
         >>> check_is_clip(None, ["vision_model.post_layernorm.weight"], "a checkpoint")
     """
-    config = _config(folder)
+    config = read_config(folder)
     kind = config.get("model_type")
     if isinstance(kind, str) and kind not in _CLIP_TYPES:
         name = _NAMES.get(kind, "another model")
@@ -95,7 +153,7 @@ def check_base_folder(folder: Path, where: str) -> None:
     Raises:
         CheckpointError: If something is missing, or if it is another model; it is named.
     """
-    config = _config(folder)
+    config = read_config(folder)
     weights = open_safetensors([folder / file for file in shard_files(folder, "model")])
     check_is_clip(folder, weights, where)
     if not config:
@@ -122,12 +180,25 @@ def fetch_checkpoint(
         CheckpointError: If there is no such folder or repository, or it has no `model.safetensors`.
     """
     if os.path.isdir(source) and not any(Path(source).glob("model*.safetensors*")):
+        if (Path(source) / OPEN_CLIP_WEIGHTS).is_file():
+            return Folder(Path(source), Path(source).resolve().name, None)
         raise _no_weights(Path(source), os.fspath(source))
     return fetch_folder(source, wanted, revision=revision, access=access)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, by Transformers' names for them or open_clip's.
+
+    Raises:
+        CheckpointError: If there is none, or an index names files outside the folder.
+    """
+    if (folder / OPEN_CLIP_WEIGHTS).is_file() and not any(folder.glob("model*.safetensors*")):
+        return [folder / OPEN_CLIP_WEIGHTS]
+    return [folder / file for file in shard_files(folder, "model")]
+
+
 def _no_weights(folder: Path, where: str) -> CheckpointError:
-    if (folder / OPEN_CLIP_WEIGHTS).exists() or (folder / OPEN_CLIP_CONFIG).exists():
+    if (folder / OPEN_CLIP_CONFIG).exists():
         return CheckpointError(f"{where} {_OPEN_CLIP}")
     if (folder / "adapter_config.json").exists():
         return CheckpointError(f"{where} holds a peft adapter, not a whole model; use TaskVector.from_adapter")
@@ -141,7 +212,8 @@ def _no_weights(folder: Path, where: str) -> CheckpointError:
     return CheckpointError(f"{where} {PICKLED}")
 
 
-def _config(folder: Path | None) -> Mapping[str, Any]:
+def read_config(folder: Path | None) -> Mapping[str, Any]:
+    """The configuration in a checkpoint's folder; an empty one if it has none."""
     if folder is None or not (folder / CONFIG).is_file():
         return {}
     check_inside(folder / CONFIG, folder)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
-from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
+from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import Parts
+from hf_taskvec.weights.arithmetic import added
 from hf_taskvec.weights.fingerprint import tensor_hashes
-from hf_taskvec.weights.names import differences
+from hf_taskvec.weights.names import aligned_names, differences, parameters_of
 
 if TYPE_CHECKING:
     from hf_taskvec.models.base import Base
@@ -36,6 +38,42 @@ def module_of(model: nn.Module | Base) -> nn.Module:
         )
     module: nn.Module = model.model
     return module
+
+
+def body_of(module: nn.Module) -> str:
+    """The attribute that holds the body of a model of Transformers, as `vit`; empty for other modules.
+
+    Example:
+        >>> body_of(nn.Linear(1, 1))
+        ''
+    """
+    return str(getattr(module, "base_model_prefix", ""))
+
+
+def named_as(vector: Parts, module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a model under the names that they have in a vector."""
+    weights = parameters_of(module)
+    names = aligned_names(weights, vector.deltas.shapes, [body_of(module)])
+    return {names[name]: weight for name, weight in weights.items()}
+
+
+def add_in_place(vector: Parts, module: nn.Module, scaling: float) -> None:
+    """Adds `scaling` times a vector to the parameters of a model that fits it.
+
+    Raises:
+        CheckpointError: If the model holds a parameter in another form than its file, from which it is copied.
+        NonFiniteError: If the result is not finite.
+    """
+    named = named_as(vector, module)
+    memory = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    for name in vector.deltas.shapes:
+        if named[name].untyped_storage().data_ptr() not in memory:
+            raise CheckpointError(
+                f"{name!r} is held in another form by the model in memory, where nothing can be added to it: write the "
+                "checkpoint by save_checkpoint(base, folder) and load that"
+            )
+        with torch.no_grad():
+            named[name].copy_(added(name, named[name], vector.deltas[name], scaling))
 
 
 def check_fits(vector: Parts, weights: Mapping[str, Tensor], *, allow_other_base: bool, where: str) -> list[str]:

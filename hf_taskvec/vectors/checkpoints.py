@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, NotCachedError, OutputExistsError
 from hf_taskvec.hub.access import AnyPath, HubAccess
 from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, SIDE_FILES, WEIGHTS, Wanted
 from hf_taskvec.models.embedded import EMBEDDED_BASES
-from hf_taskvec.models.layouts import CONFIG, check_is_clip, fetch_checkpoint
+from hf_taskvec.models.layouts import (
+    CONFIG,
+    check_not_quantised,
+    fetch_checkpoint,
+    model_class,
+    read_config,
+    ties_of,
+    weight_files,
+)
+from hf_taskvec.models.open_clip import as_transformers
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.weights.arithmetic import equal
 from hf_taskvec.weights.folders import atomic_folder, check_inside, check_output_folder, read_json, write_json
-from hf_taskvec.weights.names import canonical, canonical_names, shapes_of
-from hf_taskvec.weights.safetensors import open_safetensors, shard_files, write_sharded
+from hf_taskvec.weights.names import aligned_names, canonical_names, shapes_of
+from hf_taskvec.weights.safetensors import open_safetensors, write_sharded
 
 if TYPE_CHECKING:
     from hf_taskvec.models.base import Base
@@ -29,6 +41,12 @@ if TYPE_CHECKING:
 APPLIED_NAME = "task_vector_applied.json"
 TOWER = Wanted((*WEIGHTS, CONFIG), required=CHECKPOINT.required, missing=PICKLED)
 Edit = Callable[[str, Tensor], Tensor]  # canonical name and weight of a parameter -> its new weight
+_BUFFER = re.compile(  # no parameter, whatever its dtype: statistics, positions, masks
+    r"(^|\.)(running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq|original_inv_freq"
+    r"|relative_position_index|masked_bias)$"
+)
+_MASK = re.compile(r"\.attn\.bias$")  # GPT-2's, of four dimensions
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.bool}
 
 
 @dataclass(frozen=True)
@@ -40,17 +58,63 @@ class Checkpoint:
         commit: Its commit on the Hub.
         weights: The parameters by the names they have there; memory-mapped if they come from a file.
         copy_side_files: Writes what a checkpoint has beside its weights into a folder.
+        config: Its configuration, if there is one.
     """
 
     name: str
     commit: str | None
     weights: Mapping[str, Tensor]
     copy_side_files: Callable[[Path], None]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The canonical name of each parameter; copies of a tied one have its name, buffers have none.
+
+        Raises:
+            CheckpointError: If two parameters have one canonical name and are not tied.
+        """
+        kept = [name for name, weight in self.weights.items() if not is_buffer(name, weight)]
+        names = canonical_names(kept)
+        owners: dict[str, str] = {}
+        for name, short in names.items():
+            if short in owners:
+                raise CheckpointError(f"{name!r} and another parameter are both {short!r} in canonical form")
+            owners[short] = name
+        for copy, owner in ties_of(self.config).items():
+            if copy in owners and (owner not in owners or self._same(owners[copy], owners[owner])):
+                names[owners[copy]] = owner
+        return names
+
+    def _same(self, one: str, other: str) -> bool:
+        return equal(self.weights[one], self.weights[other])
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The parameters under canonical names."""
-        return canonical(self.weights.items())
+        """The parameters under canonical names, each tied one once."""
+        return {short: self.weights[name] for name, short in self.names.items()}
+
+    @cached_property
+    def buffers(self) -> dict[str, Tensor]:
+        """What else is there: running statistics, positions, masks."""
+        return {name: weight for name, weight in self.weights.items() if name not in self.names}
+
+    @property
+    def architecture(self) -> str | None:
+        """The kind of model, as its configuration names it."""
+        kind = self.config.get("model_type")
+        return kind if isinstance(kind, str) else None
+
+    @property
+    def body(self) -> str:
+        """The attribute that holds the body of the model in its class, as `vit`; empty if it is not known."""
+        return str(getattr(model_class(self.config), "base_model_prefix", ""))
+
+    def names_onto(self, onto: Collection[str], *bodies: str) -> dict[str, str]:
+        """The name in another set of each canonical name; see `aligned_names`."""
+        if set(onto) <= set(self.tensors):
+            return {name: name for name in self.tensors}
+        return aligned_names(self.tensors, onto, [self.body, *bodies])
 
     @classmethod
     def of_base(cls, base: Base) -> Checkpoint:
@@ -69,7 +133,7 @@ class Checkpoint:
 def open_checkpoint(
     source: AnyPath, *, revision: str | None = None, access: HubAccess | None = None, whole: bool = False
 ) -> Checkpoint:
-    """Opens the safetensors weights of a CLIP checkpoint, memory-mapped.
+    """Opens the safetensors weights of a checkpoint of Transformers, memory-mapped.
 
     Args:
         source: Hub id, folder, path of one `.safetensors` file, or the name of an embedded base.
@@ -81,8 +145,8 @@ def open_checkpoint(
         The checkpoint, under its own names and canonical ones.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, it is another model than CLIP, or has only pickled weights: to
-            load a pickle is to run whatever code it names.
+        CheckpointError: If there is no such checkpoint, it is quantised, or has only pickled weights: to load a pickle
+            is to run whatever code it names.
 
     Example:
         >>> open_checkpoint("hf-taskvec/tiny-clip").tensors["vision_model.post_layernorm.bias"].shape
@@ -96,7 +160,7 @@ def open_checkpoint(
     check_exists(source)
     embedded = EMBEDDED_BASES.get(os.fspath(source)) if revision is None else None
     folder = fetch_checkpoint(embedded or source, CHECKPOINT if whole else TOWER, revision=revision, access=access)
-    files = [folder.path / file for file in shard_files(folder.path, "model")]
+    files = weight_files(folder.path)
     for file in files:
         check_inside(file, folder.path)
     return _checked(os.fspath(source) if embedded else folder.name, folder.commit, folder.path, open_safetensors(files))
@@ -113,19 +177,40 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _checked(name: str, commit: str | None, folder: Path | None, weights: Mapping[str, Tensor]) -> Checkpoint:
-    check_is_clip(folder, canonical_names(weights).values(), name)
+    config = read_config(folder)
+    check_not_quantised(config, name)
+    if converted := as_transformers(weights):
+        return Checkpoint(name, commit, converted, partial(_refuse_copy, name))
 
     def copy(target: Path) -> None:
         for path in side_files(folder) if folder is not None else []:
             shutil.copyfile(path, target / path.name)
 
-    checkpoint = Checkpoint(name, commit, weights, copy)
-    _ = checkpoint.tensors  # refuses two names of one parameter
+    checkpoint = Checkpoint(name, commit, weights, copy, config)
+    _ = checkpoint.names  # refuses two names of one parameter
     return checkpoint
 
 
+def _refuse_copy(name: str, target: Path) -> None:
+    raise CheckpointError(
+        f"{name} is in the layout of open_clip or timm, without the configuration that Transformers reads: pass the "
+        "same model in the layout of Transformers as base="
+    )
+
+
+def is_buffer(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor of a checkpoint is no parameter.
+
+    Example:
+        >>> is_buffer("bn.running_mean", torch.zeros(2)), is_buffer("bn.weight", torch.zeros(2))
+        (True, False)
+    """
+    is_mask = _MASK.search(name) is not None and tensor.ndim == 4
+    return tensor.dtype in _INTEGERS or is_mask or _BUFFER.search(name) is not None
+
+
 def side_files(folder: Path) -> list[Path]:
-    """Configuration, tokenizer and image processor of a checkpoint."""
+    """Configuration, tokenizer, processor, settings of generation and chat template of a checkpoint."""
     paths = [path for pattern in SIDE_FILES for path in sorted(folder.glob(pattern))]
     paths = [path for path in paths if not path.name.endswith(".index.json") and path.name != APPLIED_NAME]
     for path in paths:
@@ -173,8 +258,8 @@ def write_checkpoint(
 ) -> None:
     """Writes an edited checkpoint as a folder, parameter by parameter.
 
-    The folder keeps the layout, the dtype of each parameter and the side files (configuration, tokenizer, image
-    processor), so it loads with the class that loads the original.
+    The folder keeps the layout, the dtype of each parameter, buffers and the side files (configuration, tokenizer,
+    processor, settings of generation), so it loads with the class that loads the original.
 
     Args:
         checkpoint: What to edit.
@@ -184,7 +269,6 @@ def write_checkpoint(
 
     Raises:
         OutputExistsError: If the folder holds something else.
-        CheckpointError: If a floating parameter has a dtype that cannot be written.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -194,16 +278,15 @@ def write_checkpoint(
         ['config.json', 'model.safetensors']
     """
     known = check_checkpoint_folder(output_dir)
-    kept = {name: weight for name, weight in checkpoint.weights.items() if weight.is_floating_point()}
-    short = canonical_names(kept)
+    weights, names = checkpoint.weights, checkpoint.names
 
     def edited() -> Iterator[tuple[str, Tensor]]:
-        for name, weight in kept.items():
-            yield name, edit(short[name], weight)
+        for name, weight in weights.items():
+            yield name, edit(names[name], weight) if name in names else weight
 
     with atomic_folder(output_dir, marker=APPLIED_NAME, own=lambda name: name in known) as target:
-        dtypes = {name: weight.dtype for name, weight in kept.items()}
-        write_sharded(target, "model", edited(), shapes=shapes_of(kept), dtype=dtypes)
+        dtypes = {name: weight.dtype for name, weight in weights.items()}
+        write_sharded(target, "model", edited(), shapes=shapes_of(weights), dtype=dtypes)
         checkpoint.copy_side_files(target)
         files = sorted(path.name for path in target.iterdir())
         write_json(target / APPLIED_NAME, {**(applied or {}), "files": files})

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
+from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError, UnknownNameError
 from hf_taskvec.text import listed
-from hf_taskvec.vectors.compatibility import is_zero
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.weights.arithmetic import check_finite, equal, rounding_noise, subtract
-from hf_taskvec.weights.deltas import Deltas, TensorDeltas
+from hf_taskvec.weights.arithmetic import PIECE, check_finite, dot, equal, rounding_noise
+from hf_taskvec.weights.deltas import Deltas, DifferenceDeltas, TensorDeltas
 from hf_taskvec.weights.dtypes import DTYPE_CODES
 from hf_taskvec.weights.fingerprint import tensor_hashes
-from hf_taskvec.weights.names import PROJECTION, covered_names, differences, shapes_of
+from hf_taskvec.weights.names import PROJECTION, VISION_PREFIX, differences, is_clip, shapes_of
 
 MAX_ROUNDING = 0.5  # share of a vector's norm above which it is more noise than change
 logger = logging.getLogger(__name__)
@@ -33,17 +33,77 @@ class Coverage:
         include_projection: Whether it covers `visual_projection` besides the vision tower.
         vision_only: Whether changes outside what it covers are left out instead of refused.
         allow_rounding: Whether more than half of its norm may be rounding.
+        include: Patterns of the parameters that it covers, in place of the vision tower of a CLIP or of all of another
+            model.
+        exclude: Patterns of those that it does not.
     """
 
     include_projection: bool = False
     vision_only: bool = False
     allow_rounding: bool = False
+    include: str | Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            given = getattr(self, name)
+            patterns = (given,) if isinstance(given, str) else tuple(given)
+            if odd := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+                raise TypeError(f"{name} takes patterns of names, got a {type(odd[0]).__name__}")
+            object.__setattr__(self, name, patterns)
+        if self.include and self.include_projection:
+            raise ValueError("include= takes the place of include_projection; put 'visual_projection.*' into it")
+
+    @property
+    def patterns(self) -> dict[str, list[str]]:
+        """The patterns that were given, for the provenance."""
+        given = {"include": list(self.include), "exclude": list(self.exclude)}
+        return {name: patterns for name, patterns in given.items() if patterns}
+
+    def rule(self, base: Iterable[str], finetuned: Iterable[str]) -> Callable[[str], bool]:
+        """Which names are covered, by the patterns or by what model the base is.
+
+        Raises:
+            UnknownNameError: If a pattern fits no name.
+        """
+        base = list(base)
+        names = list(dict.fromkeys([*base, *finetuned]))
+        for pattern in (*self.include, *self.exclude):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise UnknownNameError("parameter", pattern, names)
+        clip = is_clip(base)
+        if self.vision_only and not clip and not self.include:
+            raise ValueError("vision_only is for a CLIP; of another model, include= and exclude= name what is covered")
+
+        def covers(name: str) -> bool:
+            inside = not clip or name.startswith(VISION_PREFIX) or (self.include_projection and name == PROJECTION)
+            if self.include:
+                inside = _fits(name, self.include)
+            return inside and not _fits(name, self.exclude)
+
+        return covers
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def difference(
-    base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], coverage: Coverage, info: VectorInfo
+    base: Mapping[str, Tensor],
+    finetuned: Mapping[str, Tensor],
+    coverage: Coverage,
+    info: VectorInfo,
+    *,
+    mapped: bool = False,
 ) -> tuple[Deltas, VectorInfo]:
     """The deltas from one set of weights to another, under canonical names, and their provenance.
+
+    Args:
+        base: The weights before fine-tuning.
+        finetuned: Those after it.
+        coverage: What is covered.
+        info: Provenance to complete.
+        mapped: Whether the weights stay as they are, in files, so that each delta can be taken when it is used.
 
     Raises:
         IncompatibleVectorsError: If names or shapes differ, if weights outside what is covered changed, or if most of
@@ -51,36 +111,78 @@ def difference(
         CheckpointError: If weights are quantised.
         NonFiniteError: If one holds NaN or Inf.
     """
-    covered = covered_names(base, include_projection=coverage.include_projection)
-    ours = {name: base[name] for name in covered}
-    reached = covered_names(finetuned, include_projection=coverage.include_projection)
-    theirs = {name: finetuned[name] for name in reached}
-    lines = differences(shapes_of(ours), shapes_of(theirs), left_name="the base", right_name="the fine-tuned model")
-    if lines and (prefix := _prefix(ours, finetuned)):
-        raise IncompatibleVectorsError(
-            f"names of the fine-tuned model begin with {prefix!r}, as of a CLIP inside another module: save the inner "
-            "model (its save_pretrained), or take the prefix from the names",
-            details=lines,
-        )
-    if lines:
-        raise IncompatibleVectorsError(f"the models differ: {listed(lines, separator='; ')}", details=lines)
+    covers = coverage.rule(base, finetuned)
+    ours = {name: weight for name, weight in base.items() if covers(name)}
+    theirs = {name: weight for name, weight in finetuned.items() if covers(name)}
+    if not ours and coverage.patterns:
+        raise IncompatibleVectorsError("none of the base's parameters is covered; include= names some")
+    _check_alike(ours, theirs, base, finetuned)
     _check_floating(ours, "the base")
     _check_floating(theirs, "the fine-tuned model")
     left_out = _changed_outside(base, finetuned, ours, coverage)
-    deltas = TensorDeltas({name: subtract(theirs[name], ours[name]) for name in covered})
-    for name in deltas:
-        check_finite(name, deltas[name])
-    if is_zero(deltas):
+    lazy = DifferenceDeltas({name: theirs[name] for name in ours}, ours)
+    deltas = lazy if mapped else TensorDeltas(dict(lazy))
+    if not _check_entries(deltas):
         logger.warning("The fine-tuned weights are those of the base: every entry of the vector is zero")
     rounding = _check_rounding(ours, theirs, deltas, coverage)
     info = dataclasses.replace(
         info,
         base_hashes=tensor_hashes(ours),
         include_projection=PROJECTION in ours,
-        left_out=len(left_out) or None,
+        settings={**info.settings, **coverage.patterns},
+        left_out=(info.left_out or 0) + len(left_out) or None,
         rounding_error=rounding or info.rounding_error,
     )
     return deltas, info
+
+
+def _check_alike(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], base: Iterable[str], finetuned: Iterable[str]
+) -> None:
+    """Raises an `IncompatibleVectorsError` if names or shapes of what is covered differ, with the way out."""
+    lines = differences(shapes_of(ours), shapes_of(theirs), left_name="the base", right_name="the fine-tuned model")
+    if not lines:
+        return
+    if prefix := _prefix(ours, finetuned):
+        raise IncompatibleVectorsError(
+            f"names of the fine-tuned model begin with {prefix!r}, as of a CLIP inside another module: save the inner "
+            "model (its save_pretrained), or take the prefix from the names",
+            details=lines,
+        )
+    message = f"the models differ: {listed(lines, separator='; ', room=300)}"
+    if not is_clip(base) and (remedy := _remedy(ours, theirs)):
+        message += f". {remedy}"
+    raise IncompatibleVectorsError(message, details=lines)
+
+
+def _remedy(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """What to do about a head that only one model has, or about rows that were added to a vocabulary."""
+    resized = [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+    odd = [name for name in {**ours, **theirs} if name not in ours or name not in theirs or name in resized]
+    modules = list(dict.fromkeys(f"{name.rpartition('.')[0]}.*" if "." in name else name for name in odd))
+    heads = list(dict.fromkeys(f"{name.split('.', 1)[0]}.*" for name in modules))
+    patterns = modules if len(modules) <= 3 else heads
+    if all(_fits(name, patterns) for name in ours):  # they differ all over
+        return ""
+    if len(resized) == len(odd):
+        return f"Give the base as many rows first (resize_token_embeddings), or leave it out: exclude={patterns[:4]}"
+    return f"What only one of them has, as a head, is left out by exclude={patterns[:4]}"
+
+
+def _check_entries(deltas: Deltas) -> bool:
+    """Whether an entry is not zero.
+
+    Raises:
+        NonFiniteError: If one is NaN or Inf.
+    """
+    changed = False
+    for name in deltas:
+        flat = deltas.flat(name)
+        for start in range(0, flat.numel(), PIECE):
+            piece = flat[start : start + PIECE]
+            check_finite(name, piece)
+            changed = changed or bool(piece.any())
+    return changed
 
 
 def _check_floating(weights: Mapping[str, Tensor], where: str) -> None:
@@ -104,13 +206,12 @@ def _prefix(ours: Iterable[str], theirs: Iterable[str]) -> str:
 
 
 def _changed_outside(
-    base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], covered: Iterable[str], coverage: Coverage
+    base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], covered: Mapping[str, Tensor], coverage: Coverage
 ) -> list[str]:
-    """The parameters that changed, by more than rounding, and are not covered."""
-    outside = set(base) - set(covered)
-    names = [name for name in base if name in outside and name in finetuned]
+    """The parameters that changed, by more than rounding, and are not covered, and those that a pattern leaves out."""
+    names = [name for name in base if name not in covered and name in finetuned]
     changed = [name for name in names if not _same_but_for_rounding(base[name], finetuned[name])]
-    if changed and not coverage.vision_only:
+    if changed and not (coverage.vision_only or coverage.patterns):
         alone = changed == [PROJECTION]
         raise IncompatibleVectorsError(
             f"{listed(map(repr, changed), room=200)} changed too, but the vector does not cover it: "
@@ -118,6 +219,8 @@ def _changed_outside(
             + "vision_only=True to leave it out",
             details=changed,
         )
+    if coverage.patterns:
+        changed += [name for name in finetuned if name not in base and _fits(name, coverage.exclude)]
     if changed:
         shown = listed(map(repr, changed), room=120)
         logger.warning("Left out of the vector: %d parameters that changed too, %s", len(changed), shown)
@@ -139,7 +242,7 @@ def _check_rounding(
     """The share of the difference's norm that the fine-tuned weights' rounding explains; told, and refused if large."""
     rounded = [name for name in ours if _is_narrower(theirs[name], ours[name])]
     widened = [name for name in ours if _is_narrower(ours[name], theirs[name])]
-    square = math.fsum(float(deltas[name].double().square().sum()) for name in deltas) if rounded or widened else 0.0
+    square = math.fsum(dot(deltas[name], deltas[name]) for name in deltas) if rounded or widened else 0.0
     if square == 0:
         return 0.0
     if widened:

@@ -27,6 +27,7 @@ class VectorInfo:
         base_revision: Commit of the base on the Hub.
         base_hashes: Hash of each base parameter the vector touches.
         finetuned, finetuned_revision: Hub id or folder name, and commit, of the checkpoint or adapter it was made from.
+        architecture: Kind of the base, as its configuration names it; `None` for a CLIP.
         include_projection: Whether `visual_projection` was trained and is part of the vector.
         left_out: How many parameters outside the vector's reach the fine-tuning changed too.
         task: Name of the task; of a merged vector, see `parents`.
@@ -66,6 +67,7 @@ class VectorInfo:
     base_hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
     finetuned: str | None = None
     finetuned_revision: str | None = None
+    architecture: str | None = None
     include_projection: bool = False
     left_out: int | None = None
     task: str | None = None
@@ -191,6 +193,7 @@ class VectorInfo:
             base=first.base,
             base_revision=first.base_revision,
             base_hashes=hashes,
+            architecture=first.architecture,
             include_projection=any(info.include_projection for info in infos),
             method=method,
             settings=settings or {},

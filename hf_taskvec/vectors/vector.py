@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 import torch
@@ -15,15 +15,20 @@ from torch import Tensor, nn
 from hf_taskvec.hub.access import HubAccess, HubKeywords
 from hf_taskvec.hub.publisher import Publishable
 from hf_taskvec.vectors.algebra import Algebra
-from hf_taskvec.vectors.application import check_fits, module_of
-from hf_taskvec.vectors.checkpoints import check_checkpoint_folder, checkpoint_of, open_checkpoint, write_checkpoint
+from hf_taskvec.vectors.application import add_in_place, check_fits, module_of, named_as
+from hf_taskvec.vectors.checkpoints import (
+    check_checkpoint_folder,
+    checkpoint_of,
+    open_checkpoint,
+    write_checkpoint,
+)
 from hf_taskvec.vectors.compression import compress
 from hf_taskvec.vectors.differences import Coverage, difference
 from hf_taskvec.vectors.factors import AdapterParts
 from hf_taskvec.vectors.files import read_vector, write_vector
 from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.pairs import between_checkpoints, between_models
 from hf_taskvec.weights.arithmetic import added, check_scaling
-from hf_taskvec.weights.names import canonical_names, parameters_of
 from hf_taskvec.weights.safetensors import MAX_SHARD_SIZE
 
 if TYPE_CHECKING:
@@ -62,6 +67,8 @@ class TaskVector(Algebra, Publishable):
         include_projection: bool = False,
         vision_only: bool = False,
         allow_rounding: bool = False,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         info: VectorInfo | None = None,
     ) -> TaskVector:
         """The difference of two models of one architecture, in float32 (float64 for float64 models).
@@ -74,6 +81,10 @@ class TaskVector(Algebra, Publishable):
                 logged and recorded, instead of refused. Parameters that only rounding changed are never refused.
             allow_rounding: Whether more than half of the vector's norm may be the rounding of fine-tuned weights that
                 are in a narrower dtype than the base.
+            include: Patterns of the names that the vector covers, in which `*` stands for anything: "text_model.*".
+                By default the vision tower of a CLIP, and all parameters of any other model.
+            exclude: Patterns of those that it does not, as of a head that only one model has: "classifier.*". What they
+                leave out though it changed is logged and counted in the provenance.
             info: Provenance to keep; the base's hashes are filled in.
 
         Raises:
@@ -87,9 +98,8 @@ class TaskVector(Algebra, Publishable):
             >>> len(TaskVector.from_models(before, after))
             2
         """
-        weights = parameters_of(module_of(base)), parameters_of(module_of(finetuned))
-        coverage = Coverage(include_projection, vision_only, allow_rounding)
-        return cls(*difference(*weights, coverage, info or VectorInfo()))
+        coverage = Coverage(include_projection, vision_only, allow_rounding, include, exclude)
+        return cls(*between_models(module_of(base), module_of(finetuned), coverage, info or VectorInfo()))
 
     @classmethod
     def from_weights(
@@ -100,10 +110,12 @@ class TaskVector(Algebra, Publishable):
         include_projection: bool = False,
         vision_only: bool = False,
         allow_rounding: bool = False,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         info: VectorInfo | None = None,
     ) -> TaskVector:
         """The difference of two sets of weights under canonical names; see `from_models`."""
-        coverage = Coverage(include_projection, vision_only, allow_rounding)
+        coverage = Coverage(include_projection, vision_only, allow_rounding, include, exclude)
         return cls(*difference(base, finetuned, coverage, info or VectorInfo()))
 
     @classmethod
@@ -117,25 +129,33 @@ class TaskVector(Algebra, Publishable):
         include_projection: bool = False,
         vision_only: bool = False,
         allow_rounding: bool = False,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         task: str | None = None,
         **hub: Unpack[HubKeywords],
     ) -> TaskVector:
-        """The difference of two checkpoints, by Hub id, folder or `.safetensors` file; no model is built.
+        """The difference of two checkpoints of Transformers, by Hub id, folder or `.safetensors` file.
+
+        No model is built and no delta kept: each is taken from the mapped files when it is used. A tied parameter
+        counts once, buffers are no parameters.
 
         Args:
             base: The checkpoint before fine-tuning; `hf-taskvec/tiny-clip` is the embedded one.
-            finetuned: The checkpoint after it, in any layout of a CLIP vision tower.
+            finetuned: The checkpoint after it, in any layout of that model.
             base_revision: Branch, tag or commit of `base`.
             revision: Branch, tag or commit of `finetuned`.
             include_projection: As in `from_models`.
             vision_only: As in `from_models`.
             allow_rounding: As in `from_models`.
+            include: As in `from_models`.
+            exclude: As in `from_models`.
             task: Name of the task, for the provenance.
             **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
 
         Raises:
-            CheckpointError: If a checkpoint has no safetensors weights, is damaged or is no CLIP.
+            CheckpointError: If a checkpoint has no safetensors weights, is damaged or quantised.
             IncompatibleVectorsError: As in `from_models`.
+            UnknownNameError: If a pattern fits no parameter.
 
         Example:
             >>> TaskVector.from_checkpoints("hf-taskvec/tiny-clip", "hf-taskvec/tiny-clip").is_zero
@@ -144,15 +164,8 @@ class TaskVector(Algebra, Publishable):
         access = HubAccess.of(hub)
         before = open_checkpoint(base, revision=base_revision, access=access)
         after = open_checkpoint(finetuned, revision=revision, access=access)
-        info = VectorInfo(
-            base=before.name,
-            base_revision=before.commit,
-            task=task,
-            finetuned=after.name,
-            finetuned_revision=after.commit,
-        )
-        coverage = Coverage(include_projection, vision_only, allow_rounding)
-        return cls(*difference(before.tensors, after.tensors, coverage, info))
+        coverage = Coverage(include_projection, vision_only, allow_rounding, include, exclude)
+        return cls(*between_checkpoints(before, after, coverage, VectorInfo(task=task)))
 
     @classmethod
     def from_adapter(
@@ -292,7 +305,7 @@ class TaskVector(Algebra, Publishable):
         """A copy of a model with `scaling` times the vector added to its weights.
 
         Args:
-            model: A `Base`, a CLIP model or its vision model.
+            model: A `Base`, or a model that has the vector's parameters: any `PreTrainedModel`, with another head too.
             scaling: The factor; 1 gives the fine-tuned model back.
             allow_other_base: Whether to add the vector to weights other than those it was made from; the model's
                 configuration records it.
@@ -311,14 +324,10 @@ class TaskVector(Algebra, Publishable):
         scaling = check_scaling(scaling)
         module = module_of(model)
         where = "this model" if isinstance(model, nn.Module) else repr(model.name)
-        other = check_fits(self, parameters_of(module), allow_other_base=allow_other_base, where=where)
+        other = check_fits(self, named_as(self, module), allow_other_base=allow_other_base, where=where)
         self.check_finite()
         result = copy.deepcopy(module)
-        names = canonical_names(name for name, _ in result.named_parameters())
-        with torch.no_grad():
-            for name, parameter in result.named_parameters():
-                if (delta := self.deltas.get(names[name])) is not None:
-                    parameter.copy_(added(name, parameter, delta, scaling))
+        add_in_place(self, result, scaling)
         if other and (config := getattr(result, "config", None)):  # the model's own save_pretrained keeps it
             config.task_vector_of_other_base = self.info.base or "unknown"
         if isinstance(model, nn.Module):
@@ -336,9 +345,10 @@ class TaskVector(Algebra, Publishable):
         allow_other_base: bool = False,
         **hub: Unpack[HubKeywords],
     ) -> None:
-        """Writes base plus vector as a checkpoint folder for `CLIPModel` or `CLIPVisionModel`; no model is built.
+        """Writes base plus vector as a checkpoint folder for `from_pretrained`; no model is built.
 
-        The folder keeps the base's layout, dtypes and side files, so it loads with the class that loads the base.
+        The folder keeps the base's layout, dtypes and side files (tokenizer, processor, settings of generation), so it
+        loads with the class that loads the base.
         `task_vector_applied.json` in it records the vector, the scaling and the base.
 
         Args:
@@ -370,11 +380,13 @@ class TaskVector(Algebra, Publishable):
         check_checkpoint_folder(output_dir)
         checkpoint = checkpoint_of(base, self.info, revision=revision, access=HubAccess.of(hub))
         where = repr(checkpoint.name)
-        other = check_fits(self, checkpoint.tensors, allow_other_base=allow_other_base, where=where)
+        names = checkpoint.names_onto(self.deltas.shapes)
+        named = {names[name]: weight for name, weight in checkpoint.tensors.items()}
+        other = check_fits(self, named, allow_other_base=allow_other_base, where=where)
         self.check_finite()
 
         def edit(name: str, weight: Tensor) -> Tensor:
-            delta = self.deltas.get(name)
+            delta = self.deltas.get(names[name])
             return weight if delta is None else added(name, weight, delta, scaling)
 
         info = {key: value for key, value in self.info.to_dict().items() if key != "base_hashes"}

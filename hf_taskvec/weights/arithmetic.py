@@ -13,6 +13,8 @@ from torch import Tensor
 
 from hf_taskvec.errors import NonFiniteError
 
+PIECE = 1 << 20  # entries of a tensor that are widened at a time
+
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether the tensor holds neither NaN nor Inf."""
@@ -91,18 +93,21 @@ def rounding_noise(weight: Tensor, before: Tensor, delta: Tensor) -> float:
     generic as they were. Where `before` has round values already, an entry that moved is off by up to half the spacing
     of the numbers around it: by the spacing over the root of 12 on average.
     """
-    info, wide = torch.finfo(weight.dtype), before.double()
-    rounded = float((before.to(weight.device, weight.dtype).double() - wide.to(weight.device)).square().sum())
-    exponents = torch.frexp(weight.float()).exponent
-    spacing = torch.ldexp(torch.tensor(info.eps / 2, dtype=torch.float64), exponents.double())
-    spacing.clamp_(min=info.smallest_normal * info.eps)
-    return max(rounded, float(spacing[(delta != 0) & (weight != 0)].square().sum()) / 12)
+    info, total = torch.finfo(weight.dtype), [0.0, 0.0]
+    flat = (tensor.reshape(-1).split(PIECE) for tensor in (weight, before.to(weight.device), delta))
+    for after, wide, moved in zip(*flat, strict=True):
+        total[0] += float((wide.to(after.dtype).double() - wide.double()).square().sum())
+        exponents = torch.frexp(after.float()).exponent
+        spacing = torch.ldexp(torch.tensor(info.eps / 2, dtype=torch.float64), exponents.double())
+        spacing.clamp_(min=info.smallest_normal * info.eps)
+        total[1] += float(spacing[(moved != 0) & (after != 0)].square().sum())
+    return max(total[0], total[1] / 12)
 
 
 def subtract(after: Tensor, before: Tensor) -> Tensor:
-    """`after - before` in float64, returned in float32, or float64 if either is."""
+    """`after - before` in float32, or float64 if either is: rounded once."""
     wide = torch.promote_types(torch.promote_types(after.dtype, before.dtype), torch.float32)
-    return (after.double() - before.to(after.device).double()).to(wide)
+    return torch.sub(after.to(wide), before.to(after.device, wide))
 
 
 def same(left: Tensor, right: Tensor) -> bool:
@@ -112,7 +117,10 @@ def same(left: Tensor, right: Tensor) -> bool:
 
 def equal(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors have equal values, in whatever dtype and wherever they lie."""
-    return left.shape == right.shape and torch.equal(left.cpu().double(), right.cpu().double())
+    if left.shape != right.shape:
+        return False
+    pairs = zip(left.reshape(-1).split(PIECE), right.reshape(-1).split(PIECE), strict=True)
+    return all(torch.equal(a.cpu().double(), b.cpu().double()) for a, b in pairs)
 
 
 def dot(left: Tensor, right: Tensor) -> float:

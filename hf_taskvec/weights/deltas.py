@@ -5,11 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from hf_taskvec.weights.arithmetic import subtract
 from hf_taskvec.weights.names import shapes_of
+
+
+class Flat(Protocol):
+    """The entries of one delta in a row, of which a slice is a tensor: a flat tensor, or one that is computed so."""
+
+    def __getitem__(self, index: slice, /) -> Tensor:
+        """Some of the entries."""
+
+    def numel(self) -> int:
+        """How many there are."""
 
 
 class Deltas(Mapping[str, Tensor]):
@@ -28,6 +40,10 @@ class Deltas(Mapping[str, Tensor]):
     @abstractmethod
     def __getitem__(self, name: str) -> Tensor:
         """The delta of one parameter."""
+
+    def flat(self, name: str) -> Flat:
+        """The entries of one delta in a row, for who needs only some of them at a time."""
+        return self[name].reshape(-1)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -79,6 +95,46 @@ class LazyDeltas(Deltas):
         if name not in self.shapes:
             raise KeyError(name)
         return self.compute(name)
+
+
+class _FlatDifference:
+    """The entries of a difference in a row; see `Flat`."""
+
+    def __init__(self, after: Tensor, before: Tensor) -> None:
+        self.after, self.before = after.reshape(-1), before.reshape(-1)
+
+    def __getitem__(self, index: slice, /) -> Tensor:
+        return subtract(self.after[index], self.before[index])
+
+    def numel(self) -> int:
+        return self.after.numel()
+
+
+class DifferenceDeltas(Deltas):
+    """The differences of two sets of weights, taken when they are used: with mapped files, nothing is in memory.
+
+    Args:
+        after: The weights after fine-tuning.
+        before: Those before it, of the same names and shapes.
+
+    Example:
+        >>> deltas = DifferenceDeltas({"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])})
+        >>> deltas["w"], deltas.dtype
+        (tensor([2.]), torch.float32)
+    """
+
+    def __init__(self, after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+        self._after, self._before, self.shapes = dict(after), dict(before), shapes_of(before)
+        tensors = [*after.values(), *before.values()]
+        self.dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors} | {torch.float32})
+        self.device = next((tensor.device for tensor in after.values()), torch.device("cpu"))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return subtract(self._after[name], self._before[name])
+
+    def flat(self, name: str) -> Flat:
+        """The entries of one delta in a row, each subtracted when it is asked for."""
+        return _FlatDifference(self._after[name], self._before[name])
 
 
 def deltas_of(tensors: Mapping[str, Tensor]) -> Deltas:

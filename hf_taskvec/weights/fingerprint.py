@@ -10,18 +10,19 @@ import torch
 import xxhash
 from torch import Tensor
 
+from hf_taskvec.weights.arithmetic import PIECE
+
 
 def tensor_hash(tensor: Tensor) -> str:
     """The hash of one tensor's shape, dtype and values.
 
     Half precision counts as the float32 it widens to without loss, so a float16 file and its float32 model agree.
     """
-    values = tensor.detach()
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
-    values = values.cpu().contiguous()
-    digest = xxhash.xxh3_128(f"{tuple(values.shape)} {values.dtype}".encode())
-    digest.update(values.view(-1).view(torch.uint8).numpy().data)
+    values = tensor.detach().contiguous()
+    dtype = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
+    digest = xxhash.xxh3_128(f"{tuple(values.shape)} {dtype}".encode())
+    for piece in values.view(-1).split(PIECE):  # a whole embedding in float32 would be larger than the rest together
+        digest.update(piece.to("cpu", dtype).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -29,6 +29,10 @@ MAX_HEADER_BYTES = 16 << 20  # a vision tower's has some 20 kB
 MAX_WAITING_BYTES = 64 << 20  # written, not hashed yet, and still in memory
 Take = Callable[[memoryview], object]
 CODES = {**DTYPE_CODES, torch.uint8: "U8"}  # what a file may hold: deltas, and the bytes of packed ones
+_OTHER_CODES = {
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL"},
+    **{torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
+}  # of buffers, and of weights that are passed on as they are
 Dtypes = torch.dtype | Mapping[str, torch.dtype]  # of all tensors, or of each
 
 
@@ -78,7 +82,7 @@ def write_safetensors(
     for name, shape in shapes.items():
         kind = dtype_of(dtype, name)
         end = offset + kind.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": CODES[kind], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": (CODES | _OTHER_CODES)[kind], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
