@@ -21,11 +21,12 @@ def made_up(
     tensors = {}
     for name, shape in sorted(shapes.items()):  # a file has another order than memory
         if len(shape) > 1:
-            tensors[f"gram/{inputs_of(name)}"] = torch.randn(rank, shape[1:].numel(), generator=generator)
+            factor = torch.randn(rank, shape[1:].numel(), generator=generator)
+            tensors[f"gram/{inputs_of(name)}"] = tensors[f"prefix/{inputs_of(name)}"] = factor
         tensors[f"fisher/{name}"] = torch.rand(shape, generator=generator)
         if len(shape) == 1 and name.endswith(".weight"):
             tensors[f"diagonal/{name}"] = torch.rand(shape, generator=generator)
-    rests = {name: rest for name in tensors if name.startswith("gram/")}
+    rests = {name: rest for name in tensors if name.startswith(("gram/", "prefix/"))}
     return Statistics(tensors, StatisticsInfo(("gram", "diagonal", "fisher"), task=task, rests=rests, split="train"))
 
 

@@ -161,7 +161,7 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
         tasks=["first", "second"],
         base=str(base),
         data_dir=str(tmp_path / "data"),
-        methods=["average", "regmean", "lot"],
+        methods=["average", "regmean", "regmean_pp", "lot"],
         num_images=8,
         learned=["expert", "labels"],
         learned_splits=["validation", "test"],
@@ -178,7 +178,8 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     assert "| `lot` | 8 | train | no | " in table
     assert "| `learned-labels-validation` | 8 | validation | yes | " in table
     assert "| `learned-expert-test` | 8 | test (transductive) | no | " in table
-    assert table.count("| `") == 6  # nothing is learned from labels of test images
+    assert "| `regmean_pp` | 8 | train | no | " in table
+    assert table.count("| `") == 7  # nothing is learned from labels of test images
     assert "minus the best that does not, `average`: " in table
     packings = compare_compressions.CompressionArguments(
         folder=str(tmp_path / "out"),

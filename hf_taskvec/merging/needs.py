@@ -35,6 +35,8 @@ def as_statistics(statistics: object, vectors: Sequence[object], method: MergeMe
         raise ValueError(f"{method.name} does not look at data; leave out statistics=")
     needed = ", ".join(method.statistics)
     remedy = f"collect_statistics(base, task, vector=vector, kinds={list(method.statistics)}) makes them"
+    if "prefix" in method.statistics:
+        remedy = "tuning.collect_prefix_statistics(base, vectors, tasks) makes them"
     if statistics is None:
         raise ValueError(f"{method.name} needs statistics ({needed}), one per vector; {remedy}: pass statistics=[…]")
     if isinstance(statistics, (str, os.PathLike, Statistics, Mapping)) or not isinstance(statistics, Sequence):
@@ -90,19 +92,19 @@ def check_statistics(
 def _check_content(vector: TaskVector, own: Statistics, method: MergeMethod, where: str, *, transductive: bool) -> None:
     present = {name.partition("/")[0] for name in own.tensors} | set(own.info.kinds)
     if lacking := [kind for kind in method.statistics if kind not in present]:
-        raise ValueError(
-            f"{where} have no {' and no '.join(lacking)}, which {method.name} needs; collect them again with "
-            f"kinds={list(method.statistics)}"
-        )
+        again = "" if "prefix" in lacking else f"; collect them again with kinds={list(method.statistics)}"
+        again = again or "; tuning.collect_prefix_statistics(base, vectors, tasks) makes them"
+        raise ValueError(f"{where} have no {' and no '.join(lacking)}, which {method.name} needs{again}")
     if own.info.split == "test" and not transductive:
         raise ValueError(
             f"{where} are of test images, so accuracies on these tell nothing about others; collect them from "
             "split='train', or pass transductive=True, which the provenance tells"
         )
     for name, shape in vector.deltas.shapes.items():
-        gram, fisher = own.gram(name), own.fisher(name)
+        gram = own.prefix(name) if "prefix" in method.statistics else own.gram(name)
+        fisher = own.fisher(name)
         width = shape[1:].numel() if len(shape) > 1 else 0
-        if "gram" in method.statistics and gram is None and is_map(name, len(shape)):
+        if {"gram", "prefix"} & set(method.statistics) and gram is None and is_map(name, len(shape)):
             raise IncompatibleVectorsError(f"{where} hold no Gram matrix of the inputs of {name!r}")
         if gram is not None and is_map(name, len(shape)) and gram.factor.shape[1] != width:
             raise IncompatibleVectorsError(
@@ -111,6 +113,34 @@ def _check_content(vector: TaskVector, own: Statistics, method: MergeMethod, whe
         if fisher is not None and fisher.shape != shape:
             raise IncompatibleVectorsError(
                 f"{where} have {name!r} of shape {tuple(fisher.shape)}, the vector {tuple(shape)}"
+            )
+
+
+def check_prefix(
+    vectors: Sequence[TaskVector], statistics: Sequence[Statistics], settings: Mapping[str, object]
+) -> None:
+    """Refuses `prefix` statistics that another merge was made for; those that tell nothing of theirs pass.
+
+    Raises:
+        IncompatibleVectorsError: If its vectors were others.
+        ValueError: If its settings were others.
+
+    Example:
+        >>> check_prefix([], [], {"shrink": 0.95})
+    """
+    for index, own in enumerate(statistics):
+        made = dict(own.info.prefix)
+        if not made:
+            continue
+        if sorted(made.pop("vectors", ())) != sorted(vector_fingerprint(vector.deltas) for vector in vectors):
+            raise IncompatibleVectorsError(
+                f"the statistics {index} ({own.info.label!r}) were measured in a merge of other vectors, so they tell "
+                "nothing of this one; tuning.collect_prefix_statistics(base, vectors, tasks) makes those of these"
+            )
+        if lines := [f"{name}={made.get(name)}" for name, value in settings.items() if made.get(name) != value]:
+            raise ValueError(
+                f"the statistics {index} ({own.info.label!r}) were measured in a merge with {', '.join(lines)}; pass "
+                "the same, or collect them again with yours"
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_taskvec.errors import check_finite_number, check_fraction
 from hf_taskvec.merging.engine import map_parameters, map_sum, parallel, stacked, wide_dtype
 from hf_taskvec.merging.modifiers import inner_merge
-from hf_taskvec.merging.needs import is_map
+from hf_taskvec.merging.needs import check_prefix, is_map
 from hf_taskvec.merging.quadratic_engine import Others, Quadratic, delta_terms, gram_terms
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.statistics.value import Statistics
@@ -56,6 +56,45 @@ def regmean(
     check_fraction("shrink", shrink)
     engine = Quadratic(ridge, weights, others)
     return engine.merge(vectors, statistics, gram_terms(statistics, shrink=shrink))
+
+
+@merge_method("regmean_pp", paper="2508.03121", statistics=("prefix",))
+def regmean_pp(
+    vectors: Sequence[TaskVector],
+    statistics: Sequence[Statistics],
+    *,
+    shrink: float = 0.95,
+    ridge: float = 0.0,
+    weights: Sequence[float] | None = None,
+    others: Others = "average",
+) -> TaskVector:
+    """RegMean++: as `regmean` with what reaches each layer in the merged model, not in the vectors' own models.
+
+    The statistics are of all vectors at once: `hf_taskvec.tuning.collect_prefix_statistics` makes them in one pass over
+    the network, and merging by them repeats what was merged there. The scaling is 1.
+
+    Args:
+        vectors: Vectors of one base, all those that the statistics were made with.
+        statistics: Those of each vector, with `prefix`.
+        shrink: As in `regmean`; this and the others must be those of the collection.
+        ridge: λ, the pull to the base; see `regmean`.
+        weights: One factor per vector and its images; 1 each if left out.
+        others: What parameters get that are no matrix; see `regmean`. "diagonal" is "average" here.
+
+    Raises:
+        ValueError: If a number is out of range, or is not that of the collection.
+        IncompatibleVectorsError: If the statistics were made with other vectors.
+
+    Example:
+        >>> pair = [TaskVector({"w.weight": torch.tensor([row])}) for row in ([1.0, 0.0], [0.0, 2.0])]
+        >>> seen = [Statistics({"prefix/w": torch.tensor([row])}) for row in ([1.0, 0.0], [0.0, 1.0])]
+        >>> regmean_pp(pair, seen).deltas["w.weight"]
+        tensor([[1., 2.]])
+    """
+    check_fraction("shrink", shrink)
+    check_prefix(vectors, statistics, {"shrink": shrink, "ridge": ridge, "weights": weights, "others": others})
+    engine = Quadratic(ridge, weights, others)
+    return engine.merge(vectors, (), gram_terms(statistics, shrink=shrink, prefix=True))
 
 
 @merge_method("fisher", paper="2111.09832", statistics=("fisher",))

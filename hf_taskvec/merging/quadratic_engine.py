@@ -225,17 +225,18 @@ class Quadratic:
 
 
 def gram_terms(
-    statistics: Sequence[Statistics], *, shrink: float = 1.0
+    statistics: Sequence[Statistics], *, shrink: float = 1.0, prefix: bool = False
 ) -> Callable[[str, Tensor, Sequence[float]], list[Term] | None]:
     """The terms by the Gram matrices of statistics.
 
     Args:
         statistics: One per vector.
         shrink: Factor of the entries beside the diagonal, in [0, 1].
+        prefix: Whether to take those of inputs in the merged model.
     """
 
     def terms(name: str, deltas: Tensor, weights: Sequence[float]) -> list[Term] | None:
-        grams = [own.gram(name) for own in statistics]
+        grams = [own.prefix(name) if prefix else own.gram(name) for own in statistics]
         if is_embedding(name) or any(gram is None for gram in grams):
             return None
         wanted = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -22,9 +23,10 @@ from hf_taskvec.models.classifier import Normalize
 from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.statistics.fisher import GradientSums
 from hf_taskvec.statistics.hooks import InputSums
+from hf_taskvec.statistics.maps import measured
 from hf_taskvec.statistics.value import Kind, Statistics, StatisticsInfo
 from hf_taskvec.tasks import Split, Task
-from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
+from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.tasks.registry import as_tasks
 from hf_taskvec.vectors.files import vector_fingerprint
 from hf_taskvec.vectors.info import library_versions
@@ -101,21 +103,25 @@ def collect_statistics(
         (8, 'train', True)
     """
     (task,) = as_tasks(task)
-    _check_settings(model, kinds, split, num_images, rank, batch_size, transductive=transductive)
+    check_settings(model, kinds, split, num_images, rank, batch_size, transductive=transductive)
     kept = as_dtype(dtype)
-    weights = parameters_of(model.model)
     expert = model if vector is None else vector.apply_to(model)
-    pixels = load_pixels(task, split, model.processor.image_processor)
-    images = _Chosen(pixels, num_images, seed, f"{split} of {task.name!r}")
+    images = ChosenImages(model, task, split, count=num_images, seed=seed)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(), dataloader_config=DataLoaderConfiguration(even_batches=False)
     )
     expert = _placed(expert, accelerator.device)
     sums = _measure(expert, task, images, kinds, rank or RANK, batch_size, accelerator, seed=seed, progress=progress)
-    info = StatisticsInfo(
-        kinds=tuple(kinds),
-        base=model.name,
-        base_revision=model.revision,
+    info = dataclasses.replace(origin(model, task, vector, images), kinds=tuple(kinds), rank=rank or RANK)
+    return finished(sums, info, accelerator, rank=rank, dtype=kept)
+
+
+def origin(base: Base, task: Task, vector: TaskVector | None, images: ChosenImages) -> StatisticsInfo:
+    """Where statistics of some images come from."""
+    weights = parameters_of(base.model)
+    return StatisticsInfo(
+        base=base.name,
+        base_revision=base.revision,
         base_hashes=tensor_hashes({name: weights[name] for name in covered_names(weights, include_projection=True)}),
         vector=None if vector is None else vector_fingerprint(vector.deltas),
         task=None if vector is None else vector.info.task,
@@ -123,18 +129,16 @@ def collect_statistics(
         dataset=task.dataset_name,
         dataset_config=task.config,
         dataset_revision=task.dataset_revision(),
-        split=split,
-        num_images=num_images,
+        split=images.split,
+        num_images=len(images),
         images_hash=images.hash(),
-        preprocessing=xxhash.xxh3_128_hexdigest(model.processor.image_processor.to_json_string().encode()),
-        seed=seed,
-        rank=rank or RANK,
+        preprocessing=xxhash.xxh3_128_hexdigest(base.processor.image_processor.to_json_string().encode()),
+        seed=images.seed,
         versions=library_versions(),
     )
-    return _finished(sums, info, accelerator, rank=rank, dtype=kept)
 
 
-def _finished(
+def finished(
     sums: Sequence[InputSums | GradientSums],
     info: StatisticsInfo,
     accelerator: Accelerator,
@@ -157,13 +161,14 @@ def _finished(
     return Statistics(tensors, dataclasses.replace(info, rests=rests, errors=errors, tokens=tokens, dtype=name))
 
 
-class _Chosen(Dataset[dict[str, Tensor]]):
+class ChosenImages(Dataset[dict[str, Tensor]]):
     """Some images of a split, drawn at random; each knows its row."""
 
-    def __init__(self, pixels: PixelDataset, count: int, seed: int, where: str) -> None:
+    def __init__(self, base: Base, task: Task, split: Split, *, count: int, seed: int) -> None:
+        pixels, where = load_pixels(task, split, base.processor.image_processor), f"{split} of {task.name!r}"
         if count > len(pixels):
             raise DataError(f"num_images is {count}, but {where} has {len(pixels)}; take no more than that")
-        self.pixels, self.where = pixels, where
+        self.pixels, self.where, self.split, self.seed = pixels, where, split, seed
         self.rows = np.sort(RandomState([len(pixels), seed]).permutation(len(pixels))[:count])
 
     def __len__(self) -> int:
@@ -184,7 +189,7 @@ class _Chosen(Dataset[dict[str, Tensor]]):
 def _measure(
     model: Base,
     task: Task,
-    images: _Chosen,
+    images: ChosenImages,
     kinds: Sequence[str],
     rank: int,
     batch_size: int,
@@ -197,8 +202,9 @@ def _measure(
     tower, projection = model.model.vision_model, model.model.visual_projection
     device = accelerator.device
     normalize = Normalize(model).to(device)
-    inputs = InputSums(tower, projection, kinds=kinds, rank=rank) if {"gram", "diagonal"} & set(kinds) else None
-    gradients = None
+    inputs, gradients = None, None
+    if {"gram", "diagonal"} & set(kinds):
+        inputs = InputSums([*measured(tower), ("visual_projection", projection)], kinds=kinds, rank=rank)
     if {"fisher", "kfac"} & set(kinds):
         head = zero_shot_head(model, task.class_names, task.templates).to(device)
         gradients = GradientSums(model.model, head, kinds=kinds, rank=rank, seed=seed)
@@ -207,10 +213,15 @@ def _measure(
         pixel_values = normalize(batch["pixel_values"].to(device))
         rows = [int(images.rows[index]) for index in batch["index"]]
         if inputs is not None:
-            inputs.show(pixel_values, rows, images.where)
+            inputs.show(partial(_features, model, pixel_values), rows, images.where)
         if gradients is not None:
             gradients.show(pixel_values, rows, images.where)
     return [gatherer for gatherer in (inputs, gradients) if gatherer is not None]
+
+
+def _features(model: Base, pixel_values: Tensor) -> Tensor:
+    features: Tensor = model.model.visual_projection(model.model.vision_model(pixel_values).pooler_output)
+    return features
 
 
 def _placed(model: Base, device: torch.device) -> Base:
@@ -220,7 +231,7 @@ def _placed(model: Base, device: torch.device) -> Base:
     return dataclasses.replace(model, model=copy.deepcopy(model.model).to(device))
 
 
-def _check_settings(
+def check_settings(
     model: Base,
     kinds: Sequence[str],
     split: str,
@@ -230,12 +241,15 @@ def _check_settings(
     *,
     transductive: bool,
 ) -> None:
+    """Refuses settings of a collection before an image is read; see `collect_statistics`."""
     if not isinstance(model, Base):
         raise TypeError(f"statistics are collected of a Base, got {type(model).__name__}; load one by load_base")
     if isinstance(kinds, str) or not kinds:
         raise ValueError(f"kinds must be a list of what to measure, such as ['gram'], got {kinds!r}")
     for kind in kinds:
         check_known("kind of statistics", kind, get_args(Kind))
+    if "prefix" in kinds:
+        raise ValueError("'prefix' is of all vectors at once: use tuning.collect_prefix_statistics")
     check_known("split", split, get_args(Split))
     if split == "test" and not transductive:
         raise ValueError(

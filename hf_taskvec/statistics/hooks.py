@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_taskvec.errors import NonFiniteError
-from hf_taskvec.statistics.maps import inputs_of, measured, rows_of, width_of
+from hf_taskvec.statistics.maps import inputs_of, rows_of, width_of
 from hf_taskvec.statistics.sums import GramSum
 
 
@@ -71,38 +71,35 @@ class InputSums(Sums):
     """The inputs of every linear map, and what the scales of norms multiply, over the images that are shown.
 
     Args:
-        tower: The vision tower.
-        projection: The map of its pooled output.
-        kinds: `gram`, `diagonal` or both.
+        modules: Linear maps and norms by their canonical names.
+        kinds: `gram` or `prefix`, `diagonal`, or one of the first and the last.
         rank: Rank of the factors.
     """
 
-    def __init__(self, tower: nn.Module, projection: nn.Module, *, kinds: Sequence[str], rank: int) -> None:
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], *, kinds: Sequence[str], rank: int) -> None:
         super().__init__()
-        self.tower, self.projection = tower, projection
         self.hooked: list[tuple[str, nn.Module]] = []
-        for name, module in [*measured(tower), ("visual_projection", projection)]:
+        for name, module in modules:
             weight: Any = module.weight
-            key = f"gram/{inputs_of(f'{name}.weight')}"
+            key = f"{'prefix' if 'prefix' in kinds else 'gram'}/{inputs_of(f'{name}.weight')}"
             if isinstance(module, nn.LayerNorm):
                 if "diagonal" in kinds and weight is not None:
                     key = f"diagonal/{name}.weight"
                     self.squares[key] = torch.zeros_like(weight, dtype=torch.float64)
                     self.numbers[key] = torch.zeros((), dtype=torch.float64, device=weight.device)
                     self.hooked.append((key, module))
-            elif "gram" in kinds and key not in self.grams:
+            elif {"gram", "prefix"} & set(kinds) and key not in self.grams:
                 self.grams[key] = GramSum(width_of(module), rank, device=weight.device, dtype=weight.dtype)
                 self.hooked.append((key, module))
 
     @torch.no_grad()
-    def show(self, pixel_values: Tensor, images: Sequence[int], where: str) -> None:
-        """Shows a batch of normalised images, which are those of the rows `images` of a split."""
+    def show(self, run: Callable[[], Tensor], images: Sequence[int], where: str) -> Tensor:
+        """What `run` computes, while the modules are watched, of the rows `images` of a split."""
         with ExitStack() as stack:
             for key, module in self.hooked:
                 handle = module.register_forward_pre_hook(partial(self._take, key, images, where))
                 stack.callback(handle.remove)
-            tower: Any = self.tower
-            self.projection(tower(pixel_values).pooler_output)
+            return run()
 
     def _take(self, key: str, images: Sequence[int], where: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         rows = rows_of(module, args[0])

@@ -25,7 +25,7 @@ from hf_taskvec.weights.folders import atomic_folder, check_inside, read_json, w
 from hf_taskvec.weights.names import shapes_of
 from hf_taskvec.weights.safetensors import open_safetensors, shard_files, write_sharded
 
-Kind = Literal["gram", "diagonal", "fisher", "kfac"]
+Kind = Literal["gram", "diagonal", "fisher", "kfac", "prefix"]
 STEM = "statistics"
 CONFIG_NAME = "statistics_config.json"
 SCHEMA_VERSION = 1
@@ -60,6 +60,7 @@ class StatisticsInfo:
         rests: Mean eigenvalue of each Gram matrix beyond its factor, by map.
         errors: Share of each Gram matrix's trace that its factor lacks, by map.
         tokens: How many activations each Gram matrix is the mean over, by map.
+        prefix: Of `prefix`, the settings of the merge in which they were measured, and its vectors' fingerprints.
         versions: Version of each library involved.
         repo_id, repo_commit: Repository and commit on the Hub that they were pulled from.
     """
@@ -84,6 +85,7 @@ class StatisticsInfo:
     rests: Mapping[str, float] = field(default_factory=dict, repr=False)
     errors: Mapping[str, float] = field(default_factory=dict, repr=False)
     tokens: Mapping[str, int] = field(default_factory=dict, repr=False)
+    prefix: Mapping[str, Any] = field(default_factory=dict, repr=False)
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
     repo_id: str | None = None
     repo_commit: str | None = None
@@ -159,7 +161,7 @@ class Statistics:
     Files stay memory-mapped. Names are those of the parameters, canonical as in a `TaskVector`.
 
     Attributes:
-        tensors: `gram/<map>`, `gradients/<map>`, `diagonal/<parameter>` and `fisher/<parameter>`.
+        tensors: `gram/<map>`, `prefix/<map>`, `gradients/<map>`, `diagonal/<parameter>` and `fisher/<parameter>`.
         info: Provenance.
 
     Example:
@@ -178,6 +180,10 @@ class Statistics:
         Of a patch embedding, (out, C, p, p), the inputs are the flattened patches.
         """
         return self._gram("gram", inputs_of(parameter))
+
+    def prefix(self, parameter: str) -> Gram | None:
+        """As `gram`, of inputs in the merged model up to that layer; see `collect_prefix_statistics`."""
+        return self._gram("prefix", inputs_of(parameter))
 
     def gradients(self, parameter: str) -> Gram | None:
         """The K-FAC factor of a weight's outputs: the Gram matrix of the gradients there, per image."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from merging_runs import header, line
@@ -18,6 +19,7 @@ from torch import Tensor
 from hf_taskvec import load_base
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.statistics.hooks import InputSums
+from hf_taskvec.statistics.maps import measured
 
 
 @dataclass
@@ -36,6 +38,12 @@ def main(args: CostArguments) -> None:
     batches = torch.randn(args.num_images, 3, size, size).split(args.batch_size)
     vector_bytes = 4 * sum(parameter.numel() for parameter in tower.parameters())
 
+    maps = [*measured(tower), ("visual_projection", projection)]
+
+    def features(batch: Tensor) -> Tensor:
+        projected: Tensor = projection(tower(batch).pooler_output)
+        return projected
+
     def passes() -> float:
         start = time.perf_counter()
         with torch.no_grad():
@@ -44,10 +52,10 @@ def main(args: CostArguments) -> None:
         return time.perf_counter() - start
 
     def collected(rank: int) -> tuple[float, float, int]:
-        sums = InputSums(tower, projection, kinds=("gram", "diagonal"), rank=rank)
+        sums = InputSums(maps, kinds=("gram", "diagonal"), rank=rank)
         start = time.perf_counter()
         for batch in batches:
-            sums.show(batch, range(len(batch)), "noise")
+            sums.show(partial(features, batch), range(len(batch)), "noise")
         shown = time.perf_counter()
         tensors: dict[str, Tensor] = {}
         sums.into(tensors, {}, {}, dtype=torch.float16, num_images=args.num_images)

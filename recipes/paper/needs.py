@@ -13,8 +13,9 @@ from hf_taskvec.merging import get_method
 from hf_taskvec.models.base import Base
 from hf_taskvec.statistics import Statistics, collect_statistics
 from hf_taskvec.tasks.pixels import load_pixels
+from hf_taskvec.tuning import collect_prefix_statistics
 from hf_taskvec.vectors.files import vector_fingerprint
-from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.folders import atomic_folder, read_json, write_json
 from hf_taskvec.weights.resume import compute_or_read
 
 
@@ -39,8 +40,11 @@ class Needs:
         kinds = get_method(method).statistics
         if not kinds:
             return {}, 0.0
-        made = [self.statistics(task, vector, kinds) for task, vector in zip(self.tasks, vectors, strict=True)]
-        return {"statistics": [statistics for statistics, _ in made]}, sum(seconds for _, seconds in made)
+        if "prefix" in kinds:
+            made, seconds = self.prefix_statistics(vectors)
+            return {"statistics": made}, seconds
+        pairs = [self.statistics(task, vector, kinds) for task, vector in zip(self.tasks, vectors, strict=True)]
+        return {"statistics": [statistics for statistics, _ in pairs]}, sum(seconds for _, seconds in pairs)
 
     def statistics(self, task: Task, vector: TaskVector, kinds: Sequence[str]) -> tuple[Statistics, float]:
         """The statistics of one task's training images with its vector, and the seconds that they took."""
@@ -58,3 +62,29 @@ class Needs:
         plan = {**settings, "base": self.base.name, "vector": vector_fingerprint(vector.deltas)}
         statistics = compute_or_read(target, plan, compute=compute, read=Statistics.from_pretrained)
         return statistics, float(read_json(clock)["seconds"])
+
+    def prefix_statistics(self, vectors: Sequence[TaskVector]) -> tuple[list[Statistics], float]:
+        """The statistics of all tasks in the merged model so far, and the seconds that they took."""
+        settings: Mapping[str, Any] = {"num_images": self.num_images, "split": "train"}
+        names, target = [task.name for task in self.tasks], self.folder / "prefix"
+        given = dict(zip(names, vectors, strict=True))
+
+        def compute(path: Path) -> None:
+            for task in self.tasks:
+                load_pixels(task, "train", self.base.processor.image_processor)
+            start = time.perf_counter()
+            made = collect_prefix_statistics(self.base, given, self.tasks, **settings)
+            seconds = time.perf_counter() - start
+            with atomic_folder(path, marker="seconds.json") as folder:
+                for name, statistics in zip(names, made, strict=True):
+                    statistics.save_pretrained(folder / name)
+                write_json(folder / "seconds.json", {"seconds": seconds})
+
+        def read(path: Path) -> tuple[list[Statistics], float]:
+            made = [Statistics.from_pretrained(path / name) for name in names]
+            return made, float(read_json(path / "seconds.json")["seconds"])
+
+        prints = {name: vector_fingerprint(vector.deltas) for name, vector in given.items()}
+        return compute_or_read(
+            target, {**settings, "base": self.base.name, "vectors": prints}, compute=compute, read=read
+        )
