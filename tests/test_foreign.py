@@ -205,7 +205,7 @@ def test_a_wrapped_model_takes_a_vector(base: CLIPModel, tuned: CLIPModel) -> No
 TOWER = {"embeddings.cls_token": torch.zeros(1, 1, 4), "layernorm.bias": torch.zeros(4)}
 OPEN_CLIP = {"visual.conv1.weight": torch.zeros(2), "transformer.resblocks.0.ln_1.bias": torch.zeros(2)}
 MODELS: dict[str, tuple[dict[str, Tensor], dict[str, object], str]] = {
-    "SigLIP": ({"embeddings.patch_embedding.bias": torch.zeros(4)}, {"model_type": "siglip"}, "SigLIP"),
+    "SigLIP": ({"embeddings.patch_embedding.bias": torch.zeros(4)}, {"model_type": "siglip2"}, "SigLIP 2"),
     "SigLIP's tower": (
         {"vision_model.post_layernorm.bias": torch.zeros(4)},
         {"model_type": "siglip_vision_model"},

@@ -1,15 +1,15 @@
-"""The base: a CLIP model with its processor, and where it comes from."""
+"""The base: a CLIP or SigLIP model with its processor, and where it comes from."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import HubAccess, HubKeywords, is_repo_id
@@ -17,17 +17,21 @@ from hf_taskvec.models.embedded import EMBEDDED as EMBEDDED
 from hf_taskvec.models.embedded import EMBEDDED_BASES as EMBEDDED_BASES
 from hf_taskvec.models.embedded import FEATURE_CLIP as FEATURE_CLIP
 from hf_taskvec.models.embedded import TINY_CLIP as TINY_CLIP
-from hf_taskvec.models.layouts import check_base_folder, fetch_checkpoint
+from hf_taskvec.models.layouts import check_base_folder, fetch_checkpoint, read_config
 from hf_taskvec.text import listed, shortened, table
 from hf_taskvec.weights.dtypes import as_dtype
 from hf_taskvec.weights.folders import atomic_folder, write_json
 
+KINDS: dict[str, tuple[Any, Any]] = {"clip": (CLIPModel, CLIPProcessor), "siglip": (SiglipModel, SiglipProcessor)}
 SAVED = "task_vector_base.json"  # marks a folder that `Base.save_pretrained` wrote
 
 
 @dataclass(frozen=True, repr=False)
 class Base:
-    """A CLIP model, its processor and its origin; also what `TaskVector.apply_to` returns for a base.
+    """A CLIP or SigLIP model, its processor and its origin; also what `TaskVector.apply_to` returns for a base.
+
+    SigLIP (arXiv 2303.15343; SigLIP 2 of fixed resolution, arXiv 2502.14786, is the same model) has no projections: its
+    towers end in the shared space. Its model gets parameterless ones, so that both are used alike.
 
     Attributes:
         model: Image and text tower.
@@ -38,12 +42,21 @@ class Base:
         transductive: Whether test images were used in the making of such a vector.
     """
 
-    model: CLIPModel
-    processor: CLIPProcessor
+    model: CLIPModel | SiglipModel
+    processor: CLIPProcessor | SiglipProcessor
     name: str
     revision: str | None = None
     edited: bool = False
     transductive: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, SiglipModel):
+            self.model.visual_projection = self.model.text_projection = nn.Identity()
+
+    @property
+    def architecture(self) -> str | None:
+        """The kind of model as its configuration names it; `None` for a CLIP."""
+        return None if self.model.config.model_type == "clip" else str(self.model.config.model_type)
 
     @property
     def device(self) -> torch.device:
@@ -95,8 +108,16 @@ class Base:
             write_json(temporary / SAVED, {"name": self.name, "revision": self.revision})
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Unit-norm text features, (len(texts), F)."""
-        tokens = self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
+        """Unit-norm text features, (len(texts), F).
+
+        SigLIP reads lower case and no mask, and pools by the last of as many tokens as its context has: padding counts.
+        """
+        settings: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        if isinstance(self.model, SiglipModel):
+            texts = [text.lower() for text in texts]
+            length = self.model.config.text_config.max_position_embeddings
+            settings |= {"padding": "max_length", "max_length": length, "return_attention_mask": False}
+        tokens = self.processor.tokenizer(texts, **settings).to(self.device)
         with torch.no_grad():
             pooled = self.model.text_model(**tokens).pooler_output
             return nn.functional.normalize(self.model.text_projection(pooled), dim=-1)
@@ -115,11 +136,11 @@ def load_base(
     attn_implementation: str | None = None,
     **hub: Unpack[HubKeywords],
 ) -> Base:
-    """Loads a CLIP model with its processor, in evaluation mode.
+    """Loads a CLIP or SigLIP model with its processor, in evaluation mode.
 
     Args:
-        source: Hub id or folder of any `CLIPModel`; the embedded tiny CLIP if left out. `hf-taskvec/feature-clip` is
-            embedded too: a base with better features, for measurements.
+        source: Hub id or folder of any `CLIPModel` or `SiglipModel`; the embedded tiny CLIP if left out.
+            `hf-taskvec/feature-clip` is embedded too: a base with better features, for measurements.
         revision: Branch, tag or commit on the Hub.
         base_name: Hub id of the model in a folder, for the provenance of vectors; by default the folder's name.
         dtype: Dtype of the weights in memory, or its name; float32 also for a half-precision file.
@@ -151,9 +172,10 @@ def load_base(
     return Base(model.eval(), processor, where if embedded else base_name or folder.name, folder.commit)
 
 
-def _read(folder: Path, where: str, dtype: torch.dtype, attention: str | None) -> tuple[CLIPModel, CLIPProcessor]:
+def _read(folder: Path, where: str, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
+    model_kind, processor_kind = KINDS[read_config(folder)["model_type"]]
     try:
-        model, loading = CLIPModel.from_pretrained(
+        model, loading = model_kind.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,
@@ -161,14 +183,14 @@ def _read(folder: Path, where: str, dtype: torch.dtype, attention: str | None) -
             output_loading_info=True,
             local_files_only=True,
         )
-        processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        processor = processor_kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         cause = shortened(f"{type(error).__name__}: {error}", 250)
-        raise CheckpointError(f"{where} holds no loadable CLIP model with its processor: {cause}") from error
+        raise CheckpointError(f"{where} holds no loadable model with its processor: {cause}") from error
     lines = [f"{key.replace('_', ' ')}: {listed(sorted(names), room=100)}" for key, names in loading.items() if names]
     if lines:
         details = [f"{key}: {name}" for key, names in loading.items() for name in sorted(names)]
-        raise CheckpointError(f"{where} does not fit CLIPModel; {'; '.join(lines)}", details=details)
+        raise CheckpointError(f"{where} does not fit {model_kind.__name__}; {'; '.join(lines)}", details=details)
     return model, processor
 
 

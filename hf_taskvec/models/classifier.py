@@ -20,7 +20,7 @@ from hf_taskvec.weights.names import canonical
 
 
 class Normalize(nn.Module):
-    """uint8 images to the floats a CLIP tower expects: rescaled and normalised as its image processor is set to do.
+    """uint8 images to the floats a tower expects: rescaled and normalised as its image processor is set to do.
 
     Args:
         base: The model with its image processor.
@@ -36,7 +36,7 @@ class Normalize(nn.Module):
 
     def __init__(self, base: Base) -> None:
         super().__init__()
-        processor, weight = base.processor.image_processor, base.model.visual_projection.weight
+        processor, weight = base.processor.image_processor, next(base.model.vision_model.parameters())
         unit = 1 / processor.rescale_factor if processor.do_rescale else 1.0  # how many grey levels are 1.0
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
         for name, values in (("mean", mean), ("std", std)):
@@ -63,7 +63,7 @@ def _channels(name: str, values: Any) -> list[float]:
 
 
 class ImageClassifier(nn.Module):
-    """A CLIP vision tower with a frozen zero-shot head, fed with uint8 pixels.
+    """A CLIP or SigLIP vision tower with a frozen zero-shot head, fed with uint8 pixels.
 
     Its trainable parameters have canonical names: `vision_model.…` and `visual_projection.weight`.
 
@@ -89,7 +89,9 @@ class ImageClassifier(nn.Module):
         self.visual_projection = copy.deepcopy(base.model.visual_projection).requires_grad_(include_projection)
         self.normalize = Normalize(base)
         head = zero_shot_head(base, task.class_names, task.templates)
-        self.register_buffer("head", head.to(self.visual_projection.weight), persistent=False)
+        self.register_buffer("head", head.to(self.normalize.mean), persistent=False)
+        bias = getattr(base.model, "logit_bias", None)
+        self.register_buffer("logit_bias", None if bias is None else bias.detach().clone(), persistent=False)
 
     @property
     def config(self) -> Any:
@@ -129,10 +131,14 @@ class ImageClassifier(nn.Module):
 def classify(model: Any, head: Tensor, pixels: Tensor) -> Tensor:
     """Logits (N, C) of normalised images (N, 3, H, W) by a model's tower and projection and a head (C, F).
 
+    Those of SigLIP have its bias, so that the sigmoid of one is the probability that this class alone fits the image.
+
     Example:
         >>> from hf_taskvec import load_base
         >>> classify(load_base().model, torch.zeros(5, 256), torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 5])
     """
     features = model.visual_projection(pooled(model.vision_model)(pixels).pooler_output)
-    return functional.normalize(features, dim=-1) @ head.T
+    logits = functional.normalize(features, dim=-1) @ head.T
+    bias = getattr(model, "logit_bias", None)  # SigLIP's
+    return logits if bias is None else logits + bias

@@ -52,8 +52,8 @@ def zero_shot_head(base: Base, class_names: Sequence[str], templates: Sequence[s
     """
     key = _head_key(base, class_names, templates)
     path = Path(HF_HOME) / "hf_taskvec" / "heads" / f"{key}.safetensors"
-    shape = (len(class_names), base.model.config.projection_dim)
-    kept = _read(path, key, shape, base.model.text_projection.weight.dtype)
+    shape = (len(class_names), feature_size(base))
+    kept = _read(path, key, shape, base.model.logit_scale.dtype)
     if kept is not None:
         return kept.to(base.device)
     check_context(base, class_names, templates)
@@ -64,6 +64,18 @@ def zero_shot_head(base: Base, class_names: Sequence[str], templates: Sequence[s
     head: Tensor = torch.stack(features) * base.model.logit_scale.detach().exp()
     _write(path, key, head.cpu().contiguous())
     return head
+
+
+def feature_size(base: Base) -> int:
+    """The dimension of the space that images and texts share.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> feature_size(load_base())
+        256
+    """
+    config = base.model.config
+    return int(config.projection_dim if base.architecture is None else config.text_config.projection_size)
 
 
 def check_context(base: Base, class_names: Sequence[str], templates: Sequence[str]) -> None:
@@ -121,19 +133,17 @@ def _head_key(base: Base, class_names: Sequence[str], templates: Sequence[str]) 
     weights = parameters_of(base.model)
     text = {name: weight for name, weight in weights.items() if name.startswith(("text_", "logit_scale"))}
     config, tokenizer = base.model.config.text_config, base.processor.tokenizer
-    tokenizer.backend_tokenizer.no_truncation()  # what the last call left there is set again by the next one
-    tokenizer.backend_tokenizer.no_padding()
     settings = {name: value for name, value in config.to_dict().items() if name != "dtype"}
     parts = [
         fingerprint(tensor_hashes(text)),
         json.dumps(settings, sort_keys=True, default=repr),
         repr(config._attn_implementation),
-        tokenizer.backend_tokenizer.to_str(),
+        _content_of(tokenizer),
         repr(tokenizer.model_max_length),
         repr(tokenizer.special_tokens_map),
         repr(tokenizer.padding_side),
         type(tokenizer).__qualname__,
-        str(base.model.text_projection.weight.dtype),
+        str(base.model.logit_scale.dtype),
         base.device.type,
         repr(list(class_names)),
         repr(list(templates)),
@@ -141,6 +151,16 @@ def _head_key(base: Base, class_names: Sequence[str], templates: Sequence[str]) 
         str(FORMAT),
     ]
     return xxhash.xxh3_128_hexdigest("\0".join(parts).encode())
+
+
+def _content_of(tokenizer: Any) -> str:
+    """What decides a tokenizer's tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # SentencePiece
+        return json.dumps([tokenizer.get_vocab(), tokenizer.init_kwargs], sort_keys=True, default=repr)
+    backend.no_truncation()  # what the last call left there is set again by the next one
+    backend.no_padding()
+    return str(backend.to_str())
 
 
 def _read(path: Path, key: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:

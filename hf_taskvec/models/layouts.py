@@ -21,13 +21,12 @@ CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
-_TEXT_FILES = ("tokenizer.json", "vocab.json")
+_TEXT_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _CLIP_TYPES = {"clip", "clip_vision_model", "clip_text_model"}
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*(Model|For[A-Z][A-Za-z0-9]*)")
 _NAMES = {
-    "siglip": "SigLIP",
-    "siglip_vision_model": "SigLIP",
-    "siglip2": "SigLIP 2",
+    "siglip_vision_model": "SigLIP's vision tower",
+    "siglip2": "SigLIP 2 of native resolution",
     "siglip2_vision_model": "SigLIP 2",
     "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2",
@@ -52,8 +51,8 @@ _OPEN_CLIP = (
     "model.safetensors; else convert it by transformers.models.clip.convert_clip_original_pytorch_to_hf"
 )
 _OTHER = (
-    "not CLIP, which a base for zero-shot classification is. Vectors of any architecture are made by "
-    "TaskVector.from_checkpoints(base, finetuned)"
+    "not CLIP or SigLIP of fixed resolution, of which zero-shot classification is possible here. Vectors of any "
+    "architecture are made by TaskVector.from_checkpoints(base, finetuned)"
 )
 
 
@@ -112,8 +111,8 @@ def check_not_quantised(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None:
-    """Raises unless weights are those of a CLIP in the layout of Transformers, as far as can be told.
+def check_is_zero_shot(folder: Path | None, names: Iterable[str], where: str) -> None:
+    """Raises unless weights are those of a CLIP or SigLIP in the layout of Transformers, as far as can be told.
 
     What a configuration says comes first; without one, names that only another layout has tell.
 
@@ -126,10 +125,12 @@ def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None
         CheckpointError: If it is another model; it is named.
 
     Example:
-        >>> check_is_clip(None, ["vision_model.post_layernorm.weight"], "a checkpoint")
+        >>> check_is_zero_shot(None, ["vision_model.post_layernorm.weight"], "a checkpoint")
     """
     config = read_config(folder)
     kind = config.get("model_type")
+    if kind == "siglip":
+        return
     if isinstance(kind, str) and kind not in _CLIP_TYPES:
         name = _NAMES.get(kind, "another model")
         raise CheckpointError(f"{where} is {name} (model_type {shortened(kind, 60)!r} in its {CONFIG}), {_OTHER}")
@@ -144,7 +145,7 @@ def check_is_clip(folder: Path | None, names: Iterable[str], where: str) -> None
 
 
 def check_base_folder(folder: Path, where: str) -> None:
-    """Raises unless a folder holds a whole CLIP with its processor, as far as its files' names and headers tell.
+    """Raises unless a folder holds a whole CLIP or SigLIP with its processor, as its files' names and headers tell.
 
     Args:
         folder: The folder.
@@ -154,8 +155,8 @@ def check_base_folder(folder: Path, where: str) -> None:
         CheckpointError: If something is missing, or if it is another model; it is named.
     """
     config = read_config(folder)
-    weights = open_safetensors([folder / file for file in shard_files(folder, "model")])
-    check_is_clip(folder, weights, where)
+    weights = open_safetensors(weight_files(folder))
+    check_is_zero_shot(folder, weights, where)
     if not config:
         raise CheckpointError(f"{where} has no {CONFIG}, which says what model it is")
     if config.get("model_type") == "clip_vision_model" or not any("text_model." in name for name in weights):
@@ -167,7 +168,7 @@ def check_base_folder(folder: Path, where: str) -> None:
         if not any((folder / name).is_file() for name in names):
             raise CheckpointError(
                 f"{where} has no {what} ({' or '.join(names)}); save the processor of the model it comes from beside "
-                "it: CLIPProcessor.from_pretrained(...).save_pretrained(folder)"
+                "it: AutoProcessor.from_pretrained(...).save_pretrained(folder)"
             )
 
 

@@ -48,7 +48,7 @@ def pooled(tower: Any) -> Any:
     """A CLIP vision tower on the same parameters that computes its last layer for the class token only.
 
     Args:
-        tower: A `CLIPVisionModel`; it stays as it is.
+        tower: A `CLIPVisionModel`; it stays as it is. SigLIP's has no class token and is returned.
 
     Returns:
         A tower with the same `pooler_output`; its `last_hidden_state` is the class token alone.
@@ -61,7 +61,7 @@ def pooled(tower: Any) -> Any:
         True
     """
     layers = tower.encoder.layers
-    if isinstance(layers[-1], ClassTokenLayer):
+    if not isinstance(layers[-1], CLIPEncoderLayer):
         return tower
     encoder = _with(tower.encoder, layers=nn.ModuleList([*layers[:-1], ClassTokenLayer(layers[-1])]))
     return _with(tower, encoder=encoder)

@@ -263,6 +263,7 @@ def _info(
             kind="gradient",
             base=base.name,
             base_revision=base.revision,
+            architecture=base.architecture,
             base_hashes=hashes,
             include_projection=include_projection,
             epochs=float(epochs),

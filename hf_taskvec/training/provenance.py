@@ -34,6 +34,7 @@ def fine_tuned_info(
         kind="fine-tuned",
         base=base.name,
         base_revision=base.revision,
+        architecture=base.architecture,
         epochs=float(state.epoch or 0),
         steps=state.global_step,
         optimizer=args.optim if optimizer is None else type(optimizer).__name__,
