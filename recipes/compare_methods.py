@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import interrupts  # noqa: F401
-from paper.merges import Run, measure_individual, measure_learned, measure_merge, methods_page
+from paper.merges import Run, measure_individual, measure_learned, measure_merge, methods_page, tuned
 from paper.needs import Needs
 
 from hf_taskvec import Report, TaskVector, evaluate, get_tasks, list_methods, load_base
@@ -49,6 +49,7 @@ class ComparisonArguments:
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     methods: list[str] = arg("Merge methods.", default=METHODS)
+    tuned: list[str] = arg("Also methods with a setting chosen on validation data: bmm:ridge=0.1,1.", default=[])
     scalings: list[float] = arg("Scalings tried on validation data.", default=SCALINGS)
     num_images: int = arg("Training images of each task that methods which look at data see, unlabelled.", default=64)
     learned: list[str] = arg("Also sums whose coefficients minimise this: expert, entropy, labels.", default=[])
@@ -91,6 +92,7 @@ def check_names(args: ComparisonArguments) -> None:
     """Refuses names that are none before hours of work."""
     for method in args.methods:
         get_method(method)
+    [tuned(text) for text in args.tuned]
     for objective in args.learned:
         check_known("objective", objective, get_args(Objective))
     for split in args.learned_splits:
@@ -99,11 +101,11 @@ def check_names(args: ComparisonArguments) -> None:
 
 def jobs(args: ComparisonArguments) -> Iterator[tuple[str, dict[str, Any], Callable[..., None]]]:
     """What is measured: its name, what it depends on beside the vectors, and the function that writes the run."""
-    for method in args.methods:
-        plan: dict[str, Any] = {"method": method, "scalings": args.scalings}
-        if get_method(method).statistics:
-            plan["images"] = args.num_images
-        yield method, plan, partial(measure_merge, method=method, scalings=args.scalings)
+    for method, grid in [*((method, {}) for method in args.methods), *map(tuned, args.tuned)]:
+        plan: dict[str, Any] = {"method": method, "grid": grid, "scalings": args.scalings}
+        measure = partial(measure_merge, **plan)
+        images = {"images": args.num_images} if get_method(method).statistics else {}
+        yield "-".join([method, *grid]), {**plan, **images}, measure
     for objective, split in product(args.learned, args.learned_splits):
         if (objective, split) != ("labels", "test"):  # nothing is learned from labels of test images
             how = {"objective": objective, "split": split, "per": args.learned_per, "images": args.learned_images}

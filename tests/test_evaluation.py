@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,16 +28,18 @@ from hf_taskvec import (
     load_base,
     merge,
 )
-from hf_taskvec.errors import CheckpointError, NotCachedError
+from hf_taskvec.errors import CheckpointError, NotCachedError, UnknownNameError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.metrics import METRICS, Accuracy
 from hf_taskvec.evaluation.plots import plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, edit, scaling_curve, touched
+from hf_taskvec.evaluation.settings import choose_settings
 from hf_taskvec.evaluation.summary import Mean, summary_table
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.heads import zero_shot_head
 from tests.bases import colours_task, same_base, save_tiny_base, tiny_base
 from tests.helpers import finetuned
+from tests.measured import made_up
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,59 @@ def test_weights_of_a_useful_and_a_harmful_vector(base: Base, task: Task, useful
     assert accuracy(weights) > accuracy([0.5, 0.5])
     with pytest.raises(ValueError, match="steps must be positive"):
         choose_weights(base, [useful, harmful], [task], steps=(0.0,))
+
+
+def test_settings_are_the_best_of_all_combinations_at_their_best_scaling(
+    base: Base, task: Task, useful: TaskVector
+) -> None:
+    before, scalings = copy.deepcopy(base), [0.5, 1.0]
+    pair = [useful, TaskVector({name: -delta for name, delta in useful.deltas.items()}, useful.info)]
+    grid = {"weights": [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]}
+    chosen = choose_settings(base, pair, [task], "task_arithmetic", grid, scalings=scalings)
+    own: Any = {"criterion": "normalised", "individual": {task.name: 0.5}}
+    normalised = choose_settings(base, pair, [task], "task_arithmetic", grid, scalings=scalings, **own)
+    assert [2 * reached for _, reached in chosen.scores] == [reached for _, reached in normalised.scores]
+    assert chosen.settings == {"weights": [1.0, 0.0]}
+    for settings, reached in chosen.scores:
+        curve = scaling_curve(base, merge(pair, "task_arithmetic", **settings), [task], scalings=scalings)
+        assert reached == max(report.accuracy for report in curve.values())
+    assert len(chosen.scores) == 3
+    merged = chosen.merge(pair)
+    assert merged.info.scaling == chosen.scaling
+    report = evaluate(merged.apply_to(base), [task], split="validation")
+    assert report.accuracy == chosen.scaling.score == max(reached for _, reached in chosen.scores)
+    assert same_base(base, before)
+
+
+def test_a_setting_of_a_method_that_looks_at_data_is_chosen_like_any_other(
+    base: Base, task: Task, useful: TaskVector, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = [useful, TaskVector({name: -delta for name, delta in useful.deltas.items()}, useful.info)]
+    options = {"statistics": [made_up(useful.deltas.shapes, seed=seed) for seed in range(2)]}
+    own = {"of": "task_arithmetic", "of_settings": {"weights": [1.0, 0.0]}}  # the anchor is the useful one
+    grid = {"ridge": [1e3], "inner_scaling": [-1.0, 1.0]}
+    chosen = choose_settings(base, pair, [task], "bmm", grid, scalings=[1.0], **options, **own)
+    assert chosen.settings == {**own, "ridge": 1e3, "inner_scaling": 1.0}
+    assert chosen.at_end == ("inner_scaling",)
+    assert "the best inner_scaling, 1, is the largest that was tried" in caplog.text
+    assert chosen.merge(pair, **options).info.settings["ridge"] == 1e3
+
+
+@pytest.mark.parametrize(
+    ("grid", "settings", "error", "message"),
+    [
+        ({"ridge": [1.0]}, {}, UnknownNameError, "setting of ties"),
+        ({"density": []}, {}, ValueError, "'density' has no value to try"),
+        ({"density": [0.1]}, {"density": 0.2}, ValueError, "'density' is given and to be chosen"),
+        ({"density": [0.1, 2.0]}, {}, ValueError, "density must be in"),
+        ({"density": [0.1] * 1001}, {}, ValueError, "1001 combinations"),
+    ],
+)
+def test_settings_that_cannot_be_chosen_are_refused_before_a_merge(
+    grid: dict[str, list[float]], settings: dict[str, float], error: type[Exception], message: str, vector: TaskVector
+) -> None:
+    with pytest.raises(error, match=message):
+        choose_settings(None, [vector], "digits", "ties", grid, **settings)  # type: ignore[arg-type]
 
 
 def test_of_equal_scalings_the_smallest_wins() -> None:

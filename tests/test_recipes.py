@@ -163,6 +163,7 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
         data_dir=str(tmp_path / "data"),
         methods=["average", "regmean", "regmean_pp", "lot"],
         num_images=8,
+        tuned=["bmm:ridge=0.1,10"],
         learned=["expert", "labels"],
         learned_splits=["validation", "test"],
         learned_images=8,
@@ -179,7 +180,9 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     assert "| `learned-labels-validation` | 8 | validation | yes | " in table
     assert "| `learned-expert-test` | 8 | test (transductive) | no | " in table
     assert "| `regmean_pp` | 8 | train | no | " in table
-    assert table.count("| `") == 7  # nothing is learned from labels of test images
+    assert "| `bmm-ridge` | 8 | train | no | " in table
+    assert " (ridge " in table
+    assert table.count("| `") == 8  # nothing is learned from labels of test images
     assert "minus the best that does not, `average`: " in table
     packings = compare_compressions.CompressionArguments(
         folder=str(tmp_path / "out"),

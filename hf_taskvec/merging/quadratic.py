@@ -202,9 +202,9 @@ def bmm(
     """Regresses each matrix as `regmean` does, with another method's result for the anchor that the ridge pulls to.
 
     In Bayesian terms that result is the mean of the prior and λ its precision. Parameters that are no matrix are the
-    other method's. The paper finds λ for each matrix on validation data; here there is one, to be chosen there too, and
-    the anchor is scaled before it is used, since what is merged then needs a scaling near 1. The paper prints no code:
-    this is its formula.
+    other method's. The paper finds λ for each matrix on validation data; here there is one, which `choose_settings`
+    finds there, and the anchor is scaled before it is used, since what is merged then needs a scaling near 1. The paper
+    prints no code: this is its formula.
 
     Args:
         vectors: Vectors of one base.

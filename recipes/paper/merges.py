@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_taskvec import Report, TaskVector, evaluate, merge
+from hf_taskvec import Report, TaskVector, evaluate
+from hf_taskvec.errors import check_known
 from hf_taskvec.evaluation.accuracy import evaluate_individually
-from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
+from hf_taskvec.evaluation.settings import choose_settings
 from hf_taskvec.evaluation.summary import Mean
+from hf_taskvec.merging import get_method
 from hf_taskvec.text import table
 from hf_taskvec.tuning import Descent, learn_coefficients
 from hf_taskvec.weights.folders import read_json, write_json
@@ -35,6 +37,7 @@ class Run:
         images: Images per task that it looked at, "-" for none.
         split: The part of the tasks that they are of.
         labels: Whether it saw their labels.
+        settings: What was chosen on validation data beside the scaling.
     """
 
     report: Report
@@ -42,12 +45,13 @@ class Run:
     images: str = "-"
     split: str = "-"
     labels: bool = False
+    settings: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Run:
         """Reads what `measure_merge` and `measure_learned` write."""
         values = read_json(path)
-        facts = {name: values[name] for name in ("seconds", "images", "split", "labels")}
+        facts = {name: values[name] for name in ("seconds", "images", "split", "labels", "settings")}
         return cls(Report.from_dict(values["report"]), **facts)
 
 
@@ -57,19 +61,26 @@ def measure_individual(needs: Needs, vectors: Mapping[str, TaskVector], path: Pa
 
 
 def measure_merge(
-    needs: Needs, vectors: Mapping[str, TaskVector], path: Path, *, method: str, scalings: Sequence[float]
+    needs: Needs,
+    vectors: Mapping[str, TaskVector],
+    path: Path,
+    *,
+    method: str,
+    grid: Mapping[str, Sequence[float]],
+    scalings: Sequence[float],
 ) -> None:
-    """Writes the run of a merge at its best scaling on validation data."""
+    """Writes the run of a merge at its best scaling on validation data, and with the best of some settings."""
     given, seconds = needs.of(method, list(vectors.values()))
+    own = list(vectors.values())
+    chosen = choose_settings(needs.base, own, needs.tasks, method, grid, scalings=scalings, **given)
     start = time.perf_counter()
-    merged = merge(list(vectors.values()), method, **given)
+    merged = chosen.merge(own, **given)
     seconds += time.perf_counter() - start
-    scaling = best_scaling(scaling_curve(needs.base, merged, needs.tasks, scalings=scalings))
-    report = evaluate(merged.apply_to(needs.base, scaling=scaling), needs.tasks, label=method, scaling=scaling)
+    report = evaluate(merged.apply_to(needs.base), needs.tasks, label=method, scaling=float(chosen.scaling))
     looked_at = merged.info.statistics
     images = _range([one["num_images"] for one in looked_at])
     split = ", ".join(dict.fromkeys(one["split"] for one in looked_at)) or "-"
-    _write(path, report, seconds=seconds, images=images, split=split, labels=False)
+    _write(path, report, seconds=seconds, images=images, split=split, labels=False, settings=chosen.settings)
 
 
 def measure_learned(
@@ -86,7 +97,7 @@ def measure_learned(
     report = evaluate(merged.apply_to(needs.base), needs.tasks, label=f"learned ({settings['objective']})")
     images = _range([*learned.provenance["images"].values()])
     labels = settings["objective"] == "labels"
-    _write(path, report, seconds=seconds, images=images, split=learned.provenance["split"], labels=labels)
+    _write(path, report, seconds=seconds, images=images, split=learned.provenance["split"], labels=labels, settings={})
 
 
 def _write(path: Path, report: Report, **facts: Any) -> None:
@@ -112,18 +123,35 @@ def methods_page(results: Mapping[str, Sequence[Run]]) -> str:
 
 def methods_table(results: Mapping[str, Sequence[Run]]) -> str:
     """The merges by accuracy, in percent, with 95 % intervals over seeds; those that saw test images are marked."""
-    headers = ["method", "images", "split", "labels", "accuracy", "above zero-shot", "normalised", "scalings"]
+    headers = ["method", "images", "split", "labels", "accuracy", "above zero-shot", "normalised", "chosen"]
     rows = []
     for label, runs in sorted(results.items(), key=lambda item: -_accuracy(item[1])):
         reports = [run.report for run in runs]
         gains = [report.accuracy - (report.zero_shot or 0.0) for report in reports]
         cells = [Mean.of([report.accuracy for report in reports]), Mean.of(gains)]
         cells.append(Mean.of([report.normalized or 0.0 for report in reports]))
-        scalings = ", ".join("-" if report.scaling is None else f"{report.scaling:g}" for report in reports)
+        chosen = ", ".join(map(_chosen, runs))
         mark = " (transductive)" if any(report.transductive for report in reports) else ""
-        shown = [runs[0].images, runs[0].split + mark, "yes" if runs[0].labels else "no", *cells, scalings]
+        shown = [runs[0].images, runs[0].split + mark, "yes" if runs[0].labels else "no", *cells, chosen]
         rows.append([f"`{label}`", *shown, f"{sum(run.seconds for run in runs) / len(runs):.2f}"])
     return table([*headers, "seconds"], rows, align="lrllrrrlr")
+
+
+def _chosen(run: Run) -> str:
+    """The scaling of a run, and what was chosen with it."""
+    settings = "".join(f" ({name} {value:g})" for name, value in run.settings.items())
+    return ("-" if run.report.scaling is None else f"{run.report.scaling:g}") + settings
+
+
+def tuned(text: str) -> tuple[str, dict[str, list[float]]]:
+    """A method and the values of a setting to choose from, of a flag such as `bmm:ridge=0.1,1`."""
+    method, _, rest = text.partition(":")
+    name, _, values = rest.partition("=")
+    check_known(f"setting of {method}:", name, get_method(method).defaults)
+    try:
+        return method, {name: [float(value) for value in values.split(",")]}
+    except ValueError:
+        raise ValueError(f"a setting to choose is given as bmm:ridge=0.1,1, got {text!r:.80}") from None
 
 
 def _best(results: Mapping[str, Sequence[Run]]) -> list[str]:
