@@ -87,6 +87,12 @@ def test_part_of_a_spectrum_is_that_of_the_whole(rank: int, compiled: bool, monk
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-12)
 
 
+@pytest.mark.parametrize("types", ["char int", "long long"])  # they sort before and after the known ones
+def test_a_routine_of_another_signature_is_not_called(types: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lapack, "_TYPES", types)
+    assert lapack.load.__wrapped__() is None
+
+
 @pytest.mark.parametrize("condition", [1e1, 1e3, 1e4, 1e5, 1e7])
 def test_polar_factors_stay_exact_however_the_spectrum_decays(condition: float) -> None:
     generator = torch.Generator().manual_seed(0)
