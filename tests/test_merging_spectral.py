@@ -228,6 +228,16 @@ def test_iso_cts_agrees_with_its_definition(shape: tuple[int, int], common: floa
     check(merged_values(deltas.float(), "iso_cts", common=common), left @ right * mean)
 
 
+def test_iso_cts_leaves_the_sum_one_direction_where_rounding_would_take_all() -> None:
+    deltas = deltas_of(3, (5, 9)).double()  # 5 / 3 rounds to 2 each, which are more than there are
+    u, s, v = svd(deltas.sum(0))
+    parts = [svd(delta - u[:, :2] @ u[:, :2].T @ delta) for delta in deltas]
+    left = whitened(torch.cat([u[:, :2], *(p[0][:, :1] for p in parts)], dim=1))
+    right = whitened(torch.cat([v[:2], *(p[2][:1] for p in parts)]))
+    mean = torch.cat([s[:2], *(p[1][:1] for p in parts)]).mean()
+    check(merged_values(deltas.float(), "iso_cts", common=0.01), left @ right * mean)
+
+
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)])
 def test_iso_cts_makes_no_directions_out_of_rounding(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
