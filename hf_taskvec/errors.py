@@ -82,6 +82,10 @@ class NonFiniteError(TaskVecError, ValueError):
     """A tensor holds NaN or Inf."""
 
 
+class ControlLostError(TaskVecError, ValueError):
+    """Nothing that forgets a task leaves the control tasks enough of their accuracy."""
+
+
 class CheckpointError(TaskVecError, ValueError):
     """A file or folder that is not what it should be: missing, damaged, hostile or of an unknown layout."""
 

@@ -42,7 +42,7 @@ from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
 VERBS = ["info", "diff", "methods", "tasks", "list", "validate", "merge", "apply", "pack", "evaluate"]
-VERBS += ["tune", "push", "pull", "results", "reproduce"]
+VERBS += ["tune", "forget", "push", "pull", "results", "reproduce"]
 
 
 def call(*argv: object, **environment: str) -> Result:

@@ -28,6 +28,7 @@ FLOORS = [
     "cards",
     "training",
     "theory",
+    "editing",
     "command",
 ]
 

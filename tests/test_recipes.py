@@ -18,7 +18,15 @@ from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
-from recipes import compare_compressions, compare_methods, evaluate_model, finetune, learn_coefficients, quickstart
+from recipes import (
+    compare_compressions,
+    compare_methods,
+    evaluate_model,
+    finetune,
+    forgetting,
+    learn_coefficients,
+    quickstart,
+)
 from tests.bases import save_colour_dataset, save_tiny_base
 from tests.helpers import finetuned
 
@@ -198,6 +206,22 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     rows = compare_compressions.main(packings).splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == ["float32", "int8", "sign"]  # by their bytes
     assert f"| {100 * mean:.1f} " in rows[0]  # the same merge at the same scaling
+    wanted = forgetting.ForgettingArguments(
+        folder=str(tmp_path / "out"),
+        tasks=["first", "second"],
+        base=str(base),
+        data_dir=str(tmp_path / "data"),
+        budget=0.9,
+        strengths=[0.5, 1.0],
+        relearning_steps=1,
+        results_dir=str(tmp_path / "forgotten"),
+        table=str(tmp_path / "forgetting.md"),
+    )
+    page = forgetting.main(wanted)
+    assert page == forgetting.main(wanted)  # kept, not measured again
+    receipts = {f"seed-0-first-{way}.json" for way in ("forget", "ascent", "negation")}
+    assert receipts <= set(os.listdir(tmp_path / "forgotten"))
+    assert page.count("\n| first | 33.3 |") == 1
 
 
 def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:

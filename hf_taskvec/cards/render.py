@@ -209,6 +209,7 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
         "seed": info.seed,
         "scaling already applied": None if info.scaling == 1 else info.scaling,
         "compression": _compression(info.compression),
+        "forgetting": forgetting_words(info.forgetting),
         "rounding error": info.rounding_error,
         "looked at": "; ".join(map(_looked_at, info.statistics)),
         **{f"setting {key}": value for key, value in sorted(info.settings.items())},
@@ -227,6 +228,34 @@ def _compression(told: Mapping[str, Any] | None) -> str | None:
         return str(told.get("method"))
     text = f"{told.get('method')}, {share:.1%} of the bytes of float32, error {error:.2g} of the norm"
     return f"{text}{accuracy_cost(told.get('accuracy'))}"
+
+
+def forgetting_words(told: object) -> str | None:
+    """What a receipt of forgetting says, in words; nothing if there is none, or a stranger's cannot be read.
+
+    Example:
+        >>> target = {"task": "digits", "before": 0.88, "after": 0.12, "chance": 0.1}
+        >>> forgetting_words({"strength": 0.5, "target": target, "control": {"kept": 0.99, "kept_low": 0.97}})
+        'digits 88.0 % before, 12.0 % after, chance 10.0 %; control tasks keep 99.0 %, at least 97.0 %'
+    """
+    target, control = (told.get(key) if isinstance(told, Mapping) else None for key in ("target", "control"))
+    if not isinstance(told, Mapping) or not isinstance(target, Mapping) or not isinstance(control, Mapping):
+        return None
+    shares = [target.get("before"), target.get("after"), target.get("chance")]
+    shares += [control.get("kept"), control.get("kept_low")]
+    if not all(map(is_finite_number, shares)):
+        return None
+    before, after, chance, kept, low = (f"{100 * float(share):.1f} %" for share in shares if is_finite_number(share))
+    words = f"{target.get('task')} {before} before, {after} after, chance {chance}"
+    words += f"; control tasks keep {kept}, at least {low}"
+    membership, relearning = told.get("membership"), told.get("relearning")
+    left = membership.get("forgotten") if isinstance(membership, Mapping) else None
+    if isinstance(left, Mapping) and is_finite_number(left.get("auc")):
+        words += f"; its training images are told from others with an area under the curve of {left['auc']:.3f}"
+    if isinstance(relearning, Mapping):
+        steps = relearning.get("steps")
+        words += "; not relearned" if steps is None else f"; relearned after {steps} steps of fine-tuning"
+    return words
 
 
 def accuracy_cost(told: object) -> str:

@@ -25,13 +25,33 @@ RECORDED: dict[str, tuple[type, ...]] = {
 class DataInfo(Protocol):
     """What a `VectorInfo` knows about its task."""
 
-    task: str | None
-    dataset: str | None
-    dataset_config: str | None
-    dataset_revision: str | None
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    data_settings: Mapping[str, Any]
+    @property
+    def task(self) -> str | None:
+        """As `VectorInfo` has it."""
+
+    @property
+    def dataset(self) -> str | None:
+        """As `VectorInfo` has it."""
+
+    @property
+    def dataset_config(self) -> str | None:
+        """As `VectorInfo` has it."""
+
+    @property
+    def dataset_revision(self) -> str | None:
+        """As `VectorInfo` has it."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As `VectorInfo` has it."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """As `VectorInfo` has it."""
+
+    @property
+    def data_settings(self) -> Mapping[str, Any]:
+        """As `VectorInfo` has it."""
 
 
 def read_settings(info: DataInfo) -> dict[str, Any]:

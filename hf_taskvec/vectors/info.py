@@ -48,6 +48,8 @@ class VectorInfo:
         scaling: Factor the deltas already hold, 1 for an unscaled vector.
         compression: How the vector was compressed, what of its norm that lost, and how many bytes are left; see
             `TaskVector.compress`.
+        forgetting: Of a vector that takes a task away: what is left of that task and of the control tasks; see
+            `hf_taskvec.editing.forget`.
         rounding_error: Relative error, in norm, of the dtypes that the fine-tuned weights and the vector were saved in.
         command: The command that made it.
         seconds: How long the making took, on the machine it ran on.
@@ -92,6 +94,7 @@ class VectorInfo:
     mean_gradient_norm: float | None = None
     scaling: float = 1.0
     compression: Mapping[str, Any] | None = None
+    forgetting: Mapping[str, Any] | None = None
     rounding_error: float | None = None
     command: str | None = None
     seconds: float | None = None

@@ -1,0 +1,1 @@
+"""Pages of what editing beyond addition does to real tasks."""
