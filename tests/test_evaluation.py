@@ -30,8 +30,10 @@ from hf_taskvec import (
 )
 from hf_taskvec.errors import CheckpointError, NotCachedError, UnknownNameError
 from hf_taskvec.evaluation.accuracy import predict
+from hf_taskvec.evaluation.coefficients import _Search
+from hf_taskvec.evaluation.intervals import bootstrap_interval
 from hf_taskvec.evaluation.metrics import METRICS, Accuracy
-from hf_taskvec.evaluation.plots import plot_merge, save_figure
+from hf_taskvec.evaluation.plots import plot_gains, plot_merge, save_figure
 from hf_taskvec.evaluation.scalings import best_scaling, edit, scaling_curve, touched
 from hf_taskvec.evaluation.settings import choose_settings
 from hf_taskvec.evaluation.summary import Mean, summary_table
@@ -309,6 +311,32 @@ def test_a_figure_is_written_whole(tmp_path: Path) -> None:
     save_figure(plot_merge(report, {"ties": {0.1: REPORT, 0.5: REPORT}}, zero_shot=0.4), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+@pytest.mark.parametrize(("best", "change"), [(0.6, 0.1), (0.0, -0.1)])
+def test_a_weight_climbs_by_its_step_to_the_best_and_not_below_zero(best: float, change: float) -> None:
+    search = object.__new__(_Search)
+    search.criterion = "accuracy"
+    search.report = lambda weights: Report("m", "validation", (TaskResult("a", 1 - abs(weights[1] - best) / 2, 99),))  # type: ignore[method-assign]
+    weights, reached = search.climb([0.3, 0.3], 0.5, index=1, change=change)
+    assert (weights, reached) == ([0.3, best], 1.0)
+
+
+@pytest.mark.parametrize("confidence", [-0.5, 0, 1])
+def test_an_interval_of_no_confidence_is_refused(confidence: float) -> None:
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\)"):
+        bootstrap_interval([0.1, 0.2], confidence=confidence)
+
+
+def test_figures_show_percent_and_points() -> None:
+    base = Report("base", "test", tuple(TaskResult(r.task, r.accuracy - 0.1, 100) for r in REPORT.results))
+    right = plot_merge(REPORT, {"ties": {0.1: REPORT, 0.5: base}}, zero_shot=0.4).axes[1]
+    curve, line = right.lines
+    assert list(curve.get_ydata()) == pytest.approx([100 * REPORT.accuracy, 100 * base.accuracy])
+    assert list(line.get_ydata()) == pytest.approx([40, 40])
+    *tasks, mean = plot_gains({0.1: REPORT, 0.5: base}, base).axes[0].lines[: len(REPORT.results) + 1]
+    assert all(list(line.get_ydata()) == pytest.approx([10, 0]) for line in (*tasks, mean))
+    assert len({to_rgba(line.get_color()) for line in (*tasks, mean)}) == len(tasks) + 1
 
 
 def test_a_figure_shows_the_merge_in_one_colour() -> None:

@@ -17,7 +17,7 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.theory.equivalence import Equivalence, TaskEquivalence, relative_error
 from hf_taskvec.theory.gradients import gradient_stack
-from hf_taskvec.training.full_batch import violated_preconditions
+from hf_taskvec.training.full_batch import prepare_full_batch, violated_preconditions
 from hf_taskvec.training.joint import JointTrainer
 from tests.helpers import in_two_processes
 from tests.toys import toy_base, toy_task, wide_base, with_model
@@ -182,6 +182,13 @@ def test_the_defaults_violate_every_precondition_they_should() -> None:
     names = {violation.name for violation in violated_preconditions(TaskVectorConfig())}
     assert names == {"full_batch", "optim", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps"}
     assert violated_preconditions(TaskVectorConfig(full_batch=True)) == ()
+
+
+def test_what_keeps_an_epoch_from_being_a_gradient_step_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    prepare_full_batch(TaskVectorConfig(full_batch=True, num_train_epochs=3), 40, toy_base())
+    assert caplog.text == ""  # further epochs are further steps
+    prepare_full_batch(TaskVectorConfig(full_batch=True, max_grad_norm=0.5), 40, toy_base())
+    assert "an epoch is not exactly a gradient step: max_grad_norm" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,16 @@ def test_the_key_is_that_of_tokenizer_and_limit_and_not_of_the_last_call(base: B
     assert heads._head_key(dataclasses.replace(base, processor=processor), NAMES, TEMPLATES) != first
 
 
+@pytest.mark.parametrize("count", [2, 600])  # the bound on a kept file grows with the head
+def test_a_kept_head_is_read_and_not_computed_again(base: Base, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"thing {number}" for number in range(count)]
+    first = zero_shot_head(base, names, TEMPLATES[:1])
+    path = HEADS / f"{heads._head_key(base, names, TEMPLATES[:1])}.safetensors"
+    written = path.stat().st_mtime_ns
+    assert torch.equal(zero_shot_head(base, names, TEMPLATES[:1]), first)
+    assert (path.stat().st_mtime_ns, caplog.text) == (written, "")
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "other", "shape", "dtype", "huge", "folder"])
 def test_a_damaged_head_is_computed_anew(base: Base, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     right, path = zero_shot_head(base, NAMES, TEMPLATES), entry(base)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPVisionModel
 
 from hf_taskvec.cards import render_vector_card
@@ -21,6 +22,7 @@ from hf_taskvec.cards.publish import create_collection, push_model_to_hub, push_
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, HubError, NonFiniteError, NotCachedError
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import TaskResult
+from hf_taskvec.hub.push import _chunks
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, tiny_vector
 from tests.hub_server import HubServer
@@ -211,6 +213,8 @@ def test_a_series_is_one_repository_and_each_epoch_can_be_picked(
         assert picked.info.epochs == vector.info.epochs
     push_series_to_hub(series[:2], "user/vector", token="write-user")
     assert list_epochs("user/vector") == [0.5, 10.0]
+    with pytest.raises(CheckpointError, match=r"user/vector at revision 'v9' does not exist"):
+        list_epochs("user/vector", revision="v9")
     push(vector_of(base), "user/single")
     assert list_epochs("user/single") == []
     with pytest.raises(CheckpointError, match=r"the folder 'epoch-2' of user/vector holds no task vector"):
@@ -312,6 +316,12 @@ def test_a_snapshot_of_the_cache_is_a_folder_like_any_other(hub: HubServer, tmp_
     push(vector_of(base))
     folder = snapshot_download("user/vector", cache_dir=tmp_path / "cache")
     assert equal_vectors(TaskVector.from_pretrained(folder), vector_of(base))
+
+
+def test_of_weights_the_header_alone_is_searched_for_tokens(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(400)}, tmp_path / "w.safetensors", metadata={"note": "x"})
+    content = (tmp_path / "w.safetensors").read_bytes()
+    assert list(_chunks(tmp_path / "w.safetensors")) == [content[8 : 8 + int.from_bytes(content[:8], "little")]]
 
 
 def test_a_token_in_the_provenance_is_not_published(hub: HubServer, base: CLIPModel) -> None:

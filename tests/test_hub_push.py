@@ -351,6 +351,10 @@ def test_a_vector_of_a_local_base_is_told_and_can_be_given_the_bases_name(
     assert caplog.text == ""
     assert [entry.repo_id for entry in list_vectors(base_model="user/base")] == [REPO]
     assert TaskVector.from_pretrained(REPO, cache_dir=tmp_path).info.base == "user/base"
+    commit = "c" * 40  # of the base that the provenance names, and of no other
+    for name, kept in (("user/other", None), ("user/base", commit)):
+        push(replace(vector, info=replace(vector.info, base="user/base", base_revision=commit)), base_name=name)
+        assert TaskVector.from_pretrained(REPO, cache_dir=tmp_path).info.base_revision == kept
     with pytest.raises(CheckpointError, match="base_name must be a Hub id"):
         push(vector, base_name="../base")
 

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, trainer
 from hf_taskvec import Base, TaskVector, TaskVectorConfig, TaskVectorTrainer
 from hf_taskvec.errors import CheckpointError, OutputExistsError, SettingsDifferError
 from hf_taskvec.tasks import Task
-from hf_taskvec.training.output import check_checkpoint, last_checkpoint
+from hf_taskvec.training.output import RUN_FILE, RunFolder, check_checkpoint, last_checkpoint
 from hf_taskvec.training.recording import Recorder
 from hf_taskvec.training.run import train_vector
 from tests.helpers import equal_vectors
@@ -84,6 +84,16 @@ def test_what_a_run_might_replace_without_having_written_it_is_refused_before_wo
         trainer.train()
     assert list(files(tmp_path)) == [stranger]
     assert trainer.state.global_step == 0
+
+
+def test_what_is_added_to_a_run_goes_with_it(tmp_path: Path) -> None:
+    run(tmp_path).train()
+    (tmp_path / "vectors" / "epoch-0.5").mkdir()
+    RunFolder(tmp_path).adopt("vectors/epoch-0.5")
+    RunFolder(tmp_path).adopt("vectors/epoch-0.5")  # once is enough
+    assert json.loads((tmp_path / RUN_FILE).read_text())["written"].count("vectors/epoch-0.5") == 1
+    run(tmp_path).train()
+    assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["epoch-1"]
 
 
 def test_notes_beside_a_recorded_vector_are_kept(tmp_path: Path) -> None:

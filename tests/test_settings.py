@@ -289,6 +289,7 @@ def test_a_low_rank_run_is_resumed_bit_for_bit_by_its_own_settings_only(tmp_path
     ("settings", "message"),
     [
         ({"lora": {"bias": "all"}}, "bias must be 'none'"),
+        ({"lora": {"lora_bias": True}}, "lora_bias must be False"),
         ({"lora": {"use_dora": True}}, "use_dora must be False"),
         ({"include_projection": True}, "include_projection cannot be set beside peft_config"),
         ({"track_gradients": True}, "track_gradients cannot"),
