@@ -41,7 +41,7 @@ from tests.helpers import equal_vectors
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
-VERBS = ["info", "diff", "methods", "tasks", "list", "validate", "merge", "apply", "pack", "evaluate"]
+VERBS = ["info", "diff", "methods", "tasks", "list", "doctor", "validate", "merge", "apply", "pack", "evaluate"]
 VERBS += ["tune", "forget", "push", "pull", "results", "reproduce"]
 
 

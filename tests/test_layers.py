@@ -29,6 +29,7 @@ FLOORS = [
     "training",
     "theory",
     "editing",
+    "doctor",
     "command",
 ]
 

@@ -6,10 +6,20 @@ from typing import Annotated
 
 import typer
 
-from hf_taskvec.command import catalogue, editing, evaluation, inspection, merging, packing, repositories, reproduction
+from hf_taskvec.command import (
+    catalogue,
+    doctor,
+    editing,
+    evaluation,
+    inspection,
+    merging,
+    packing,
+    repositories,
+    reproduction,
+)
 from hf_taskvec.command.verbs import PROGRAM, add_verb
 
-GROUPS = (inspection, catalogue, merging, packing, evaluation, editing, repositories, reproduction)
+GROUPS = (inspection, catalogue, doctor, merging, packing, evaluation, editing, repositories, reproduction)
 HELP = """Makes, merges, measures and shares task vectors of CLIP models.
 
 Training stays with the recipes of the repository: accelerate launch recipes/finetune.py --task mnist
