@@ -122,7 +122,7 @@ def diagnose(
     Without base and tasks it reads norms, cosines, sign conflicts, spectra and shared directions. With them it also
     looks at validation images (accuracies, confidence), at training images (gradients at the base, learned from nothing
     else) and, for leaks, at all training and test images. A remedy is offered only if it was measured to help on the
-    vectors' own base; see `recipes/results/doctor.md`.
+    vectors' own base, by `recipes/doctor.py`.
 
     Args:
         vectors: Two or more vectors of one base; folders and Hub ids are opened.
