@@ -166,6 +166,18 @@ def test_findings_that_cost_most_come_first() -> None:
     assert [one.symptom for one in findings_of(sick, None)] == ["outweighs", "opposed"]
 
 
+def test_a_symptom_that_did_no_harm_in_measured_merges_is_dismissed() -> None:
+    pair = [vector([1.0, 0.1], "a", base_hashes={"w": "1"}), vector([-3.0, 0.1], "b", base_hashes={"w": "1"})]
+    for low, dismissed in ((0.01, ("outweighs",)), (-0.01, ())):
+        harms = {"outweighs": Interval(0.05, low, 0.1, 5)}
+        told = diagnose(pair, evidence=evidence(base_hashes={"w": "1"}, harms=harms))
+        assert told.dismissed == dismissed
+        assert ("outweighs" in [one.symptom for one in told.findings]) == (not dismissed)
+        assert ("Seen too, but measured merges with it kept more than others: outweighs." in str(told)) == bool(
+            dismissed
+        )
+
+
 @pytest.mark.parametrize(
     ("tried", "offered"),
     [
@@ -218,7 +230,9 @@ def test_a_prediction_is_told_with_its_interval_or_why_there_is_none() -> None:
         "ratio lies outside the range on which the predictor was fitted",
     )
     assert predict_kept(evidence(), facts()) == ((), "none was fitted")
-    assert predict_kept(known, facts(**TOLD, **GRADIENTS)) == ((), "none was fitted")  # of those with tasks
+    assert predict_kept(known, facts(**TOLD)) == ((), "none was fitted")  # of those with tasks
+    turned = replace(ratio, features=("turn",))
+    assert predict_kept(evidence(predictors={"tasks": turned}), facts(**TOLD))[1] == "turn is not known of every vector"
 
 
 def test_features_are_known_as_far_as_the_figures_are() -> None:
@@ -325,7 +339,7 @@ def test_the_command_tells_of_vectors_alone(place: Path) -> None:
     first, second, *_, last = done.stdout.splitlines()
     assert first == "2 vectors"
     assert re.fullmatch("- outweighs: 'shades' is (1.9|2.0). times as long as the others, and .* in a sum", second)
-    assert last.startswith("No prediction: ")
+    assert last == "No prediction: it was measured on hf-taskvec/tiny-clip, and these are of base."
 
 
 def call(*argv: object) -> Result:
@@ -335,7 +349,7 @@ def call(*argv: object) -> Result:
 def test_the_command_tells_of_tasks_too_and_every_form_agrees(place: Path) -> None:
     words = [place / "colours", place / "shades", "--base", place / "base", "--data-dir", place / "data"]
     told = json.loads(call(*words, "--json").stdout)
-    assert set(told) == {"facts", "findings", "predictions", "silence", "leaks", "told"}
+    assert set(told) == {"facts", "findings", "dismissed", "predictions", "silence", "leaks", "told"}
     assert len(told["facts"]["base_accuracies"]) == 2
     assert len(told["facts"]["descents"][0]) == 2
     assert told["leaks"] == []

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from mergeability.cases import Case, check_remedies, facts_of, member_lists, remedied
-from mergeability.evidence import harm_of, held_out_remedies, over_tasks, remedies_of
-from mergeability.predictor import HeldOut, Row, calibrated, fit, held_out, weighted_quantile, without
+from mergeability.evidence import harm_of, held_out_remedies, over_tasks, points, remedies_of
+from mergeability.predictor import Choice, HeldOut, Row, calibrated, fit, held_out, weighted_quantile, without
 
 from hf_taskvec import TaskVector, TaskVectorConfig
 from hf_taskvec.doctor import Evidence, Facts, diagnose
@@ -23,6 +23,7 @@ from recipes import doctor
 from tests.bases import save_colour_dataset, save_tiny_base
 
 NAMES = "abcdefgh"
+WAYS = [Choice(("idle",)), Choice(("x",)), Choice(("x",), 100.0)]
 
 
 def rows(*, noise: float, effect: float = 0.0, seed: int = 0) -> list[Row]:
@@ -51,33 +52,39 @@ def case(members: str, kept: dict[str, float], *, sick: bool) -> Case:
 
 def test_a_planted_relation_is_recovered_and_holds_on_tasks_held_out() -> None:
     planted = rows(noise=0.01)
-    predictor = fit(planted, ["x", "idle"])
-    assert predictor.value({"x": 1.0, "idle": 0.0}) - predictor.value({"x": 0.0, "idle": 0.0}) == pytest.approx(
-        0.1, abs=0.01
-    )
+    predictor = fit(planted, Choice(("x", "idle")))
+    change = predictor.value({"x": 1.0, "idle": 0.0}) - predictor.value({"x": 0.0, "idle": 0.0})
+    assert change == pytest.approx(0.1, abs=0.01)
+    assert calibrated(planted, WAYS).features == ("x",)
+    assert calibrated(planted, WAYS).coefficients[0] > 0.05  # not with the penalty that leaves nothing of it
     assert predictor.coefficients[1] == pytest.approx(0.0, abs=0.01)
-    test = held_out(planted, ["x", "idle"])
+    test = held_out(planted, [Choice(("x", "idle"))])
     assert test.correlation > 0.95
     assert test.within > 0.9
     assert test.width < 0.1
 
 
 def test_noise_is_not_predicted_and_the_test_says_so() -> None:
-    test = held_out(rows(noise=1.0), ["idle"])
+    test = held_out(rows(noise=1.0), [Choice(("idle",))])
     assert test.correlation < 0.4
     assert test.fault is not None
     assert "correlation" in test.fault
 
 
 def test_intervals_cover_new_tasks_also_where_each_task_is_off_by_something_of_its_own() -> None:
-    tests = [held_out(rows(noise=0.02, effect=0.1, seed=seed), ["x"]) for seed in range(6)]
+    tests = [held_out(rows(noise=0.02, effect=0.1, seed=seed), [Choice(("x",))]) for seed in range(6)]
     assert 0.8 <= sum(test.coverage for test in tests) / len(tests) <= 0.97
     assert min(test.width for test in tests) > 0.1  # the noise alone would have less
 
 
 @pytest.mark.parametrize(
     ("correlation", "coverage", "fault"),
-    [(0.61, 0.9, None), (0.59, 0.9, "correlation is 0.59"), (0.9, 0.8, "cover 80 %"), (math.nan, 0.9, "correlation")],
+    [
+        (0.61, 0.9, None),
+        (0.59, 0.9, "is 0.59, and .6"),
+        (0.9, 0.8, "intervals cover 80 %"),
+        (math.nan, 0.9, "correlation"),
+    ],
 )
 def test_a_predictor_is_shown_only_if_it_does_what_was_asked_for(
     correlation: float, coverage: float, fault: str | None
@@ -91,7 +98,7 @@ def test_nothing_of_a_held_out_task_is_seen() -> None:
     planted = rows(noise=0.1)
     assert {name for row in without(planted, "ab") for name in row.members} == set("cdefgh")
     spoilt = [replace(row, kept=9.0) if "a" in row.members and row.task != "a" else row for row in planted]
-    values = [[p for p in held_out(some, ["x"]).points if p[0] == "a"] for some in (planted, spoilt)]
+    values = [[p for p in held_out(some, WAYS).points if p[0] == "a"] for some in (planted, spoilt)]
     assert values[0] == values[1]
 
 
@@ -100,7 +107,7 @@ def test_a_quantile_lets_every_task_weigh_the_same() -> None:
     values, weights = zip(*many, strict=True)
     assert weighted_quantile(values, weights, 0.5) == pytest.approx(0.5)
     assert weighted_quantile(values, weights, 0.9) == math.inf  # one task in four is unknown
-    assert calibrated(rows(noise=0.1), ["x"]).radius > 0
+    assert calibrated(rows(noise=0.1), WAYS).radius > 0
 
 
 # -- remedies and harms -----------------------------------------------------------------------------------------------
@@ -166,6 +173,19 @@ def test_all_pairs_and_the_same_few_triples_are_merged() -> None:
 def test_facts_survive_json() -> None:
     facts = case("abc", {"plain": 1.0}, sick=True).facts
     assert facts_of(facts.to_dict()) == facts
+
+
+def test_the_page_tells_what_the_package_ships() -> None:
+    shipped = Evidence.load()
+    page = (Path(__file__).parents[1] / "recipes" / "results" / "doctor.md").read_text("utf-8")
+    assert f"{shipped.told}. Experts:" in page
+    rows = {line.split(" | ")[0].lstrip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    for symptom, harm in shipped.harms.items():
+        remedy = shipped.remedy(symptom)
+        assert points(harm) in rows[symptom]
+        assert remedy is None or f"| `{remedy.name}` | {100 * remedy.helped:.0f} % | {points(remedy.gain)} |" in page
+    used = "; ".join(f"from {kind}: {', '.join(one.features)}" for kind, one in shipped.predictors.items())
+    assert f"In use: {used or 'none'}." in page
 
 
 # -- the recipe -------------------------------------------------------------------------------------------------------

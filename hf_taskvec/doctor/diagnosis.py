@@ -68,6 +68,7 @@ class Diagnosis:
     Attributes:
         facts: What was measured.
         findings: What stands against the merge, the worst first.
+        dismissed: Symptoms that are there, but measured merges with them kept more than those without.
         predictions: What the mean of the vectors is thought to keep on each task; empty if nothing can be said.
         silence: Why nothing is predicted; empty if something is.
         leaks: Training images of one task in the test part of another; `None` if nobody looked.
@@ -76,6 +77,7 @@ class Diagnosis:
 
     facts: Facts
     findings: tuple[Finding, ...]
+    dismissed: tuple[str, ...]
     predictions: tuple[Prediction, ...]
     silence: str
     leaks: tuple[Leak, ...] | None
@@ -88,6 +90,8 @@ class Diagnosis:
         lines = [_headline(self.facts), *_first(leaks, 2, "leaks"), *_first(findings, 5, "findings")]
         if not leaks and not findings:
             lines.append("Nothing was found.")
+        if self.dismissed:
+            lines.append(f"Seen too, but measured merges with it kept more than others: {', '.join(self.dismissed)}.")
         if self.silence:
             lines.append(f"No prediction: {self.silence}.")
         if self.predictions:
@@ -100,6 +104,7 @@ class Diagnosis:
         return {
             "facts": self.facts.to_dict(),
             "findings": [asdict(finding) for finding in self.findings],
+            "dismissed": list(self.dismissed),
             "predictions": [asdict(one) for one in self.predictions],
             "silence": self.silence,
             "leaks": None if self.leaks is None else [asdict(leak) for leak in self.leaks],
@@ -122,7 +127,7 @@ def diagnose(
     Without base and tasks it reads norms, cosines, sign conflicts, spectra and shared directions. With them it also
     looks at validation images (accuracies, confidence), at training images (gradients at the base, learned from nothing
     else) and, for leaks, at all training and test images. A remedy is offered only if it was measured to help on the
-    vectors' own base, by `recipes/doctor.py`.
+    vectors' own base; see `recipes/results/doctor.md`.
 
     Args:
         vectors: Two or more vectors of one base; folders and Hub ids are opened.
@@ -156,11 +161,13 @@ def diagnose(
     if base is not None and matched is not None:
         facts = with_tasks(facts, opened, base, matched, num_images=num_images, gradients=gradients)
         leaked = tuple(find_leaks(matched, base)) if leaks else None
-    reason = "nothing was measured" if known is None else known.speaks_of([vector.info for vector in opened])
-    if known is None or reason:
-        return Diagnosis(facts, findings_of(facts, None), (), reason or "", leaked, "")
+    if reason := known.speaks_of([vector.info for vector in opened]):
+        return Diagnosis(facts, findings_of(facts, None), (), (), reason, leaked, "")
+    findings = findings_of(facts, known)
+    harmful = tuple(finding for finding in findings if finding.harm is None or finding.harm.low <= 0)
+    dismissed = tuple(finding.symptom for finding in findings if finding not in harmful)
     predictions, silence = predict_kept(known, facts)
-    return Diagnosis(facts, findings_of(facts, known), predictions, silence, leaked, known.told)
+    return Diagnosis(facts, harmful, dismissed, predictions, silence, leaked, known.told)
 
 
 def findings_of(facts: Facts, evidence: Evidence | None) -> tuple[Finding, ...]:
@@ -171,7 +178,7 @@ def findings_of(facts: Facts, evidence: Evidence | None) -> tuple[Finding, ...]:
 
 def predict_kept(evidence: Evidence, facts: Facts) -> tuple[tuple[Prediction, ...], str]:
     """A prediction for each task, or none with the reason."""
-    kind = "vectors" if facts.turns is None else "tasks"
+    kind = "vectors" if facts.base_accuracies is None else "tasks"
     rows = [features_of(facts, index) for index in range(len(facts.labels))]
     predictor = evidence.predictors.get(kind)
     if predictor is None:

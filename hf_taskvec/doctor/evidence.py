@@ -113,9 +113,8 @@ class Evidence:
             CheckpointError: If it is not such a file.
 
         Example:
-            >>> Evidence.from_dict({"base": "mine", "base_hashes": {}, "sizes": [2], "told": "", "harms": {},
-            ...     "remedies": {}, "predictors": {}, "refused": {}}).base
-            'mine'
+            >>> Evidence.load().base
+            'hf-taskvec/tiny-clip'
         """
         values = read_json(Path(path))
         try:
@@ -170,9 +169,9 @@ class Evidence:
 
 
 @cache
-def shipped() -> Evidence | None:
-    """The evidence that comes with the package, `None` if there is none."""
-    return Evidence.load() if SHIPPED.is_file() else None
+def shipped() -> Evidence:
+    """The evidence that comes with the package."""
+    return Evidence.load()
 
 
 def _predictor(values: Mapping[str, Any]) -> Predictor:

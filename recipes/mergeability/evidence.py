@@ -12,14 +12,17 @@ from hf_taskvec.doctor.evidence import TASK_FEATURES, VECTOR_FEATURES, features_
 from hf_taskvec.doctor.symptoms import SYMPTOMS
 from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval
 from hf_taskvec.models.base import Base
-from hf_taskvec.text import table
+from hf_taskvec.text import listed, table
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.names import parameters_of
 from mergeability.cases import PLAIN, Case
-from mergeability.predictor import LEAST_TASKS, HeldOut, Row, calibrated, held_out
+from mergeability.predictor import LEAST_TASKS, PENALTIES, Choice, HeldOut, Row, calibrated, held_out
 
-FEATURES = {"vectors": VECTOR_FEATURES, "tasks": TASK_FEATURES}
-TRIVIAL = ("kept by the base",)  # what a predictor must beat: it knows nothing of the other vectors
+SHARE = "base's share"  # the baseline: it knows what the base keeps, and nothing of the other vectors
+TRIVIAL = ("kept by the base",)
+FEW = ("ratio", "count", "cosine")
+SETS = {"vectors": (VECTOR_FEATURES, FEW), "tasks": (TASK_FEATURES, TRIVIAL, (*TRIVIAL, *FEW, "undone"))}
+WAYS = {kind: [Choice(names, penalty) for names in sets for penalty in PENALTIES] for kind, sets in SETS.items()}
 Groups = Mapping[str, Sequence[Case]]
 
 
@@ -133,15 +136,17 @@ def study(base: Base, names: Sequence[str], cases: Sequence[Case], remedies: Seq
     """
     rows, groups = rows_of(cases), flagged(cases)
     enough = len({row.task for row in rows}) >= LEAST_TASKS
-    tried = {**FEATURES, "trivial": TRIVIAL} if enough else {}
-    tests = {kind: held_out(rows, features) for kind, features in tried.items()}
+    tried = {**WAYS, SHARE: [Choice(TRIVIAL)]} if enough else {}
+    tests = {kind: held_out(rows, ways) for kind, ways in tried.items()}
     predictors, refused = {}, {}
-    for kind, features in FEATURES.items():
+    for kind, ways in WAYS.items():
         fault = tests[kind].fault if enough else f"it takes merges of {LEAST_TASKS} tasks to fit one"
+        if enough and kind == "tasks" and no_better(tests[kind], tests[SHARE]):
+            ways, fault = [Choice(TRIVIAL)], tests[SHARE].fault
         if fault:
             refused[kind] = fault
         else:
-            predictors[kind] = calibrated(rows, features)
+            predictors[kind] = calibrated(rows, ways)
     harms = {symptom: harm for symptom, sick in groups.items() if (harm := harm_of(cases, sick))}
     weights = parameters_of(base.model)
     evidence = Evidence(
@@ -158,6 +163,11 @@ def study(base: Base, names: Sequence[str], cases: Sequence[Case], remedies: Seq
     return Study(evidence, tests, held_out_remedies(cases, remedies), remedies_of(cases, remedies), sizes)
 
 
+def no_better(test: HeldOut, baseline: HeldOut) -> bool:
+    """Whether a predictor does not do what was asked for, or does not beat one that knows less."""
+    return test.fault is not None or test.correlation <= baseline.correlation
+
+
 def evidence_values(evidence: Evidence) -> dict[str, Any]:
     """JSON values that `Evidence.from_dict` reads."""
     return asdict(evidence)
@@ -172,14 +182,25 @@ def points(change: Interval | None) -> str:
 
 def predictor_table(outcome: Study) -> str:
     """One row per predictor, on tasks held out."""
-    headers = ["features", "correlation", "within a task", "mean error", "coverage", "width", "verdict"]
+    headers = [
+        "knows",
+        "correlation",
+        "within a task",
+        "mean error",
+        "coverage",
+        "width",
+        "verdict",
+    ]
     rows = []
     for kind, test in outcome.tests.items():
-        verdict = "a baseline" if kind == "trivial" else test.fault or "shipped"
         figures = [f"{test.correlation:.2f}", f"{test.within:.2f}", f"{100 * test.error:.1f}"]
-        figures += [f"{100 * test.coverage:.0f} %", f"{100 * test.width:.0f}"]
-        rows.append([kind, *figures, verdict])
-    return table(headers, rows, align="lrrrrrl") if rows else f"Too few tasks: it takes {LEAST_TASKS}."
+        figures += [f"{100 * test.coverage:.1f} %", f"{100 * test.width:.0f}"]
+        rows.append([kind, *figures, test.fault or "as asked for"])
+    if not rows:
+        return f"Too few tasks: it takes {LEAST_TASKS}."
+    predictors = outcome.evidence.predictors
+    shipped = [f"from {kind}: {listed(predictors[kind].features)}" for kind in WAYS if kind in predictors]
+    return f"{table(headers, rows, align='lrrrrrl')}\n\nIn use: {'; '.join(shipped) or 'none'}."
 
 
 def symptom_table(outcome: Study) -> str:
