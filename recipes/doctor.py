@@ -29,9 +29,9 @@ from hf_taskvec.weights.folders import write_json, write_text
 PAGE = """# The doctor's evidence
 
 {told}. Experts: {epochs:g} epochs, learning rate {rate:g}.
-Plain merge: the mean of the vectors. Kept: test accuracy of the merge over that of the task's own model, on at most {max_test} test images a task; the doctor itself sees
-validation and training images. Points are hundredths; intervals are 95 % bootstrap intervals over tasks, whose merges
-overlap, so that they are somewhat too narrow.
+Plain merge: the mean of the vectors. Kept: test accuracy of the merge over that of the task's own model, on at most
+{max_test} test images a task; the doctor itself sees validation and training images. Points are hundredths; intervals
+are 95 % bootstrap intervals over tasks, whose merges overlap, so that they are somewhat too narrow.
 
     {command}
 
