@@ -102,6 +102,10 @@ class HubError(TaskVecError, OSError):
     """An exchange with the Hub that failed: no rights, a conflict, trouble of the Hub, the connection or the disk."""
 
 
+class NoSpaceError(TaskVecError, OSError):
+    """A disk with less room than a result needs; nothing was written."""
+
+
 class OutputExistsError(TaskVecError, FileExistsError):
     """An output folder that holds something else."""
 

@@ -8,10 +8,12 @@ python recipes/merge.py --config recipes/configs/merge_ties.yaml --output_dir ou
 python recipes/merge.py --vectors user/mnist user/gtsrb@main --method ties --settings density=0.2 --output_dir out/ties
 python recipes/merge.py --vectors user/mnist user/gtsrb --method regmean --statistics user/mnist user/gtsrb
 python recipes/merge.py --repeat out/ties --output_dir out/ties-again
+accelerate launch recipes/merge.py --config recipes/configs/merge_ties.yaml  # parameters dealt over its processes
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +40,10 @@ def main(args: MergeArguments) -> TaskVector | None:
     if args.list_methods:
         print(methods_table())
         return None
-    if args.quiet:
+    if args.quiet or int(os.environ.get("RANK") or 0):
         disable_progress_bars(PROGRESS)
     merged = run_merge(args)
-    if not args.quiet:
+    if not args.quiet and int(os.environ.get("RANK") or 0) == 0:
         print(f"{merged.info.label} of {len(merged.info.parents)} vectors is in {Path(args.output_dir)}")
     return merged
 

@@ -16,7 +16,8 @@ import torch
 
 from hf_taskvec import Report, evaluate, load_base
 from hf_taskvec.errors import NonFiniteError
-from hf_taskvec.evaluation import accuracy, sharing
+from hf_taskvec.evaluation import accuracy
+from hf_taskvec.weights import processes
 from tests.toys import toy_base, toy_task
 
 ROOT = Path(__file__).parent.parent
@@ -71,11 +72,11 @@ def test_a_broken_model_stops_every_process_and_not_one(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["the task", "batch_size", "its weights' hash", "the prompts"])
 def test_processes_that_do_different_things_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = accuracy._facts(toy_base(), toy_task(), "test", batch_size=8, num_images=10)
-    monkeypatch.setattr(sharing, "gather_object", lambda mine: [*mine, *mine, {**mine[0], name: "another"}])
+    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, *mine, {**mine[0], name: "another"}])
     with pytest.raises(ValueError, match=f"{name} is .* in process 0 and another in process 2"):
-        sharing.check_alike(facts)
-    monkeypatch.setattr(sharing, "gather_object", lambda mine: [*mine, *mine])
-    sharing.check_alike(facts)
+        processes.check_alike(facts, "an evaluation")
+    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, *mine])
+    processes.check_alike(facts, "an evaluation")
 
 
 def test_a_process_that_waits_alone_says_what_for(
@@ -85,8 +86,8 @@ def test_a_process_that_waits_alone_says_what_for(
         time.sleep(0.2)
         return mine
 
-    monkeypatch.setattr(sharing, "gather_object", gather)
-    monkeypatch.setattr(sharing, "PATIENCE", 0.01)
+    monkeypatch.setattr(processes, "gather_object", gather)
+    monkeypatch.setattr(processes, "PATIENCE", 0.01)
     with caplog.at_level(logging.WARNING):
-        sharing.check_alike({"the task": "digits"})
+        processes.check_alike({"the task": "digits"}, "an evaluation")
     assert "must be called on all of them" in caplog.text

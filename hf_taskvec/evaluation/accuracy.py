@@ -14,7 +14,7 @@ from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, comp
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.report import Report, check_reference
 from hf_taskvec.evaluation.result import TaskResult, finite
-from hf_taskvec.evaluation.sharing import check_alike, processes, summed
+from hf_taskvec.evaluation.sharing import summed
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize, classify
 from hf_taskvec.models.heads import zero_shot_head
@@ -24,6 +24,7 @@ from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
+from hf_taskvec.weights.processes import check_alike, processes
 
 Tasks = Task | str | Iterable[Task | str]
 
@@ -61,7 +62,7 @@ def predict(
         head = zero_shot_head(model, task.class_names, task.templates)
     starts = range(0, len(pixels), batch_size)
     if group is not None:
-        check_alike(_facts(model, task, split, batch_size=batch_size, num_images=len(pixels)))
+        check_alike(_facts(model, task, split, batch_size=batch_size, num_images=len(pixels)), "an evaluation")
         starts, progress = starts[group.process_index :: group.num_processes], progress and group.is_main_process
     normalize, logits = Normalize(model), torch.zeros(len(pixels), len(task.class_names))
     with torch.inference_mode():

@@ -97,7 +97,7 @@ class MergeRecipe:
         device: str | None = None,
         overwrite: bool = True,
     ) -> TaskVector:
-        """Merges, and keeps the recipe with exact revisions in the result's provenance.
+        """Merges, and keeps the recipe with exact revisions in the result's provenance; over all processes if launched.
 
         Args:
             output_dir: As in `merge`.
@@ -121,6 +121,7 @@ class MergeRecipe:
             missing=self.missing,
             allow_zero=self.allow_zero,
             statistics=self.statistics or None,
+            over_processes=True,
             **self.settings,
         )
 

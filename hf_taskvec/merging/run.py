@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, check_known
 from hf_taskvec.merging.engine import AheadDeltas, thread_pool
-from hf_taskvec.merging.journal import journal_key, open_journal
+from hf_taskvec.merging.journal import Journal, journal_key, open_journal
 from hf_taskvec.merging.needs import StatisticsSource, as_statistics, check_statistics, open_statistics
 from hf_taskvec.merging.registry import TRANSDUCTIVE, MergeMethod, get_method
 from hf_taskvec.merging.sources import (
@@ -32,12 +36,14 @@ from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_compatible
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.sharing import share_of, write_vector_together
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_scaling, is_finite
 from hf_taskvec.weights.deltas import LazyDeltas
 from hf_taskvec.weights.dtypes import as_dtype
-from hf_taskvec.weights.folders import check_output_folder
+from hf_taskvec.weights.folders import check_output_folder, check_space
 from hf_taskvec.weights.lowrank import LowRankDeltas
+from hf_taskvec.weights.processes import check_alike, processes
 
 MAX_SCALING = 2.0**63  # what provenance can hold
 
@@ -54,6 +60,7 @@ def merge(
     missing: Missing = "refuse",
     allow_zero: bool = False,
     statistics: Sequence[StatisticsSource] | None = None,
+    over_processes: bool = False,
     **settings: Any,
 ) -> TaskVector:
     """Merges vectors of one base into one.
@@ -78,6 +85,9 @@ def merge(
         statistics: For a method that looks at data, what `collect_statistics` measured with each vector, in their
             order: values, folders or Hub ids, those of vectors if they lie beside them. Statistics of test images are
             refused unless the setting `transductive` is true.
+        over_processes: Whether all processes of a launcher (`accelerate launch`, `torchrun`) call it to merge together
+            into `output_dir`, which they all see: parameters are dealt by size, each process writes its shards, and the
+            result is that of one process, bit for bit. Thresholds over whole vectors are taken by each of them.
         **settings: Settings of the method; numbers and arrays of NumPy and PyTorch become Python's.
 
     Returns:
@@ -91,6 +101,7 @@ def merge(
             or if statistics are of another vector.
         NonFiniteError: If a vector holds NaN or Inf, or the result would.
         OutputExistsError: If `output_dir` holds something else.
+        NoSpaceError: If the disk has less room than the result needs; nothing is written then.
 
     Example:
         >>> pair = [TaskVector({"w": torch.tensor([1.0, 2.0])}), TaskVector({"w": torch.tensor([3.0, -2.0])})]
@@ -101,6 +112,7 @@ def merge(
     factor, narrow = as_scaling(scaling), None if dtype is None else as_dtype(dtype)
     settled, looked_at = chosen.settled(sources, settings), as_statistics(statistics, sources, chosen)
     check_known("treatment of missing parameters", missing, get_args(Missing))
+    group = processes() if over_processes and output_dir is not None else None
     place = None if device is None else as_device(device)
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
@@ -121,14 +133,39 @@ def merge(
     merged = _merged(placed, chosen, settled, recipe, values)
     if output_dir is None:
         return _in_memory(_finished(merged, factor, narrow or merged.dtype))
+    kind = narrow or merged.dtype
+    check_space(output_dir, merged.num_entries * kind.itemsize, "result")
+    if group is not None:
+        facts = {"the method": method, "its settings": settled, "the scaling": factor, "the dtype": kind}
+        check_alike(facts | {"the list of vectors": [names, [vector.info for vector in opened]]}, "a merge")
     with ExitStack() as stack:
         if chosen.resumable:
             source = (chosen.merge.__module__, *(value.fingerprint for value in values))
-            key = journal_key(opened, method, settled, source=source)
-            merged = stack.enter_context(open_journal(output_dir, key)).keep(merged)
+            journal = partial(_journal, output_dir, lambda: journal_key(opened, method, settled, source=source))
+            merged = stack.enter_context(journal(group)).keep(merged)
         pool = stack.enter_context(thread_pool(merged.device))
-        AheadDeltas.of(_finished(merged, factor), pool).save_pretrained(output_dir, dtype=narrow or merged.dtype)
+        finished = _finished(merged, factor)
+        if group is None:
+            AheadDeltas.of(finished, pool).save_pretrained(output_dir, dtype=kind)
+        else:
+            own = AheadDeltas.of(TaskVector(share_of(finished.deltas, group), finished.info), pool).deltas
+            write_vector_together(output_dir, finished.deltas, own, finished.info, dtype=kind, group=group)
     return TaskVector.from_pretrained(output_dir)
+
+
+@contextmanager
+def _journal(
+    output_dir: str | os.PathLike[str], key: Callable[[], str], group: PartialState | None
+) -> Iterator[Journal]:
+    """The journal of a merge into a folder: the first process opens it, and the others write beside it."""
+    if group is None or group.is_main_process:
+        with open_journal(output_dir, key()) as journal:
+            if group is not None:
+                broadcast_object_list([journal.folder and str(journal.folder)])
+            yield journal
+    else:
+        (folder,) = broadcast_object_list([None])
+        yield Journal(folder and Path(folder))
 
 
 def as_scaling(value: Any) -> float:

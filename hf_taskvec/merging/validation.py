@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -27,7 +26,7 @@ from hf_taskvec.vectors.files import CONFIG_NAME, STEM, read_info
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.dtypes import DTYPES
-from hf_taskvec.weights.folders import check_output_folder
+from hf_taskvec.weights.folders import check_output_folder, check_space
 
 _WEIGHTS = f"{STEM}*.safetensors"
 Verdict = Literal["ok", "refused", "unknown"]
@@ -180,12 +179,7 @@ def _disk_text(recipe: MergeRecipe, sources: Sequence[_Source], output_dir: str 
         needs.append(("download", download, Path(constants.HF_HUB_CACHE)))
     if output_dir is not None:
         needs.append(("result", _result_bytes(recipe, sources), Path(output_dir)))
-    texts = []
-    for what, size, place in needs:
-        free = shutil.disk_usage(_existing(place)).free
-        texts.append(f"{what} at most {size / 1e6:,.1f} MB, {free / 1e6:,.0f} MB free in {_existing(place)}")
-        if size > free:
-            raise OSError(f"the {what} needs {size / 1e6:,.1f} MB in {place}, and {free / 1e6:,.1f} MB are free")
+    texts = [check_space(place, size, what) for what, size, place in needs]
     return "; ".join(texts) or "nothing is downloaded or written"
 
 
@@ -196,12 +190,6 @@ def _result_bytes(recipe: MergeRecipe, sources: Sequence[_Source]) -> int:
         return max(source.remote_bytes for source in sources)
     wide = torch.promote_types(here.dtype, torch.float32)
     return here.num_entries * DTYPES.get(recipe.dtype or "", wide).itemsize
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _memory_text(

@@ -31,7 +31,14 @@ from hf_taskvec.models.open_clip import as_transformers
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.arithmetic import equal
-from hf_taskvec.weights.folders import atomic_folder, check_inside, check_output_folder, read_json, write_json
+from hf_taskvec.weights.folders import (
+    atomic_folder,
+    check_inside,
+    check_output_folder,
+    check_space,
+    read_json,
+    write_json,
+)
 from hf_taskvec.weights.names import aligned_names, canonical_names, shapes_of
 from hf_taskvec.weights.safetensors import open_safetensors, write_sharded
 
@@ -284,6 +291,7 @@ def write_checkpoint(
         for name, weight in weights.items():
             yield name, edit(names[name], weight) if name in names else weight
 
+    check_space(output_dir, sum(weight.nbytes for weight in weights.values()), "checkpoint")
     with atomic_folder(output_dir, marker=APPLIED_NAME, own=lambda name: name in known) as target:
         dtypes = {name: weight.dtype for name, weight in weights.items()}
         write_sharded(target, "model", edited(), shapes=shapes_of(weights), dtype=dtypes)

@@ -70,7 +70,7 @@ class Written:
 
 
 @dataclass
-class _Rounded:
+class Rounded:
     """A pass over deltas that rounds them and takes what the configuration tells of them."""
 
     deltas: Deltas
@@ -152,7 +152,7 @@ def write_vector(
     dtypes: Dtypes = as_dtype(dtype or deltas.dtype) if packed is None else {n: t.dtype for n, t in stored.items()}
     check_output_folder(folder, marker=CONFIG_NAME)
     info.check_readable()
-    rounded = _Rounded(stored, dtypes, layer_norms and packed is None)
+    rounded = Rounded(stored, dtypes, layer_norms and packed is None)
     with atomic_folder(folder, marker=CONFIG_NAME, own=is_own) as target:
         digests = write_sharded(
             target, STEM, rounded, shapes=stored.shapes, dtype=dtypes, max_shard_size=max_shard_size, hashed=hashed
@@ -161,10 +161,14 @@ def write_vector(
             for name, delta in packed.items():
                 rounded.add_norm(name, delta)
         info = rounded.added_to(info)
-        config = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **info.to_dict()}
-        config |= {} if packed is None else {PACKED: packed.header}
-        write_json(target / CONFIG_NAME, {**config, "fingerprint": fingerprint(rounded.hashes)})
+        write_config(target, info, rounded.hashes, {} if packed is None else {PACKED: packed.header})
     return Written(info, digests)
+
+
+def write_config(folder: Path, info: VectorInfo, hashes: Mapping[str, str], further: Mapping[str, Any]) -> None:
+    """Writes the configuration of a vector whose stored tensors have these hashes."""
+    config = {"schema_version": SCHEMA_VERSION, "library": LIBRARY, **info.to_dict(), **further}
+    write_json(folder / CONFIG_NAME, {**config, "fingerprint": fingerprint(hashes)})
 
 
 def is_own(name: str) -> bool:

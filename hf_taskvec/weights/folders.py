@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import unicodedata
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hf_taskvec.errors import CheckpointError, OutputExistsError
+from hf_taskvec.errors import CheckpointError, NoSpaceError, OutputExistsError
 from hf_taskvec.weights.temporary import Own, clear_stale, new_temporary, nothing, put_in_place
 
 
@@ -53,6 +54,29 @@ def check_output_folder(path: str | os.PathLike[str], *, marker: str) -> None:
             raise OutputExistsError(f"{target} holds something else (no {marker} in it); choose another output folder")
     elif target.exists():
         raise OutputExistsError(f"{target} is a file; choose another output folder")
+
+
+def check_space(path: str | os.PathLike[str], needed: int, what: str) -> str:
+    """How much room a result needs and has, in words.
+
+    Args:
+        path: Where it goes; it need not exist.
+        needed: Its bytes.
+        what: What it is, for messages.
+
+    Raises:
+        NoSpaceError: If there is less.
+
+    Example:
+        >>> check_space("/", 0, "nothing").startswith("nothing at most 0.0 MB, ")
+        True
+    """
+    place = Path(path).absolute()
+    place = next(folder for folder in (place, *place.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise NoSpaceError(f"the {what} needs {needed / 1e6:,.1f} MB in {place}, and {free / 1e6:,.1f} MB are free")
+    return f"{what} at most {needed / 1e6:,.1f} MB, {free / 1e6:,.0f} MB free in {place}"
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
