@@ -38,7 +38,7 @@ def group(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     state = SimpleNamespace(process_index=rank, num_processes=3, is_main_process=rank == 0)
     state.local_main_process_first = nullcontext
     monkeypatch.setattr(accuracy, "processes", lambda: state)
-    monkeypatch.setattr(accuracy, "check_alike", lambda facts: None)
+    monkeypatch.setattr(accuracy, "check_alike", lambda facts, work: None)
     monkeypatch.setattr(accuracy, "summed", lambda logits, state: logits)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Siglip2Model, SiglipModel, SiglipProcessor
+from transformers import Siglip2Model, SiglipModel, SiglipProcessor, SiglipVisionModel
 
 from hf_taskvec import (
     Base,
@@ -64,6 +64,11 @@ def test_it_is_trained_merged_and_evaluated_like_a_clip(folder: Path, tmp_path: 
     names = {name for name, _ in base.model.named_parameters() if name.startswith("vision_model.")}
     assert set(vector) == names
     assert vector.info.architecture == "siglip"
+    trainer.save_model(str(tmp_path / "tower"))
+    saved = TaskVector.from_checkpoints(folder, tmp_path / "tower", include="vision_model.*")
+    assert all(torch.equal(saved[name], vector[name]) for name in vector)
+    loaded_tower, loading = SiglipVisionModel.from_pretrained(tmp_path / "tower", output_loading_info=True)
+    assert not any(loading.values()), loaded_tower
     merged = merge([vector, gradient_vector(base, task, learning_rate=1e-3)], "task_arithmetic")
     report = evaluate(merged.apply_to(base), [task], zero_shot=base)
     assert report.results[0].num_images == 30

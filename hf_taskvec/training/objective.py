@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,26 @@ from hf_taskvec.tasks.pixels import IGNORED, PixelDataset, load_pixels
 from hf_taskvec.training.plan import task_plan
 from hf_taskvec.vectors.info import VectorInfo
 
+logger = logging.getLogger(__name__)
 Loss = Callable[..., Tensor]  # (outputs, labels, num_items_in_batch) -> the loss
+
+
+def with_master_weights(model: ImageClassifier) -> ImageClassifier:
+    """The model with weights in float32 if they were in half precision, where most steps would be rounded away.
+
+    `bf16` or `fp16` in the settings computes in half precision all the same. What the base's weights were in is told by
+    the dtype of the base; its values are the same in float32.
+
+    Example:
+        >>> from hf_taskvec import get_task, load_base
+        >>> model = ImageClassifier(load_base(dtype="bfloat16"), get_task("counts"))
+        >>> next(with_master_weights(model).parameters()).dtype
+        torch.float32
+    """
+    if next(model.parameters()).dtype in (torch.float16, torch.bfloat16):
+        logger.info("The base is in half precision: it is trained in float32, of which bf16=True computes in bfloat16")
+        return model.float()
+    return model
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from hf_taskvec.weights.temporary import held
 
 logger = logging.getLogger(__name__)
 
+SAVED_AS = {None: "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}  # class by the base's architecture
 RUN_FILE = "task_vector_run.json"
 VECTORS = "vectors"
 GRADIENT_VECTORS = "gradients"

@@ -28,9 +28,10 @@ from hf_taskvec.training.feeding import ObjectiveTrainer
 from hf_taskvec.training.full_batch import prepare_full_batch
 from hf_taskvec.training.given import checked_args, objective_of, refuse
 from hf_taskvec.training.lora import adapter_deltas, adapter_settings, add_adapter
-from hf_taskvec.training.objective import Objective, accuracy_of
+from hf_taskvec.training.objective import Objective, accuracy_of, with_master_weights
 from hf_taskvec.training.output import (
     RUN_FILE,
+    SAVED_AS,
     STATE,
     VECTORS,
     RunFolder,
@@ -115,7 +116,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
             validation = self.objective.images(base, "validation") if args.eval_strategy != "no" else None
         if args.full_batch:
             prepare_full_batch(args, len(train), base)
-        model = self.objective.classifier(base, include_projection=args.include_projection)
+        model = with_master_weights(self.objective.classifier(base, include_projection=args.include_projection))
         model.freeze_except(args.trainable_parameters)
         if peft_config is not None:
             add_adapter(model, peft_config, args)
@@ -153,7 +154,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
             vector.check_finite()
             return vector
         trained = {name: weight.to(self.base.device) for name, weight in self.model.weights().items()}
-        base = {name: weight for name, weight in parameters_of(self.base.model).items() if name in trained}
+        base = {name: w.to(trained[name]) for name, w in parameters_of(self.base.model).items() if name in trained}
         return TaskVector.from_weights(
             base, trained, include_projection=self.args.include_projection, info=self.vector_info()
         )
@@ -353,7 +354,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         if self._adapter:
             return any(delta.any() for delta in adapter_deltas(self.model).values())
         base, weights = parameters_of(self.base.model), self.model.weights()
-        return any(not torch.equal(weight.to(base[name].device), base[name]) for name, weight in weights.items())
+        return any(not torch.equal(weight, base[name].to(weight)) for name, weight in weights.items())
 
     # -- hooks of Trainer ---------------------------------------------------------------------------------------------
 
@@ -376,7 +377,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         if self.args.should_save and not self._adapter:
             folder = output_dir or str(self.args.output_dir)
             config = type(self.model.config).from_dict(self.model.config.to_dict())
-            config.architectures = ["CLIPVisionModelWithProjection"]
+            config.architectures = [SAVED_AS[self.base.architecture]]
             config.save_pretrained(folder)
             self.base.processor.image_processor.save_pretrained(folder)
 
@@ -394,7 +395,6 @@ class TaskVectorTrainer(ObjectiveTrainer):
         if self.args.track_gradients:
             limit = self.args.max_grad_norm
             clipped = float(norm) / limit if limit > 0 and float(norm) > limit else 1.0  # undoes the clipping
-            named = self.model.named_parameters()
-            gradients = {name: p.grad for name, p in named if p.grad is not None}
+            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
             self.recorder.tracker.add(gradients, norm=float(norm), factor=clipped)
         return norm

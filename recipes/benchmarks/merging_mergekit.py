@@ -18,7 +18,8 @@ if __name__ == "__main__" and len(sys.argv) > 1:
     folder, count, method, parameters, out = sys.argv[1:]
     own = json.loads(parameters)
     models = [{"model": str(Path(folder) / f"task-{index}"), "parameters": own["each"]} for index in range(int(count))]
-    config = {"merge_method": method, "models": models, "parameters": own["all"], "dtype": "float32"}
+    config = {"merge_method": method, "models": models, "parameters": own["all"]}
+    config["dtype"] = own.get("dtype", "float32")
     if own["base"]:
         config["base_model"] = str(Path(folder) / own["base"])
     with meter.timed("merge and save"):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,11 @@ def run_ours(towers: Path, count: int, method: str, settings: dict[str, Any], ou
     """One merge by this package."""
     words = [sys.executable, HERE / "merging_ours.py", towers, count, method, json.dumps(settings), out]
     return _run(words, out, warm=2 << 30)
+
+
+def run_script(words: Sequence[object]) -> Run:
+    """One run of a script of ours in this folder; its last word is the folder that it writes."""
+    return _run([sys.executable, HERE / str(words[0]), *words[1:]], Path(str(words[-1])), warm=2 << 30)
 
 
 def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out: Path, **settings: object) -> Run:

@@ -1,0 +1,117 @@
+"""Seconds and memory of merging checkpoints of language models of any size on disk, beside mergekit.
+
+python recipes/benchmarks/large.py --folder /scratch/large --parameters 1.5e9 --count 8
+python recipes/benchmarks/large.py --folder /scratch/large --parameters 5e7 --count 4 --runs 1 --peer false
+
+It writes `count` fine-tuned checkpoints and their base in bfloat16, in the shapes and names of Llama, with heavy-tailed
+deltas: 2 bytes a parameter each, and as much as three more for what a merge writes. What is there is kept. Ours opens
+the checkpoints as vectors, merges them into a folder and writes base plus vector as a checkpoint; mergekit, in an
+environment of its own, writes the checkpoint at once. Each merge is a process of its own. Peak memory is anonymous:
+mapped files do not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from merging_data import heavy_tailed
+from merging_peers import MERGEKIT, environment, run_peer, run_script
+from merging_runs import Runs, copy_bandwidth, header, line
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_taskvec.arguments import arg, run_recipe
+from hf_taskvec.vectors.checkpoints import open_checkpoint
+from hf_taskvec.weights.safetensors import write_sharded
+
+METHODS = {"task_arithmetic": {}, "ties": {"density": 0.2}, "dare_ties": {"density": 0.1}}
+TRIMMED = {"each": {"weight": 1.0, "density": 0.1}, "all": {"normalize": True}, "base": "base"}
+PEER = dataclasses.replace(MERGEKIT, calls={**MERGEKIT.calls, "dare_ties": ("dare_ties", TRIMMED)}, towers=".")
+
+
+@dataclass
+class LargeArguments:
+    folder: str = arg("Where checkpoints, the peer's environment and results go.", default="out/benchmark-large")
+    parameters: float = arg("Parameters of a checkpoint, about.", default=1.5e9)
+    count: int = arg("Number of fine-tuned checkpoints.", default=8)
+    methods: list[str] = arg("Methods to run.", default=list(METHODS))
+    runs: int = arg("Runs of ours; the median counts.", default=3)
+    peer_runs: int = arg("Runs of the peer; the median counts.", default=1)
+    peer: bool = arg("Run mergekit too.", default=True)
+
+
+def config_of(parameters: float) -> LlamaConfig:
+    """A Llama of about that many parameters: as many layers as its width has times 64."""
+    width = max(128, 64 * round((64 * parameters / 15) ** (1 / 3) / 64))
+    return LlamaConfig(
+        hidden_size=width,
+        intermediate_size=64 * round(2.7 * width / 64),
+        num_hidden_layers=max(2, width // 64),
+        num_attention_heads=width // 64,
+        vocab_size=16 * width,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+
+
+def shapes_of(config: LlamaConfig) -> dict[str, torch.Size]:
+    """The shapes of the parameters of a model that is not built."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in LlamaForCausalLM(config).named_parameters()}
+
+
+def write(folder: Path, config: LlamaConfig, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Writes a checkpoint parameter by parameter, unless it is there."""
+    if (folder / "config.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sharded(folder, "model", weights, shapes=shapes_of(config), dtype=torch.bfloat16)
+    config.save_pretrained(folder)  # last: it tells that the folder is whole
+
+
+def make(folder: Path, config: LlamaConfig, count: int) -> int:
+    """Writes the base and the fine-tuned checkpoints; tells how many parameters one has."""
+    shapes = shapes_of(config)
+
+    def random() -> Iterator[tuple[str, Tensor]]:
+        for position, (name, shape) in enumerate(shapes.items()):
+            yield name, torch.randn(shape, generator=torch.Generator().manual_seed(position)) * 0.02
+
+    write(folder / "base", config, random())
+    base = open_checkpoint(folder / "base").tensors
+    for index in range(count):
+        moved = ((name, base[name] + heavy_tailed(shape, index, at)) for at, (name, shape) in enumerate(shapes.items()))
+        write(folder / f"task-{index}", config, moved)
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def main(args: LargeArguments) -> None:
+    config = config_of(args.parameters)
+    top = Path(args.folder)
+    folder = top / f"{config.hidden_size}x{config.num_hidden_layers}"
+    entries = make(folder, config, args.count)
+    runs = Runs(folder / "runs.jsonl")
+    python = environment(PEER, top / "mergekit") if args.peer else None
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end="")
+    print(f"copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s; {args.count} checkpoints of {entries:,} parameters")
+    header("method", "ours, s", "peak, MB", "mergekit, s", "peak, MB", "times faster")
+    for method in args.methods:
+        words = ["large_ours.py", folder, args.count, method, json.dumps(METHODS[method]), folder / "merged"]
+        ours = runs.median(["ours", args.count, method], partial(run_script, words), args.runs)
+        cells: list[object] = [method, f"{ours.seconds:.1f}", f"{ours.peak / 1e6:.0f}", "-", "-", "-"]
+        if python is not None:
+            work = partial(run_peer, PEER, python, folder, args.count, method, folder / "merged", dtype="bfloat16")
+            theirs = runs.median(["mergekit", args.count, method], work, args.peer_runs)
+            cells[3:] = [f"{theirs.seconds:.1f}", f"{theirs.peak / 1e6:.0f}", f"{theirs.seconds / ours.seconds:.1f}"]
+        line(*cells)
+
+
+if __name__ == "__main__":
+    run_recipe(main, LargeArguments)

@@ -1,0 +1,61 @@
+"""Training in half precision: the vector is the change of float32 weights, not their rounding."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_taskvec import Base, TaskVector, TaskVectorConfig, TaskVectorTrainer
+from tests.bases import colours_task, tiny_base
+
+RATE = 2e-5  # of Adam: entries move by less than the spacing of bfloat16 around most weights
+
+
+def trained(base: Base, folder: Path, **settings: object) -> TaskVector:
+    """The vector of a short run."""
+    args = TaskVectorConfig(
+        output_dir=str(folder), num_train_epochs=1, learning_rate=RATE, warmup_steps=0, report_to="none", **settings
+    )
+    trainer = TaskVectorTrainer(base, args, task=colours_task())
+    trainer.train()
+    return trainer.task_vector()
+
+
+@pytest.fixture(scope="module")
+def half() -> Base:
+    """A base whose weights are held in bfloat16."""
+    return dataclasses.replace(tiny_base(), model=copy.deepcopy(tiny_base().model).bfloat16())
+
+
+@pytest.fixture(scope="module")
+def exact(half: Base, tmp_path_factory: pytest.TempPathFactory) -> TaskVector:
+    """The vector of a float32 run from the same weights."""
+    wide = dataclasses.replace(half, model=copy.deepcopy(half.model).float())
+    return trained(wide, tmp_path_factory.mktemp("exact"))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_base_in_bfloat16_is_trained_in_float32(half: Base, exact: TaskVector, tmp_path: Path, bf16: bool) -> None:
+    vector = trained(half, tmp_path, bf16=bf16, seed=42)
+    assert vector.dtype == torch.float32
+    assert vector.norm() == pytest.approx(exact.norm(), rel=0.05)
+    assert vector.cosine(exact) > 0.9  # head and, if asked, activations are in bfloat16; the weights are not
+    weights = {f"vision_model.{name}": value for name, value in half.model.vision_model.named_parameters()}
+    rounded = [(weights[name].float() + vector[name]).bfloat16() - weights[name] for name in vector]
+    lost = sum(int((kept == 0).sum()) for kept in rounded) / vector.num_entries
+    assert lost > 0.5  # what weights in bfloat16 would not have kept
+    assert vector.info.base_hashes == exact.info.base_hashes
+    assert vector.info.rounding_error is None
+    vector.apply_to(half)  # its own base
+
+
+def test_a_run_in_bfloat16_keeps_float32_weights(exact: TaskVector, half: Base, tmp_path: Path) -> None:
+    wide = dataclasses.replace(half, model=copy.deepcopy(half.model).float())
+    vector = trained(wide, tmp_path, bf16=True)
+    assert vector.dtype == torch.float32
+    assert vector.cosine(exact) > 0.95
+    assert (vector - exact).norm() < 0.3 * exact.norm()
