@@ -72,21 +72,21 @@ def test_a_broken_model_stops_every_process_and_not_one(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["the task", "batch_size", "its weights' hash", "the prompts"])
 def test_processes_that_do_different_things_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = accuracy._facts(toy_base(), toy_task(), "test", batch_size=8, num_images=10)
-    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, *mine, {**mine[0], name: "another"}])
+    monkeypatch.setattr(processes, "gathered", lambda mine: [mine, mine, {**mine, name: "another"}])
     with pytest.raises(ValueError, match=f"{name} is .* in process 0 and another in process 2"):
         processes.check_alike(facts, "an evaluation")
-    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, *mine])
+    monkeypatch.setattr(processes, "gathered", lambda mine: [mine, mine])
     processes.check_alike(facts, "an evaluation")
 
 
 def test_a_process_that_waits_alone_says_what_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def gather(mine: list[Any]) -> list[Any]:
+    def gather(mine: Any) -> list[Any]:
         time.sleep(0.2)
-        return mine
+        return [mine]
 
-    monkeypatch.setattr(processes, "gather_object", gather)
+    monkeypatch.setattr(processes, "gathered", gather)
     monkeypatch.setattr(processes, "PATIENCE", 0.01)
     with caplog.at_level(logging.WARNING):
         processes.check_alike({"the task": "digits"}, "an evaluation")

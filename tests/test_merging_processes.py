@@ -81,7 +81,7 @@ def test_parameters_are_dealt_by_size_each_to_one_process() -> None:
 
 
 def test_a_process_that_fails_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "gather_object", lambda mine: [*mine, "ValueError: broken"])
+    monkeypatch.setattr(processes, "gathered", lambda mine: [mine, "ValueError: broken"])
     with pytest.raises(TaskVecError, match="process 1 of this run failed, so all stop: ValueError: broken"):
         agreed(None)
     with pytest.raises(KeyError):

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, check_known
@@ -43,7 +41,10 @@ from hf_taskvec.weights.deltas import LazyDeltas
 from hf_taskvec.weights.dtypes import as_dtype
 from hf_taskvec.weights.folders import check_output_folder, check_space
 from hf_taskvec.weights.lowrank import LowRankDeltas
-from hf_taskvec.weights.processes import check_alike, processes
+from hf_taskvec.weights.processes import check_alike, from_first, processes
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 MAX_SCALING = 2.0**63  # what provenance can hold
 
@@ -161,10 +162,10 @@ def _journal(
     if group is None or group.is_main_process:
         with open_journal(output_dir, key()) as journal:
             if group is not None:
-                broadcast_object_list([journal.folder and str(journal.folder)])
+                from_first(journal.folder and str(journal.folder))
             yield journal
     else:
-        (folder,) = broadcast_object_list([None])
+        folder = from_first(None)
         yield Journal(folder and Path(folder))
 
 

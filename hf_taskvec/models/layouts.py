@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import AnyPath, HubAccess
 from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, Folder, Wanted, fetch_folder
@@ -67,6 +65,8 @@ def model_class(config: Mapping[str, Any]) -> Any:
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str) or not _CLASS.fullmatch(name):
         return None
+    import transformers  # here, since merging does without
+
     try:
         known = getattr(transformers, name, None)
     except (ImportError, RuntimeError):  # a library that the class needs lacks

@@ -6,18 +6,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_taskvec.vectors.files import CONFIG_NAME, STEM, Rounded, is_own, write_config
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.deltas import Deltas, LazyDeltas
 from hf_taskvec.weights.folders import atomic_folder, write_json
-from hf_taskvec.weights.processes import agreed, dealt, together
+from hf_taskvec.weights.processes import agreed, dealt, from_first, gathered, together
 from hf_taskvec.weights.safetensors import MAX_SHARD_SIZE, write_safetensors
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def share_of(deltas: Deltas, group: PartialState) -> Deltas:
@@ -62,7 +64,7 @@ def write_vector_together(
             for file, names in plan[group.process_index].items():
                 few = (next(stream) for _ in names)
                 write_safetensors(target / file, few, shapes={n: deltas.shapes[n] for n in names}, dtype=dtype)
-        parts = gather_object([(rounded.hashes, rounded.errors, rounded.squares)])
+        parts = gathered((rounded.hashes, rounded.errors, rounded.squares))
         with together():
             if group.is_main_process:
                 for hashes, errors, squares in parts[1:]:
@@ -80,22 +82,22 @@ def write_vector_together(
 def _one_folder(folder: str | os.PathLike[str], group: PartialState) -> Iterator[Path]:
     """Yields one temporary folder to all processes, which the first makes and, once all are done, puts in place."""
     if not group.is_main_process:
-        (path,) = broadcast_object_list([None])
+        path = from_first(None)
         if path is not None:
             yield Path(path)
         agreed(None)
         return
-    told = done = False
+    began = done = False
     try:
         with atomic_folder(folder, marker=CONFIG_NAME, own=is_own) as target:
-            broadcast_object_list([os.path.abspath(target)])
-            told = True
+            from_first(os.path.abspath(target))
+            began = True
             yield target
             done = True
     except BaseException as failure:
-        if not told:
-            broadcast_object_list([None])
-        if done or not told:  # else all have raised already
+        if not began:
+            from_first(None)
+        if done or not began:  # else all have raised already
             agreed(failure)
         raise
     agreed(None)

@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from hf_taskvec.errors import TaskVecError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ def processes() -> PartialState | None:
     """
     if int(os.environ.get("WORLD_SIZE") or 1) < 2:
         return None
+    from accelerate import PartialState
+
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -43,7 +47,7 @@ def check_alike(facts: Mapping[str, object], work: str) -> None:
     patience.daemon = True
     patience.start()
     try:
-        everyones = gather_object([{name: str(value) for name, value in facts.items()}])
+        everyones = gathered({name: str(value) for name, value in facts.items()})
     finally:
         patience.cancel()
     for rank, theirs in enumerate(everyones):
@@ -54,13 +58,28 @@ def check_alike(facts: Mapping[str, object], work: str) -> None:
             )
 
 
+def gathered(value: Any) -> list[Any]:
+    """What each process has, by rank."""
+    from accelerate.utils import gather_object
+
+    values: list[Any] = gather_object([value])
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
 def agreed(error: BaseException | None) -> None:
     """Waits for all processes, and raises on each of them if one failed: its own error, or that another has one.
 
     Raises:
         TaskVecError: If another process failed.
     """
-    texts = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+    texts = gathered(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
     for rank, text in enumerate(texts):
