@@ -124,9 +124,8 @@ def merge(
         check_statistics(opened, values, chosen, transductive=settled[TRANSDUCTIVE])
     if recipe is None and all(names) and all(name for name, _ in measured):
         told = {"method": method, "settings": settled, "scaling": factor, "missing": missing, "allow_zero": allow_zero}
-        if measured:
-            told["statistics"] = [name for name, _ in measured]
-        recipe = {"vectors": names, **told, "dtype": None if narrow is None else str(narrow).removeprefix("torch.")}
+        looked = {"statistics": [name for name, _ in measured]} if measured else {}
+        recipe = {"vectors": names, **told, **looked, "dtype": str(narrow).removeprefix("torch.") if narrow else None}
     placed = opened if place is None else [_on_device(vector, place) for vector in opened]
     _check_alike("devices", placed, [v.device for v in placed], "Pass device= to move them where they are needed")
     if not allow_zero:
@@ -134,24 +133,29 @@ def merge(
     merged = _merged(placed, chosen, settled, recipe, values)
     if output_dir is None:
         return _in_memory(_finished(merged, factor, narrow or merged.dtype))
-    kind = narrow or merged.dtype
-    check_space(output_dir, merged.num_entries * kind.itemsize, "result")
+    check_space(output_dir, merged.num_entries * (kind := narrow or merged.dtype).itemsize, "result")
     if group is not None:
         facts = {"the method": method, "its settings": settled, "the scaling": factor, "the dtype": kind}
         check_alike(facts | {"the list of vectors": [names, [vector.info for vector in opened]]}, "a merge")
     with ExitStack() as stack:
         if chosen.resumable:
             source = (chosen.merge.__module__, *(value.fingerprint for value in values))
-            journal = partial(_journal, output_dir, lambda: journal_key(opened, method, settled, source=source))
-            merged = stack.enter_context(journal(group)).keep(merged)
-        pool = stack.enter_context(thread_pool(merged.device))
-        finished = _finished(merged, factor)
-        if group is None:
-            AheadDeltas.of(finished, pool).save_pretrained(output_dir, dtype=kind)
-        else:
-            own = AheadDeltas.of(TaskVector(share_of(finished.deltas, group), finished.info), pool).deltas
-            write_vector_together(output_dir, finished.deltas, own, finished.info, dtype=kind, group=group)
+            key = partial(journal_key, opened, method, settled, source=source)
+            merged = stack.enter_context(_journal(output_dir, key, group)).keep(merged)
+        _write(_finished(merged, factor), output_dir, kind, group)
     return TaskVector.from_pretrained(output_dir)
+
+
+def _write(
+    vector: TaskVector, output_dir: str | os.PathLike[str], dtype: torch.dtype, group: PartialState | None
+) -> None:
+    """Computes a lazy vector into a folder, by one process or by all together."""
+    with thread_pool(vector.device) as pool:
+        if group is None:
+            AheadDeltas.of(vector, pool).save_pretrained(output_dir, dtype=dtype)
+        else:
+            own = AheadDeltas.of(TaskVector(share_of(vector.deltas, group), vector.info), pool).deltas
+            write_vector_together(output_dir, vector.deltas, own, vector.info, dtype=dtype, group=group)
 
 
 @contextmanager
