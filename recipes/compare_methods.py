@@ -102,8 +102,8 @@ def check_names(args: ComparisonArguments) -> None:
 def jobs(args: ComparisonArguments) -> Iterator[tuple[str, dict[str, Any], Callable[..., None]]]:
     """What is measured: its name, what it depends on beside the vectors, and the function that writes the run."""
     for method, grid in [*((method, {}) for method in args.methods), *map(tuned, args.tuned)]:
-        plan: dict[str, Any] = {"method": method, "grid": grid, "scalings": args.scalings}
-        measure = partial(measure_merge, **plan)
+        measure = partial(measure_merge, method=method, grid=grid, scalings=args.scalings)
+        plan: dict[str, Any] = {"method": method, "scalings": args.scalings} | ({"grid": grid} if grid else {})
         images = {"images": args.num_images} if get_method(method).statistics else {}
         yield "-".join([method, *grid]), {**plan, **images}, measure
     for objective, split in product(args.learned, args.learned_splits):

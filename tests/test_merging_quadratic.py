@@ -327,6 +327,32 @@ def test_actmat_and_wudi_are_one_up_to_the_norms_of_the_deltas() -> None:
             torch.testing.assert_close(merged.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_wudi_by_descent_is_adam_on_the_paper_s_loss() -> None:
+    three = [vector.to(torch.float64) for vector in vectors(3)]
+    merged = merge(three, "wudi", steps=5, learning_rate=0.01)
+    for name in MATRICES:
+        deltas = [vector.deltas[name] for vector in three]
+        slow = torch.stack(deltas).sum(dim=0).requires_grad_()
+        adam = torch.optim.Adam([slow], lr=0.01)
+        for _ in range(5):
+            adam.zero_grad()
+            losses = [((slow - delta) @ delta.T).square().sum() / delta.square().sum() for delta in deltas]
+            torch.stack(losses).sum().backward()
+            adam.step()
+        torch.testing.assert_close(merged.deltas[name], slow.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_weights_of_actmat_are_those_of_the_sums() -> None:
+    three, weights = vectors(3), [0.5, 2.0, 0.1]
+    merged = merge(three, "actmat", weights=weights)
+    for name in MATRICES:
+        deltas = [vector.deltas[name].double() for vector in three]
+        grams = [weight * delta.T @ delta for delta, weight in zip(deltas, weights, strict=True)]
+        crossed = torch.stack([delta @ gram for delta, gram in zip(deltas, grams, strict=True)]).sum(dim=0)
+        expected = crossed @ torch.linalg.pinv(torch.stack(grams).sum(dim=0), rtol=1e-6)
+        torch.testing.assert_close(merged.deltas[name].double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_ace_is_the_formula_with_the_collective_prior() -> None:
     four = vectors(4)
     name = "layers.0.fc2.weight"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +178,25 @@ def test_a_vector_is_measured_on_top_of_its_base() -> None:
         collect_statistics(base, toy_task(), vector=foreign, num_images=4)
 
 
+def test_with_a_vector_only_what_it_covers_is_measured() -> None:
+    base, task = toy_base(), toy_task(images=6)
+    kinds = ("gram", "diagonal", "fisher", "kfac")
+    whole = TaskVector.from_models(base.model, finetuned(base.model, size=0.02))
+    some = TaskVector({name: whole.deltas[name] for name in (FC2, NORM)})
+    zeros = {name: torch.zeros_like(delta) for name, delta in whole.deltas.items() if name not in some.deltas}
+    every = collect_statistics(
+        base, task, vector=TaskVector({**some.deltas, **zeros}), num_images=6, kinds=kinds, dtype="float32"
+    )
+    few = collect_statistics(base, task, vector=some, num_images=6, kinds=kinds, dtype="float32")
+    map_of = FC2.removesuffix(".weight")
+    assert {*few.tensors} == {
+        *(f"{kind}/{map_of}" for kind in ("gram", "gradients")),
+        *(f"fisher/{name}" for name in some.deltas),
+        f"diagonal/{NORM}",
+    }
+    assert all(tensor.equal(every.tensors[name]) for name, tensor in few.tensors.items())
+
+
 def test_statistics_come_back_bit_for_bit(tmp_path: Path) -> None:
     kept = collect_statistics(toy_base(), toy_task(), num_images=4, rank=8)
     kept.save_pretrained(tmp_path / "own")
@@ -252,6 +272,44 @@ def test_nan_is_named_by_layer_and_image() -> None:
     ):
         collect_statistics(broken, toy_task(), num_images=50)
     assert not any(module._forward_pre_hooks for module in broken.model.modules())
+
+
+def test_an_interrupted_collection_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, task = toy_base(), toy_task(images=6)
+    options: dict[str, Any] = {"num_images": 6, "batch_size": 3, "kinds": ("gram", "fisher", "kfac")}
+    before, add = collect_statistics(base, task, **options), GramSum.add
+
+    def interrupted(self: GramSum, rows: Tensor) -> float:
+        if self.count > 0:  # in the second batch
+            raise KeyboardInterrupt
+        return add(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GramSum, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collect_statistics(base, task, **options).save_pretrained(tmp_path / "statistics")
+    assert list(tmp_path.iterdir()) == []
+    modules = list(base.model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in modules)
+    assert all(parameter.grad is None for parameter in base.model.parameters())
+    assert collect_statistics(base, task, **options).fingerprint == before.fingerprint
+
+
+def test_an_interrupted_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = Statistics({"gram/w": torch.eye(2)}), Statistics({"gram/w": 2 * torch.eye(2)})
+    old.save_pretrained(tmp_path / "seen")
+
+    def interrupted(path: Path, values: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_taskvec.statistics.value.write_json", interrupted)  # the tensors are written by then
+        with pytest.raises(KeyboardInterrupt):
+            new.save_pretrained(tmp_path / "seen")
+    assert [path.name for path in tmp_path.iterdir()] == ["seen"]
+    assert Statistics.from_pretrained(tmp_path / "seen").fingerprint == old.fingerprint
+    new.save_pretrained(tmp_path / "seen")
+    assert Statistics.from_pretrained(tmp_path / "seen").fingerprint == new.fingerprint
 
 
 def test_the_model_is_left_as_it_was() -> None:

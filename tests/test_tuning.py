@@ -18,11 +18,12 @@ from hf_taskvec import Base, Task, TaskVector, evaluate, load_base, merge
 from hf_taskvec.errors import BaseMismatchError, DataError, NonFiniteError, UnknownNameError
 from hf_taskvec.merging.weighted import factors_of, without_conflicts
 from hf_taskvec.tuning import Descent, learn_coefficients
-from hf_taskvec.tuning.descent import Loop
+from hf_taskvec.tuning.descent import Loop, order
 from hf_taskvec.tuning.images import choose_images
 from hf_taskvec.tuning.mixture import Mixture, Per
 from hf_taskvec.tuning.objectives import Objective, summed_loss
 from hf_taskvec.tuning.tower import Tower
+from hf_taskvec.weights.names import canonical_name
 from tests.helpers import finetuned, in_two_processes
 from tests.toys import toy_base, toy_task, wide_base
 
@@ -75,6 +76,48 @@ def test_the_gradient_is_that_of_autograd_through_the_merged_weights(per: Per, o
     logits = functional_call(tower.classifier, merged, (batch["pixel_values"],))["logits"]
     (summed_loss(objective, logits, targets) / 6).backward()
     torch.testing.assert_close(mixture.gradient(), values.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("per", ["task", "parameter"])
+def test_the_first_steps_are_those_of_adamerging(per: Per) -> None:
+    base, vectors, tasks = wide()
+    steps, rate = 4, 0.05
+    descent = Descent(steps=steps, batch_size=8, learning_rate=rate, bounds=None)
+    learned = learn_coefficients(base, vectors, tasks, objective="entropy", per=per, descent=descent, progress=False)
+    slow = slow_adamerging(per, steps, rate)
+    ours = torch.tensor([*learned.coefficients.values()], dtype=torch.float64)
+    assert list(learned.coefficients) == list(slow)
+    torch.testing.assert_close(ours, torch.stack([*slow.values()]), rtol=0, atol=1e-5)
+    assert (ours - 0.3).abs().max() > 0.05
+
+
+def slow_adamerging(per: Per, steps: int, rate: float) -> dict[str, Tensor]:
+    """The authors' loop: Adam on coefficients of whole weights, the sum over tasks of the mean entropy of a batch."""
+    base, vectors, tasks = wide()
+    names = list(vectors["digits"].deltas)
+    tower = Tower(base, tasks, names)
+    groups = {name: "*" if per == "task" else name for name in names}
+    raw = {group: torch.full((2,), 0.3, dtype=torch.float64, requires_grad=True) for group in groups.values()}
+    adam = torch.optim.Adam(list(raw.values()), lr=rate)
+    samples = choose_images(base, tasks).samples
+    orders = [order(len(sample), 8, seed=number) for number, sample in enumerate(samples)]
+    named = {canonical_name(name): name for name, _ in tower.classifier.named_parameters()}
+    for _ in range(steps):
+        weights = {
+            named[name]: tower.originals[name]
+            + sum(raw[groups[name]][index] * vector.deltas[name] for index, vector in enumerate(vectors.values()))
+            for name in names
+        }
+        losses = []
+        for sample, rows in zip(samples, orders, strict=True):
+            tower.classifier.head = tower.heads[sample.task.name]
+            batch = {"pixel_values": sample.batch(next(rows))["pixel_values"]}
+            logits = functional_call(tower.classifier, weights, (batch["pixel_values"],))["logits"]
+            losses.append(-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean(0))
+        adam.zero_grad()
+        torch.stack(losses).sum().backward()
+        adam.step()
+    return {group: value.detach() for group, value in raw.items()}
 
 
 def test_the_losses_by_hand() -> None:

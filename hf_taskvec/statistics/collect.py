@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ def collect_statistics(
 ) -> Statistics:
     """Measures what merging methods that look at data need, on some unlabelled images of a task.
 
-    The images are drawn at random from the whole split, so that no class is favoured. All tokens count, in every layer.
+    The images are drawn at random from the whole split, so that no class is favoured. All tokens count, in every layer;
+    with a vector, in the maps and norms that it covers.
     Several processes (`accelerate launch`) share the images and give what one gives.
 
     - `gram`: the mean of `x xᵀ` over the inputs x of every linear map: one for q, k and v, one each for out_proj, fc1,
@@ -111,7 +112,10 @@ def collect_statistics(
         cpu=not torch.accelerator.is_available(), dataloader_config=DataLoaderConfiguration(even_batches=False)
     )
     expert = _placed(expert, accelerator.device)
-    sums = _measure(expert, task, images, kinds, rank or RANK, batch_size, accelerator, seed=seed, progress=progress)
+    seen = covered_names(parameters_of(model.model), include_projection=True)
+    seen = seen if vector is None else [name for name in seen if name in vector.deltas]
+    shown: dict[str, Any] = {"names": seen, "seed": seed, "progress": progress}
+    sums = _measure(expert, task, images, kinds, rank or RANK, batch_size, accelerator, **shown)
     info = dataclasses.replace(origin(model, task, vector, images), kinds=tuple(kinds), rank=rank or RANK)
     return finished(sums, info, accelerator, rank=rank, dtype=kept)
 
@@ -195,6 +199,7 @@ def _measure(
     batch_size: int,
     accelerator: Accelerator,
     *,
+    names: Collection[str],
     seed: int,
     progress: bool,
 ) -> list[InputSums | GradientSums]:
@@ -204,10 +209,13 @@ def _measure(
     normalize = Normalize(model).to(device)
     inputs, gradients = None, None
     if {"gram", "diagonal"} & set(kinds):
-        inputs = InputSums([*measured(tower), ("visual_projection", projection)], kinds=kinds, rank=rank)
+        maps = [*measured(tower), ("visual_projection", projection)]
+        inputs = InputSums(
+            [(name, module) for name, module in maps if f"{name}.weight" in names], kinds=kinds, rank=rank
+        )
     if {"fisher", "kfac"} & set(kinds):
         head = zero_shot_head(model, task.class_names, task.templates).to(device)
-        gradients = GradientSums(model.model, head, kinds=kinds, rank=rank, seed=seed)
+        gradients = GradientSums(model.model, head, kinds=kinds, rank=rank, seed=seed, names=names)
     loader = accelerator.prepare(DataLoader(images, batch_size=batch_size, collate_fn=_keep))  # type: ignore[arg-type]
     for batch in tqdm(loader, desc=f"statistics of {images.where}", disable=not progress, leave=False):
         pixel_values = normalize(batch["pixel_values"].to(device))

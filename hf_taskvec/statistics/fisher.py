@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from hf_taskvec.models.classifier import classify
 from hf_taskvec.statistics.hooks import Sums, check_images
 from hf_taskvec.statistics.maps import measured
 from hf_taskvec.statistics.sums import GramSum
-from hf_taskvec.weights.names import canonical, covered_names
+from hf_taskvec.weights.names import canonical
 
 
 class GradientSums(Sums):
@@ -27,21 +27,24 @@ class GradientSums(Sums):
         head: Its zero-shot head (C, F).
         kinds: `fisher`, `kfac` or both.
         rank: Rank of the factors.
+        seed: Of the labels that are drawn.
+        names: The parameters to measure, under canonical names.
     """
 
-    def __init__(self, model: Any, head: Tensor, *, kinds: Sequence[str], rank: int, seed: int) -> None:
+    def __init__(
+        self, model: Any, head: Tensor, *, kinds: Sequence[str], rank: int, seed: int, names: Collection[str]
+    ) -> None:
         super().__init__()
         self.model, self.head, self.kinds, self.seed = model, head, kinds, seed
         named = canonical(model.named_parameters())
-        covered = covered_names(named, include_projection=True)
-        self.parameters: dict[str, nn.Parameter] = {name: named[name] for name in covered}
+        self.parameters: dict[str, nn.Parameter] = {name: named[name] for name in names}
         self.hooked: list[tuple[str, nn.Module]] = []
         if "fisher" in kinds:
             for name, parameter in self.parameters.items():
                 self.squares[f"fisher/{name}"] = torch.zeros_like(parameter, dtype=torch.float64)
         if "kfac" in kinds:
             for name, module in [*measured(model.vision_model), ("visual_projection", model.visual_projection)]:
-                if not isinstance(module, nn.LayerNorm):
+                if not isinstance(module, nn.LayerNorm) and f"{name}.weight" in self.parameters:
                     weight: Any = module.weight
                     key = f"gradients/{name}"
                     self.grams[key] = GramSum(len(weight), rank, device=weight.device, dtype=weight.dtype)

@@ -85,7 +85,8 @@ def learn_coefficients(
     After each step a coefficient is put back into its bounds, so that one at a bound can leave it again; the authors
     clamp in the forward pass, where such a coefficient has no gradient and is stuck.
 
-    The images are the tasks' validation parts by default, as for `choose_scaling`; the papers take test images.
+    The images are the tasks' validation parts by default, as for `choose_scaling`; the papers take test images. A step
+    of AdaMerging's code is on two batches of 16 images of each task, one of 32 here.
     Several processes share each batch and give one process's result up to rounding.
 
     Args:

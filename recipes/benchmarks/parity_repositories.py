@@ -30,7 +30,9 @@ from hf_taskvec.weights.lowrank import Factors, LowRankDeltas
 REPOSITORIES = {
     "DC-Merge": "3c443e4",  # github.com/Tobeginwith/DC-Merge
     "core-space-merging": "85176fa",  # github.com/apanariello4/core-space-merging
+    "merge-and-rebase": "345c570",  # github.com/apanariello4/merge-and-rebase
 }
+REBASE = "src/merge_and_rebase/merge/methods/functional/"
 Functions = Mapping[str, Callable[..., Any]]
 
 
@@ -45,6 +47,7 @@ def functions(clone: Path, file: str, names: Sequence[str]) -> Functions:
     source = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     known = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name in names]
     space: dict[str, Any] = {"torch": torch, "tqdm": lambda items, **_: items, "OrderedDict": dict}
+    space |= {"parse_dtype": lambda name: getattr(torch, name), "_FORM_MODES": {"delta", "absolute"}}
     exec(compile(ast.Module(body=list(known), type_ignores=[]), file, "exec"), space)
     return {name: space[name] for name in names}
 
@@ -97,6 +100,25 @@ def core_space(folder: Path, of: str) -> str:
     return difference(merged.deltas["w"], left @ core @ right)
 
 
+def actmat(folder: Path, count: int, weights: Sequence[float]) -> str:
+    """ActMat, by the pseudo-inverse of float64."""
+    names = ["actmerge_impl", "_resolve_form"]
+    theirs = functions(folder / "merge-and-rebase", f"{REBASE}actmerge.py", names)["actmerge_impl"]
+    deltas = [random(40, 30, seed=seed) for seed in range(count)]
+    merged = merge([TaskVector({"w": delta}) for delta in deltas], "actmat", weights=list(weights))
+    return difference(merged.deltas["w"], theirs(deltas, torch.tensor(weights), {}))
+
+
+def wudi(folder: Path, theirs: str, **ours: Any) -> str:
+    """WUDI in closed form, or its first steps of Adam."""
+    names = ["_matrix_view", "_resolve_solver", "_prepare_terms", "_closed_form", "_gradient_descent", "wudi_impl"]
+    their_merge = functions(folder / "merge-and-rebase", f"{REBASE}wudi.py", names)["wudi_impl"]
+    deltas = [random(40, 30, seed=seed) for seed in range(3)]
+    settings = {"solver": theirs, "ridge": 0.0, "work_dtype": "float64", "steps": ours.get("steps", 1), "lr": 1e-2}
+    merged = merge([TaskVector({"w": delta}) for delta in deltas], "wudi", **ours)
+    return difference(merged.deltas["w"], their_merge(deltas, torch.ones(3), settings))
+
+
 def main(args: RepositoriesArguments) -> None:
     folder = Path(args.folder)
     header("repository", "what", "difference")
@@ -106,6 +128,10 @@ def main(args: RepositoriesArguments) -> None:
         line("DC-Merge", f"LoRA, {ours} smoothing, float32", dc_merge_lora(folder, theirs, ours))
     for of in ("tsv_m", "task_arithmetic"):
         line("core-space-merging", f"{of} in the core", core_space(folder, of))
+    for weights in ([1.0, 1.0, 1.0], [0.5, 2.0, 1.0, 0.1]):
+        line("merge-and-rebase", f"actmat, weights {weights}", actmat(folder, len(weights), weights))
+    line("merge-and-rebase", "wudi in closed form", wudi(folder, "closed_form", solver="exact"))
+    line("merge-and-rebase", "wudi, 20 steps of Adam", wudi(folder, "gd", steps=20, learning_rate=1e-2))
 
 
 if __name__ == "__main__":

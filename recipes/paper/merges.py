@@ -51,8 +51,8 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Reads what `measure_merge` and `measure_learned` write."""
         values = read_json(path)
-        facts = {name: values[name] for name in ("seconds", "images", "split", "labels", "settings")}
-        return cls(Report.from_dict(values["report"]), **facts)
+        facts = {name: values[name] for name in ("seconds", "images", "split", "labels")}
+        return cls(Report.from_dict(values["report"]), settings=values.get("settings", {}), **facts)
 
 
 def measure_individual(needs: Needs, vectors: Mapping[str, TaskVector], path: Path) -> None:
