@@ -25,6 +25,7 @@ FLOORS = [
     "evaluation",
     "tuning",
     "multitask",
+    "routing",
     "cards",
     "training",
     "theory",

@@ -106,7 +106,8 @@ def tall_masks(
     """One bit an entry: where its delta is at least `strength` times as large as what separates it from the merge.
 
     The vector of a task is the merge there and 0 elsewhere. The paper's own merge is the sum, or TIES with its agreeing
-    deltas summed, where `of="ties"` takes their mean.
+    deltas summed, where `of="ties"` takes their mean. The authors' code leaves out what is exactly as large; its saving
+    (`np.save` with its arguments in the wrong order) and loading (`torch.load` of that file) of masks cannot work.
 
     Args:
         vectors: Vectors of one base.
@@ -213,7 +214,7 @@ def twin(
 ) -> Pieces:
     """The leading singular vectors of what separates it from the merge, which is shared; parameters without in full.
 
-    `route(base, packed, "twin")` chooses the tasks by a router where they are not known, as the paper does.
+    Where tasks are not known, `hf_taskvec.routing.twin` makes a model of it whose router mixes them, as the paper does.
 
     Args:
         vectors: Vectors of one base.
