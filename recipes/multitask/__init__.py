@@ -1,0 +1,1 @@
+"""Several tasks on one base: ways to keep their vectors, measured alike."""

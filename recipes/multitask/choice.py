@@ -1,0 +1,105 @@
+"""From right answers to a table and a picture: accuracy, absolute and normalised, with intervals, against its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hf_taskvec.evaluation.plots import COLOURS, MARKERS
+from hf_taskvec.text import table
+from multitask.ways import EXPERTS, ROUTED, ZERO_SHOT
+
+DRAWS = 2000  # of the images, for the intervals
+Results = Mapping[str, Mapping[str, Any]]  # what was measured, by way
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure in [0, 1] or above, with the ends of its 95 % interval, images drawn anew."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def accuracy(bits: Mapping[str, str]) -> Estimate:
+    """The mean accuracy over tasks.
+
+    Example:
+        >>> accuracy({"a": "11", "b": "00"}).value
+        0.5
+    """
+    draws = np.mean([_drawn(text, text, seed)[0] for seed, text in enumerate(bits.values())], axis=0)
+    return _estimate(float(np.mean([text.count("1") / len(text) for text in bits.values()])), draws)
+
+
+def normalised(bits: Mapping[str, str], experts: Mapping[str, str]) -> Estimate:
+    """The mean over tasks of the accuracy over that of the task's own model, on the same images.
+
+    Example:
+        >>> normalised({"a": "10"}, {"a": "11"}).value
+        0.5
+    """
+    pairs = [_drawn(text, experts[task], seed) for seed, (task, text) in enumerate(bits.items())]
+    draws = np.mean([left / np.maximum(right, 1e-9) for left, right in pairs], axis=0)
+    values = [text.count("1") / max(1, experts[task].count("1")) for task, text in bits.items()]
+    return _estimate(float(np.mean(values)), draws)
+
+
+def _drawn(left: str, right: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The accuracies of two models on images drawn anew, DRAWS times."""
+    ours, theirs = (np.frombuffer(text.encode(), np.uint8) == ord("1") for text in (left, right))
+    cells = [int((ours & theirs).sum()), int((ours & ~theirs).sum()), int((~ours & theirs).sum())]
+    shares = np.array([*cells, len(left) - sum(cells)]) / len(left)
+    counts = np.random.default_rng(seed).multinomial(len(left), shares, size=DRAWS) / len(left)
+    return counts[:, 0] + counts[:, 1], counts[:, 0] + counts[:, 2]
+
+
+def _estimate(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def choice_table(results: Results) -> str:
+    """One row a way, by what it stores; percent."""
+    experts, rows = results[EXPERTS]["right"], []
+    for name, told in sorted(results.items(), key=lambda item: item[1]["size"]):
+        known = "joint" not in told
+        joint = "" if known else str(accuracy(told["joint"]))
+        routed = str(accuracy(told["routed"])) if "routed" in told else ""
+        cells = [str(accuracy(told["right"])), str(normalised(told["right"], experts)), joint, routed]
+        rows.append([f"`{name}`", f"{told['size']:.2f}", told["passes"], "yes" if known else "no", *cells])
+    headers = ["way", "stored", "passes", "needs the task", "accuracy", "normalised", "among all classes", "right task"]
+    return table(headers, rows, align="lrrlrrrr") + "\n"
+
+
+def plot_choice(results: Results) -> Figure:
+    """Accuracy, absolute and normalised, against what is stored; what must know the task stands apart."""
+    figure = Figure(figsize=(13, 6), layout="constrained", dpi=110)
+    experts = results[EXPERTS]["right"]
+    panels: Sequence[Axes] = figure.subplots(1, 2)
+    kinds = {"task known": 0, "merged": 1, "routed": 2}
+    for axes, label in zip(panels, ("accuracy (%)", "normalised accuracy (%)"), strict=True):
+        shown = set[str]()
+        for name, told in results.items():
+            value = accuracy(told["right"]) if "norm" not in label else normalised(told["right"], experts)
+            if name == ZERO_SHOT:
+                axes.axhline(100 * value.value, color="black", linestyle=":", label="zero-shot")
+                continue
+            kind = "routed" if name in ROUTED else "merged" if "joint" in told else "task known"
+            spread = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
+            style: dict[str, Any] = {"color": COLOURS[kinds[kind]], "marker": MARKERS[kinds[kind]], "capsize": 2}
+            axes.errorbar(told["size"], 100 * value.value, yerr=spread, label=None if kind in shown else kind, **style)
+            axes.annotate(name, (told["size"], 100 * value.value), (4, 4), textcoords="offset points", fontsize=7)
+            shown.add(kind)
+        axes.set(xscale="log", xlabel="stored beside the base (vectors in float32)", ylabel=f"mean {label}")
+    panels[0].legend(frameon=False, loc="lower right")
+    return figure
