@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.training.output import RUN_FILE, RunFolder, check_checkpoint, last_checkpoint
 from hf_taskvec.training.recording import Recorder
 from hf_taskvec.training.run import train_vector
+from hf_taskvec.training.sampler import ShuffledSampler
 from tests.helpers import equal_vectors
 from tests.toys import toy_base, toy_task, with_model
 
@@ -73,6 +74,13 @@ def test_training_leaves_folders_of_the_user_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "vectors").iterdir()) == ["epoch-1", "mnist"]
 
 
+def test_a_checkpoint_without_a_plan_is_damaged(tmp_path: Path) -> None:
+    run(tmp_path, save_strategy="epoch").train()
+    (tmp_path / "checkpoint-5" / RUN_FILE).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"task_vector_run\.json is damaged: it holds no plan"):
+        run(tmp_path, num_train_epochs=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
 @pytest.mark.parametrize("stranger", ["vectors/epoch-7/notes.txt", "gradients/epoch-1/a", "checkpoint-3/weights.bin"])
 def test_what_a_run_might_replace_without_having_written_it_is_refused_before_work(
     tmp_path: Path, stranger: str
@@ -84,6 +92,38 @@ def test_what_a_run_might_replace_without_having_written_it_is_refused_before_wo
         trainer.train()
     assert list(files(tmp_path)) == [stranger]
     assert trainer.state.global_step == 0
+
+
+def test_before_training_there_is_no_vector_of_an_epoch(tmp_path: Path) -> None:
+    assert run(tmp_path).task_vectors() == []
+
+
+def test_every_epoch_has_an_order_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders, draw = list[list[int]](), ShuffledSampler.__iter__
+
+    def drawn(sampler: ShuffledSampler) -> Iterator[int]:
+        orders.append(list(draw(sampler)))
+        return iter(orders[-1])
+
+    monkeypatch.setattr(ShuffledSampler, "__iter__", drawn)
+    run(tmp_path, num_train_epochs=3).train()
+    assert len({tuple(order) for order in orders}) == 3
+    assert orders[0] == list(draw(ShuffledSampler(50, seed=42, multiple=10)))
+
+
+def test_recorded_gradients_count_their_steps_and_know_no_clipping(tmp_path: Path) -> None:
+    plain, clipped = (
+        run(tmp_path / str(limit), record_gradients=True, max_grad_norm=limit, learning_rate=1e-12)
+        for limit in (0.0, 0.03)
+    )
+    plain.train()
+    clipped.train()
+    whole, cut = (TaskVector.from_pretrained(tmp_path / limit / "gradients" / "epoch-1") for limit in ("0.0", "0.03"))
+    assert whole.info.settings["steps"] == cut.info.settings["steps"] == 5
+    assert cut.info.mean_gradient_norm == pytest.approx(whole.info.mean_gradient_norm, rel=1e-4)
+    assert whole.info.mean_gradient_norm is not None
+    assert whole.info.mean_gradient_norm > 0.03
+    assert (cut - whole).norm() < 1e-4 * whole.norm()
 
 
 def test_what_is_added_to_a_run_goes_with_it(tmp_path: Path) -> None:

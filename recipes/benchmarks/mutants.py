@@ -8,8 +8,8 @@ pass, and which of them run which line is noted. A mutant meets the tests that r
 where the line runs on import. A test that ends by its time limit caught nothing, unless `mutants.json` says that the
 mutant's loop has no end. A call that is stopped goes on where it was.
 
-`--only_survivors True` runs what survived against all tests of its group as they are now, on the sources as they were.
-`mutants.json` holds what a person found out about a survivor.
+`mutants.json` holds what a person found out about a survivor. `--only_survivors True` makes those once more that a test
+was written for, in the sources as they are now, each against that test.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, chdir
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mutants_again import look_again
 from mutants_report import Outcome, Sample, report
 
 from hf_taskvec.arguments import arg, run_recipe
@@ -86,12 +86,12 @@ class MutantArguments:
     sample: int = arg("Mutants to run, over all groups.", default=200)
     seed: int = arg("Seed of the sample.", default=0)
     timeout: float = arg("Seconds that one test may take.", default=180.0)
-    only_survivors: bool = arg("Run what survived again, against the tests as they are now.", default=False)
+    only_survivors: bool = arg("Run survivors that have a test by now, in the sources as they are now.", default=False)
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder of a run: `original` and `copy` of the repository, one session of mutants per round."""
+    """The folder of a run: `original` and `copy` of the repository, and the session of mutants."""
 
     folder: Path
 
@@ -100,14 +100,20 @@ class Home:
         """Where the mutants are made."""
         return self.folder / "copy"
 
-    def session(self, number: int) -> Path:
-        """The database of a round."""
-        return self.folder / f"round-{number}.sqlite"
+    @property
+    def session(self) -> Path:
+        """The database of the sample."""
+        return self.folder / "round-0.sqlite"
 
     @property
-    def rounds(self) -> int:
-        """How many rounds there are."""
-        return len(list(self.folder.glob("round-*.sqlite")))
+    def facts(self) -> Path:
+        """What the report says about the sample."""
+        return self.folder / "round-0.json"
+
+    @property
+    def again(self) -> Path:
+        """What became of survivors that were made once more."""
+        return self.folder / "again.json"
 
     def restore(self) -> None:
         """Takes back what a call that was killed has left in the sources."""
@@ -164,11 +170,11 @@ def tests(copy: Path, group: str) -> list[str]:
 # -- which tests run which line ---------------------------------------------------------------------------------------
 
 
-def measure(home: Home, number: int, group: str, args: MutantArguments) -> Contexts:
+def measure(home: Home, group: str, args: MutantArguments) -> Contexts:
     """Runs the tests of a group without a mutant, and reads which of them run which line."""
     from coverage import CoverageData
 
-    data, unfinished = home.folder / f"coverage-{number}-{group}", home.folder / "coverage-part"
+    data, unfinished = home.folder / f"coverage-0-{group}", home.folder / "coverage-part"
     if not data.is_file():
         unfinished.unlink(missing_ok=True)
         words = ["--cov=hf_taskvec", "--cov-context=test", "--cov-report="]
@@ -197,14 +203,14 @@ def around(source: str, line: int) -> list[range]:
     return [statement, function, everything]
 
 
-def chosen_tests(home: Home, number: int, mutation: MutationSpec, group: str, contexts: Contexts) -> Chosen:
+def chosen_tests(home: Home, mutation: MutationSpec, group: str, contexts: Contexts) -> Chosen:
     """The tests that a mutant meets."""
     files, module = tests(home.copy, group), str(mutation.module_path)
     by_line = contexts.get(module, {})
     first: list[str] = []
     for lines in around((home.copy / module).read_text(encoding="utf-8"), mutation.start_pos[0]):
         first = first or sorted({name.split("|")[0] for line in lines for name in by_line.get(line, []) if name})
-    if number or not first:
+    if not first:
         return Chosen(files, first, alone=False)
     return Chosen([file for file in files if any(name.startswith(f"{file}::") for name in first)], first, alone=True)
 
@@ -265,52 +271,35 @@ def compiles(home: Home, item: WorkItem) -> bool:
     return True
 
 
-def add_round(home: Home, items: Sequence[WorkItem], **facts: Any) -> None:
-    """A session of mutants that are to run, and what the report says about it."""
-    number, draft = home.rounds, home.folder / "draft.sqlite"
-    draft.unlink(missing_ok=True)
-    with opened(draft, new=True) as session:
-        session.add_work_items(items)
-    known = {"commit": git("rev-parse", "HEAD").strip(), "drawn": len(items), **facts}
-    write_json(home.folder / f"round-{number}.json", known)
-    draft.rename(home.session(number))
-
-
 def draw(home: Home, args: MutantArguments) -> None:
-    """The first round: a sample of the mutants of all groups."""
+    """The sample of the mutants of all groups."""
     copy_repository(home.folder / "original")
     copy_repository(home.copy)
     pool = [item for group in args.groups for item in candidates(home, group)]
     shuffled = random.Random(args.seed).sample(pool, len(pool))
     drawn = list(islice((item for item in shuffled if compiles(home, item)), args.sample))
-    add_round(home, drawn, pool=len(pool), seed=args.seed)
+    draft = home.folder / "draft.sqlite"
+    with opened(draft, new=True) as session:
+        session.add_work_items(drawn)
+    commit = git("rev-parse", "HEAD").strip()
+    write_json(home.facts, {"commit": commit, "drawn": len(drawn), "pool": len(pool), "seed": args.seed})
+    draft.rename(home.session)
 
 
-def draw_survivors(home: Home) -> None:
-    """The next round: what survived the last one, and the tests of now; a round that was stopped goes on."""
-    with opened(home.session(home.rounds - 1)) as session:
-        if session.pending_work_items:
-            return
-        alive = [item for item, result in session.completed_work_items if not Outcome.of(result).is_caught]
-    shutil.rmtree(home.copy / "tests")
-    copy_repository(home.copy, "tests")
-    add_round(home, alive)
-
-
-def run_round(home: Home, number: int, args: MutantArguments) -> None:
-    """Runs the mutants of a round that have no result yet."""
-    with opened(home.session(number)) as session:
+def run_sample(home: Home, args: MutantArguments) -> None:
+    """Runs the mutants that have no result yet."""
+    with opened(home.session) as session:
         pending = sorted(session.pending_work_items, key=place)
     for group in args.groups:
         own = modules(home.copy, group)
         if items := [item for item in pending if place(item)[0] in own]:
-            contexts = measure(home, number, group, args)
+            contexts = measure(home, group, args)
             for item in items:
-                run_mutant(home, number, item, chosen_tests(home, number, item.mutations[0], group, contexts), args)
+                run_mutant(home, item, chosen_tests(home, item.mutations[0], group, contexts), args)
             write_report(home, args)
 
 
-def run_mutant(home: Home, number: int, item: WorkItem, chosen: Chosen, args: MutantArguments) -> None:
+def run_mutant(home: Home, item: WorkItem, chosen: Chosen, args: MutantArguments) -> None:
     """Runs one mutant and keeps what became of it."""
     from cosmic_ray.mutating import mutate_and_test
 
@@ -321,7 +310,7 @@ def run_mutant(home: Home, number: int, item: WorkItem, chosen: Chosen, args: Mu
         command = " ".join(pytest_command(args, "-p", "mutants_first", *chosen.files))
         result = mutate_and_test(item.mutations, command, timeout=20 * args.timeout)
     outcome = Outcome.of(result)
-    with opened(home.session(number)) as session:
+    with opened(home.session) as session:
         session.set_result(item.job_id, result)
         left = len(session.pending_work_items)
     print(f"{left} left. {place(item)[0]}:{item.mutations[0].start_pos[0]} {outcome.line}", flush=True)
@@ -329,32 +318,36 @@ def run_mutant(home: Home, number: int, item: WorkItem, chosen: Chosen, args: Mu
 
 def write_report(home: Home, args: MutantArguments) -> str:
     """The table of what has run so far, which is written too."""
-    owners = {name: group for group in args.groups for name in modules(home.copy, group)}
-    facts = [read_json(home.folder / f"round-{number}.json") for number in range(home.rounds)]
+    owners = {name: group for group in args.groups for name in modules(home.folder / "original", group)}
     versions = {name: version(name) for name in ("cosmic-ray", "pytest", "hypothesis")} | library_versions()
     made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
-    text = report(Sample(list(outcomes(home)), owners, facts, home.copy, made_with))
+    again = read_json(home.again) if home.again.is_file() else {"commit": None, "results": {}}
+    known = {**read_json(home.facts), "again": again["commit"]}
+    sample = Sample(outcomes(home), again["results"], owners, known, home.folder / "original", made_with)
+    text = report(sample)
     write_text(args.output, text)
     return text
 
 
-def outcomes(home: Home) -> Iterator[list[tuple[WorkItem, Outcome]]]:
-    """What became of the mutants of each round."""
-    for number in range(home.rounds):
-        with opened(home.session(number)) as session:
-            yield [(item, Outcome.of(result)) for item, result in session.completed_work_items]
+def outcomes(home: Home) -> list[tuple[WorkItem, Outcome]]:
+    """What became of the mutants."""
+    with opened(home.session) as session:
+        return [(item, Outcome.of(result)) for item, result in session.completed_work_items]
 
 
 def main(args: MutantArguments) -> None:
     if missing := [name for module, name in TOOLS.items() if find_spec(module) is None]:
         raise ArgumentsError(f"mutants need tools that are not installed; run: pip install {' '.join(missing)}")
     home = Home(Path(args.folder).resolve())
-    if not home.rounds:
+    if not home.session.is_file():
         draw(home, args)
-    elif args.only_survivors:
-        draw_survivors(home)
-    home.restore()
-    run_round(home, home.rounds - 1, args)
+    if args.only_survivors:
+        shutil.rmtree(home.folder / "now", ignore_errors=True)
+        copy_repository(home.folder / "now")
+        look_again(home.folder / "now", home.again, outcomes(home), git("rev-parse", "HEAD").strip())
+    else:
+        home.restore()
+        run_sample(home, args)
     print(write_report(home, args))
 
 

@@ -104,16 +104,18 @@ class Sample:
     """What has run.
 
     Attributes:
-        rounds: What became of the mutants of each round; the first has all of them.
+        first: What became of the mutants.
+        again: Of survivors that were made once more, by job, the test that caught it, "" or "gone".
         owners: The group of each module.
-        facts: Of each round its commit and how many were drawn; of the first the seed and the pool's size.
+        facts: The commit, how many were drawn by which seed, the pool's size, and the commit of the second look.
         copy: The sources that were mutated.
         versions: What it was made with.
     """
 
-    rounds: Sequence[Sequence[tuple[WorkItem, Outcome]]]
+    first: Sequence[tuple[WorkItem, Outcome]]
+    again: Mapping[str, str]
     owners: Mapping[str, str]
-    facts: Sequence[Mapping[str, Any]]
+    facts: Mapping[str, Any]
     copy: Path
     versions: str
 
@@ -121,18 +123,18 @@ class Sample:
 def report(sample: Sample) -> str:
     """The table by group, and each mutant that survived at first."""
     reasons = read_reasons()
-    last = {item.job_id: outcome for finished in sample.rounds for item, outcome in finished}
+    again = {job: test for job, test in sample.again.items() if test not in ("", "gone")}
     first: dict[str, list[tuple[WorkItem, Outcome]]] = {group: [] for group in dict.fromkeys(sample.owners.values())}
-    for item, outcome in sample.rounds[0]:
+    for item, outcome in sample.first:
         first[sample.owners[str(item.mutations[0].module_path)]].append((item, outcome))
 
     def counts(mutants: Sequence[tuple[WorkItem, Outcome]]) -> list[int]:
         known = {item.job_id: reason_for(reasons, item, outcome) for item, outcome in mutants}
         kinds = {job: reason.kind if reason else "" for job, reason in known.items()}
-        endless = [item for item, _ in mutants if last[item.job_id].timed_out and kinds[item.job_id] == "endless"]
+        endless = [item for item, outcome in mutants if outcome.timed_out and kinds[item.job_id] == "endless"]
         at_first = sum(outcome.is_caught or item in endless for item, outcome in mutants)
-        now = sum(last[item.job_id].is_caught or item in endless for item, _ in mutants)
-        equivalent = sum(kinds[item.job_id] == "equivalent" and not last[item.job_id].is_caught for item, _ in mutants)
+        now = sum(outcome.is_caught or item in endless or item.job_id in again for item, outcome in mutants)
+        equivalent = sum(kinds[item.job_id] == "equivalent" and not outcome.is_caught for item, outcome in mutants)
         return [len(mutants), at_first, sum(o.timed_out for _, o in mutants), now, len(mutants) - now, equivalent]
 
     rows = [(group, counts(mutants)) for group, mutants in first.items()]
@@ -140,13 +142,13 @@ def report(sample: Sample) -> str:
     shares = [
         f"{number} ({number / max(total[0], 1):.1%})" if at in (1, 3) else number for at, number in enumerate(total)
     ]
-    drawn = sample.facts[0]
+    drawn = sample.facts
     command = f"python {SCRIPT} --sample {drawn['drawn']} --seed {drawn['seed']}"
     header = ["group", "mutants", "caught at first", "of them or not: timeouts", "caught now", "survived", "equivalent"]
     lines = [
         "# What the tests notice\n",
         f"    {command}  # at {drawn['commit'][:12]}",
-        *(f"    {command} --only_survivors True  # at {fact['commit'][:12]}" for fact in sample.facts[1:]),
+        *([f"    {command} --only_survivors True  # at {drawn['again'][:12]}"] if drawn["again"] else []),
         f"\n{total[0]} of {drawn['drawn']} mutants, drawn with seed {drawn['seed']} from {drawn['pool']}, have run.",
         f"{sample.versions}.",
         "A timeout counts as caught only if the mutant's loop has no end, which a person looked at.\n",
@@ -155,7 +157,7 @@ def report(sample: Sample) -> str:
         table(
             ["where", "change", "what became of it"],
             [
-                survivor(item, outcome, last[item.job_id], reasons)
+                survivor(item, outcome, sample.again.get(item.job_id), reasons)
                 for mutants in first.values()
                 for item, outcome in mutants
                 if not outcome.is_caught
@@ -167,14 +169,13 @@ def report(sample: Sample) -> str:
     return "\n".join(lines) + "\n"
 
 
-def survivor(item: WorkItem, outcome: Outcome, now: Outcome, reasons: Reasons) -> list[str]:
+def survivor(item: WorkItem, outcome: Outcome, again: str | None, reasons: Reasons) -> list[str]:
     """The row of a mutant that was not caught at first."""
     mutation, reason = item.mutations[0], reason_for(reasons, item, outcome)
-    words = f"{KINDS[reason.kind]} {reason.text}" if reason else ""
-    if now.is_caught and (reason is None or reason.kind != "test"):
-        words = f"caught by {code(now.caught_by)}"
-    elif not now.is_caught and (reason is None or reason.kind == "test"):
-        words = f"survives; {words}"
+    words = f"{KINDS[reason.kind]} {reason.text}" if reason else "survives"
+    if reason is not None and reason.kind == "test":
+        known = {None: "not run again; ", "": "survives; ", "gone": "its line is gone; "}
+        words = f"caught by {code(again)}" if again not in known else f"{known[again]}{words}"
     where = f"{mutation.module_path}:{mutation.start_pos[0]}"
     return [code(where), f"{code(outcome.removed)} → {code(outcome.added)}", words]
 
