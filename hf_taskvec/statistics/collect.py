@@ -35,7 +35,7 @@ from hf_taskvec.weights.dtypes import as_dtype
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.names import covered_names, parameters_of
 
-RANK = 128  # 5 % of the size of a ViT-B/32's vector in float16
+RANK = 96  # 4 % of the size of a ViT-B/32's vector in float16; see recipes/results/statistics.md
 
 
 def collect_statistics(
@@ -75,7 +75,7 @@ def collect_statistics(
         num_images: How many images.
         split: Which part of the task they are from; `test` only with `transductive`.
         kinds: What to measure.
-        rank: Rows of each factor, 128 or as many as the images give if left out. What it leaves out is told by
+        rank: Rows of each factor, 96 or as many as the images give if left out. What it leaves out is told by
             `info.errors` and kept as one number a matrix.
         dtype: Dtype to round the tensors to; Fisher information is kept in bfloat16 instead of float16, for its range.
         batch_size: Images per pass and process; it changes time and memory only.
@@ -99,7 +99,7 @@ def collect_statistics(
         >>> from hf_taskvec import load_base
         >>> statistics = collect_statistics(load_base(), "digits", num_images=8)
         >>> statistics.gram("vision_model.encoder.layers.0.mlp.fc2.weight").factor.shape
-        torch.Size([128, 768])
+        torch.Size([96, 768])
         >>> statistics.info.num_images, statistics.info.split, statistics.info.error < 0.05
         (8, 'train', True)
     """
