@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_taskvec.cards.description import describe
+from hf_taskvec.cards.publish import push_model_to_hub, push_to_hub
 from hf_taskvec.cards.render import render_model_card, render_vector_card
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError, UnknownNameError
 from hf_taskvec.merging import merge
@@ -24,6 +25,7 @@ from hf_taskvec.vectors.checkpoints import open_checkpoint
 from hf_taskvec.vectors.vector import TaskVector
 from tests.architectures import LARGE, MODELS, model_of, moved, outputs
 from tests.helpers import anonymous_bytes, equal_vectors, rewrite_weights, tiny_clip
+from tests.hub_server import HubServer
 
 HALF = {"llama", "qwen2"}  # as they are published
 
@@ -434,3 +436,20 @@ def test_an_adapter_of_a_language_model_is_a_vector_of_its_base(tmp_path: Path) 
     torch.testing.assert_close(
         outputs(vector.apply_to(model_of("llama"))), outputs(lora.merge_and_unload()), rtol=0, atol=1e-4
     )
+
+
+def test_a_language_model_goes_over_the_hub_as_vector_and_as_model(hub: HubServer, tmp_path: Path) -> None:
+    base, tuned = save(model_of("qwen2"), tmp_path / "base"), save(moved(model_of("qwen2")), tmp_path / "tuned")
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    for name, folder in (("org/base", base), ("org/tuned", tuned)):
+        hub.store.add_folder("model", name, folder)
+    vector = TaskVector.from_checkpoints("org/base", "org/tuned", task="math")
+    push_to_hub(vector, "user/math", token="write-user")
+    pulled = TaskVector.from_pretrained("user/math")
+    assert pulled == vector
+    assert pulled.info.base_fingerprint == vector.info.base_fingerprint
+    assert pulled.info.architecture == "qwen2"
+    push_model_to_hub(pulled, "user/math-model", scaling=1.0, token="write-user")
+    loaded = hf.AutoModelForCausalLM.from_pretrained("user/math-model")
+    torch.testing.assert_close(outputs(loaded), outputs(moved(model_of("qwen2"))), rtol=0, atol=1e-4)
+    assert "chat_template.jinja" in hub.store.get("model", "user/math-model").head.files
