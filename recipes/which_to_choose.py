@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import interrupts  # noqa: F401
-from multitask.choice import choice_table, plot_choice
+from multitask.choice import choice_table, merges_table, plot_choice
 from multitask.ways import EXPERTS, WAYS, make_way, right_answers
 
 from hf_taskvec import Task, TaskVector, get_tasks, load_base
@@ -46,7 +46,8 @@ images.
 
 {table}
 ![accuracy against what is stored](which_to_choose.png)
-"""
+
+{merges}"""
 
 
 @dataclass
@@ -80,7 +81,9 @@ def main(args: ChoiceArguments) -> dict[str, dict[str, Any]]:
         print(f"{name}: {results[name]['size']:.2f} vectors stored", flush=True)
     save_figure(plot_choice(results), out / "which_to_choose.png")
     text, versions = choice_table(results), ", ".join(f"{k} {v}" for k, v in library_versions().items())
-    page = PAGE.format(count=len(tasks), versions=versions, command=command_line(), table=text)
+    page = PAGE.format(
+        count=len(tasks), versions=versions, command=command_line(), table=text, merges=merges_table(results)
+    )
     write_text(out / "which_to_choose.md", page)
     print(text)
     return results

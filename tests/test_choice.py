@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from multitask.choice import accuracy, choice_table, normalised, plot_choice
+from multitask.choice import accuracy, choice_table, merges_table, normalised, plot_choice
 from multitask.ways import Way, make_way, right_answers
 
 from hf_taskvec import TaskVector, evaluate, get_tasks, load_base
@@ -16,6 +16,7 @@ from recipes import which_to_choose
 from tests.bases import save_colour_dataset, save_tiny_base
 
 FEW = ["zero-shot", "task_arithmetic", "smile", "mass", "twin-router", "emr", "int4"]
+FEW += ["task_arithmetic@int2"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def test_every_way_is_measured_and_stands_in_table_and_picture(place: Path, tmp_
     assert set(results) == {*FEW, "float32"}
     assert which_to_choose.main(args) == results  # kept, not measured again
     page = (tmp_path / "out" / "which_to_choose.md").read_text()
-    assert all(f"| `{name}` |" in page for name in results)
+    assert all(f"| `{name}` |" in page for name in results if "@" not in name)
+    assert "| task_arithmetic | int2 | " in page
     assert (tmp_path / "out" / "which_to_choose.png").stat().st_size > 10_000
     assert results["float32"]["size"] == 2
     assert results["task_arithmetic"]["size"] == 1
@@ -91,6 +93,10 @@ def test_figures_are_those_of_the_answers() -> None:
     assert "| yes | 60.0 [" in rows[2]
     assert "| 60.0 [" in rows[1]
     assert rows[0].count("|  |") == 1
-    figure = plot_choice(results)
+    assert merges_table(results) == ""
+    same = {**results, "tsv_m@int2": results["tsv_m"]}
+    assert "| tsv_m | int2 | 0.0 [0.0, 0.0] |" in merges_table(same)
+    figure = plot_choice(same)
     assert [axes.get_ylabel() for axes in figure.axes] == ["mean accuracy (%)", "mean normalised accuracy (%)"]
     assert {text.get_text() for text in figure.axes[0].texts} == set(results)
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()][:3] == ["0.25", "0.5", "1"]

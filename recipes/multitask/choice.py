@@ -15,6 +15,7 @@ from hf_taskvec.text import table
 from multitask.ways import EXPERTS, ROUTED, ZERO_SHOT
 
 DRAWS = 2000  # of the images, for the intervals
+TICKS = (0.25, 0.5, 1, 2, 4, 8)
 Results = Mapping[str, Mapping[str, Any]]  # what was measured, by way
 
 
@@ -72,6 +73,8 @@ def choice_table(results: Results) -> str:
     """One row a way, by what it stores; percent."""
     experts, rows = results[EXPERTS]["right"], []
     for name, told in sorted(results.items(), key=lambda item: item[1]["size"]):
+        if "@" in name:
+            continue
         known = "joint" not in told
         joint = "" if known else str(accuracy(told["joint"]))
         routed = str(accuracy(told["routed"])) if "routed" in told else ""
@@ -81,6 +84,19 @@ def choice_table(results: Results) -> str:
     return table(headers, rows, align="lrrlrrrr") + "\n"
 
 
+def merges_table(results: Results) -> str:
+    """What merges of vectors in few bits lose against those of whole ones, in points; nothing if none was measured."""
+    rows = []
+    for name, told in results.items():
+        method, _, packing = name.partition("@")
+        if packing and method in results:
+            whole = results[method]["right"]
+            pairs = [_drawn(bits, whole[task], seed) for seed, (task, bits) in enumerate(told["right"].items())]
+            lost = accuracy(told["right"]).value - accuracy(whole).value
+            rows.append([method, packing, _estimate(lost, np.mean([left - right for left, right in pairs], axis=0))])
+    return table(["merge", "of vectors in", "difference"], rows, align="llr") + "\n" if rows else ""
+
+
 def plot_choice(results: Results) -> Figure:
     """Accuracy, absolute and normalised, against what is stored; what must know the task stands apart."""
     figure = Figure(figsize=(13, 6), layout="constrained", dpi=110)
@@ -88,8 +104,10 @@ def plot_choice(results: Results) -> Figure:
     panels: Sequence[Axes] = figure.subplots(1, 2)
     kinds = {"task known": 0, "merged": 1, "routed": 2}
     for axes, label in zip(panels, ("accuracy (%)", "normalised accuracy (%)"), strict=True):
-        shown = set[str]()
+        shown, labels = set[str](), dict[tuple[float, float], list[str]]()
         for name, told in results.items():
+            if "@" in name:
+                continue
             value = accuracy(told["right"]) if "norm" not in label else normalised(told["right"], experts)
             if name == ZERO_SHOT:
                 axes.axhline(100 * value.value, color="black", linestyle=":", label="zero-shot")
@@ -98,8 +116,14 @@ def plot_choice(results: Results) -> Figure:
             spread = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
             style: dict[str, Any] = {"color": COLOURS[kinds[kind]], "marker": MARKERS[kinds[kind]], "capsize": 2}
             axes.errorbar(told["size"], 100 * value.value, yerr=spread, label=None if kind in shown else kind, **style)
-            axes.annotate(name, (told["size"], 100 * value.value), (4, 4), textcoords="offset points", fontsize=7)
+            labels.setdefault((told["size"], round(100 * value.value, 1)), []).append(name)
             shown.add(kind)
+        for number, (place, names) in enumerate(sorted(labels.items())):
+            offset = (4, (4, -10, 14)[number % 3])  # so that neighbours do not cover each other
+            axes.annotate(", ".join(names), place, offset, textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="stored beside the base (vectors in float32)", ylabel=f"mean {label}")
-    panels[0].legend(frameon=False, loc="lower right")
+        axes.minorticks_off()
+        axes.margins(x=0.1)
+        axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    panels[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     return figure

@@ -22,8 +22,9 @@ from hf_taskvec.tuning.descent import Descent
 from hf_taskvec.vectors.compression import PACKINGS
 
 EXPERTS, ZERO_SHOT = "float32", "zero-shot"
-MERGED, ROUTED = ("task_arithmetic", "tsv_m"), ("smile", "smile-32", "mass", "we_moe", "twin-router")
-WAYS = (ZERO_SHOT, *MERGED, *ROUTED, *METHODS, *PACKINGS, EXPERTS)
+MERGED, ROUTED = ("task_arithmetic", "ties", "tsv_m"), ("smile", "smile-32", "mass", "we_moe", "twin-router")
+OF_FEW_BITS = tuple(f"{method}@{packing}" for method in MERGED for packing in ("int2", "rtvq"))
+WAYS = (ZERO_SHOT, *MERGED, *ROUTED, *METHODS, *PACKINGS, *OF_FEW_BITS, EXPERTS)
 SCALINGS = (0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
 Model = Base | TaskModels | RoutedVisionModel
 
@@ -49,7 +50,7 @@ def make_way(name: str, base: Base, vectors: Mapping[str, TaskVector], tasks: Se
     """A way by its name.
 
     Args:
-        name: One of `WAYS`.
+        name: One of `WAYS`; "ties@int2" is a merge of vectors in few bits.
         base: The base.
         vectors: The tasks' vectors.
         tasks: The tasks.
@@ -57,8 +58,9 @@ def make_way(name: str, base: Base, vectors: Mapping[str, TaskVector], tasks: Se
     """
     if name == ZERO_SHOT:
         return Way(base, 0.0)
-    if name in MERGED:
-        merged = merge(list(vectors.values()), name)
+    method, _, packing = name.partition("@")
+    if method in MERGED:
+        merged = merge(list(in_few_bits(vectors, packing).values()), method)
         scaling = float(choose_scaling(base, merged, tasks, scalings=SCALINGS))
         return Way(merged.apply_to(base, scaling=scaling), 1.0, told={"scaling": scaling})
     if name in ROUTED:
@@ -69,11 +71,17 @@ def make_way(name: str, base: Base, vectors: Mapping[str, TaskVector], tasks: Se
             chosen["strengths"] = choose_strengths(base, vectors, tasks)
         packed = pack(vectors, name, **chosen)
         return Way(packed.apply_to(base), packed.share, told=chosen)
-    few = dict(vectors)
-    if name in PACKINGS:
-        few = {task: vector.compress(name) for task, vector in vectors.items()}
+    few = in_few_bits(vectors, name if name in PACKINGS else "")
     shares = [float((vector.info.compression or {"share": 1.0})["share"]) for vector in few.values()]
     return Way(TaskModels(name, tuple(few), lambda task: few[task].apply_to(base)), sum(shares))
+
+
+def in_few_bits(vectors: Mapping[str, TaskVector], packing: str) -> dict[str, TaskVector]:
+    """The vectors, each compressed or all packed together; as they are without a name."""
+    if packing in METHODS:
+        packed = pack(vectors, packing)
+        return {task: packed.for_task(task) for task in packed.tasks}
+    return {task: vector.compress(packing) if packing else vector for task, vector in vectors.items()}
 
 
 def _router(
