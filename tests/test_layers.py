@@ -31,6 +31,7 @@ FLOORS = [
     "theory",
     "editing",
     "doctor",
+    "studio",
     "command",
 ]
 

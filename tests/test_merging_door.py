@@ -70,6 +70,28 @@ def test_a_dtype_by_name_is_one(name: str, tmp_path: Path) -> None:
     assert merge(pair(), dtype=name, output_dir=tmp_path / "out").dtype == dtype
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "tsv_m"])
+def test_factors_are_those_of_the_vectors_before_any_method(method: str) -> None:
+    one, two = pair()
+    same(merge([one, two], method, factors=[0.5, -2]), merge([0.5 * one, -2 * two], method))
+
+
+def test_a_merge_with_factors_is_repeated_with_them(tmp_path: Path) -> None:
+    for name, vector in zip(("one", "two"), pair(), strict=True):
+        vector.save_pretrained(tmp_path / name)
+    merged = merge([tmp_path / "one", tmp_path / "two"], "ties", factors=[0.5, -2], output_dir=tmp_path / "out")
+    assert [parent.scaling for parent in merged.info.parents] == [0.5, -2]
+    recipe = MergeRecipe.from_info(merged.info)
+    assert recipe.factors == (0.5, -2)
+    same(recipe.run(), merged)
+
+
+@pytest.mark.parametrize("factors", [[1.0], [1.0, 0.0], [1.0, float("nan")], [1.0, "2"]])
+def test_factors_that_fit_no_merge_are_refused(factors: list[float]) -> None:
+    with pytest.raises(ValueError, match="factors"):
+        merge(pair(), factors=factors)
+
+
 def test_folders_and_hub_ids_are_taken_beside_vectors(tmp_path: Path) -> None:
     one, two = pair()
     one.save_pretrained(tmp_path / "one")

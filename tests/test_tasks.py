@@ -421,11 +421,11 @@ def test_builtin_tasks_are_never_replaced(tmp_path: Path) -> None:
     assert get_task("digits", data_dir=tmp_path) is TASKS["digits"]
 
 
-# Suite mini
+# Builtin tasks
 
 
-@pytest.mark.parametrize("name", SUITES["mini"])
-def test_mini_tasks_have_small_rgb_images_and_all_classes(name: str) -> None:
+@pytest.mark.parametrize("name", SUITES["studio"])
+def test_builtin_tasks_have_small_rgb_images_and_all_classes(name: str) -> None:
     task = get_task(name)
     train, test = task.load("train"), task.load("test")
     assert len(test) == 400
@@ -436,8 +436,8 @@ def test_mini_tasks_have_small_rgb_images_and_all_classes(name: str) -> None:
         assert counts.min() > 0.7 * counts.mean()
 
 
-@pytest.mark.parametrize("name", SUITES["mini"])
-def test_no_mini_image_is_in_two_splits(name: str) -> None:
+@pytest.mark.parametrize("name", SUITES["studio"])
+def test_no_builtin_image_is_in_two_splits(name: str) -> None:
     task = get_task(name)
     pixels = {split: image_bytes(task.load(split)) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
     assert not pixels["train"] & pixels["test"]
@@ -449,8 +449,8 @@ def image_bytes(data: Dataset) -> set[bytes]:
     return {row["image"].tobytes() for row in data}
 
 
-def test_mini_tasks_are_drawn_the_same_again() -> None:
-    first = {name: builtin_splits(name) for name in SUITES["mini"]}
+def test_builtin_tasks_are_drawn_the_same_again() -> None:
+    first = {name: builtin_splits(name) for name in SUITES["studio"]}
     builtin_splits.cache_clear()
     for name, splits in first.items():
         again = builtin_splits(name)
@@ -461,25 +461,35 @@ def test_mini_tasks_are_drawn_the_same_again() -> None:
 
 def test_generated_drawings_are_pinned() -> None:
     # Mean pixel of a task's first 50 test images; a change means another task under the same name.
-    means = {name: round(mean_pixel(builtin_splits(name)["test"]), 1) for name in SUITES["mini"]}
+    means = {name: round(mean_pixel(builtin_splits(name)["test"]), 1) for name in SUITES["studio"]}
     assert means == pytest.approx(PINNED_MEANS, abs=0.11)
 
 
-PINNED_MEANS = {"digits": 79.0, "shapes": 140.5, "patterns": 124.8, "counts": 117.3}
+PINNED_MEANS = {
+    "digits": 79.0,
+    "shapes": 140.5,
+    "patterns": 124.8,
+    "counts": 117.3,
+    "arrows": 121.5,
+    "faces": 135.4,
+    "places": 126.8,
+    "sizes": 124.7,
+    "colours": 137.7,
+}
 
 
 def mean_pixel(data: Dataset) -> float:
     return float(np.mean([np.asarray(row["image"]) for row in data.select(range(50))]))
 
 
-def test_generated_pairs_share_the_words_but_no_image_of_the_mini_tasks() -> None:
+def test_generated_pairs_share_the_words_but_no_image_of_the_builtin_tasks() -> None:
     pairs = generated_pairs(1500, seed=0)
     assert pairs.column_names == ["image", "text"]
     texts = " | ".join(pairs["text"])
     for name in (*SHAPES, *PATTERNS, *COUNTS):
         assert name in texts
     seen: set[bytes] = set()
-    for task in get_tasks("mini"):
+    for task in get_tasks("studio"):
         seen |= image_bytes(builtin_splits(task.name)["train"]) | image_bytes(builtin_splits(task.name)["test"])
     assert len(seen) > 6000
     assert not image_bytes(pairs) & seen

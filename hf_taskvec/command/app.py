@@ -16,10 +16,11 @@ from hf_taskvec.command import (
     packing,
     repositories,
     reproduction,
+    studio,
 )
 from hf_taskvec.command.verbs import PROGRAM, add_verb
 
-GROUPS = (inspection, catalogue, doctor, merging, packing, evaluation, editing, repositories, reproduction)
+GROUPS = (inspection, catalogue, doctor, merging, packing, evaluation, editing, repositories, studio, reproduction)
 HELP = """Makes, merges, measures and shares task vectors of CLIP models.
 
 Training stays with the recipes of the repository: accelerate launch recipes/finetune.py --task mnist

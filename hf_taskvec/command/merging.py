@@ -30,6 +30,7 @@ class MergeSettings:
     vectors: list[str] = arg("Hub ids (with @revision if wanted) or folders of the vectors to merge.", default=[])
     method: str = arg("Merge method; `hf-taskvec methods` lists all.", default="task_arithmetic")
     settings: dict[str, Any] = arg("Settings of the method, each name=value; in YAML a mapping.", default={})
+    factors: list[float] = arg("A factor for each vector before it is merged; none if left out.", default=[])
     scaling: float = arg("Factor of the result.", default=1.0)
     dtype: str | None = arg("Dtype of the result, as float16; float32 or wider if left out.", default=None)
     device: str | None = arg("Where to compute, as cuda; where the vectors are if left out.", default=None)
@@ -60,6 +61,7 @@ def recipe_of(settings: MergeSettings) -> MergeRecipe:
         settings.dtype,
         missing=settings.missing,
         allow_zero=settings.allow_zero,
+        factors=tuple(settings.factors),
         statistics=tuple(settings.statistics),
     )
 

@@ -13,7 +13,7 @@ from hf_taskvec.merging.needs import as_statistics
 from hf_taskvec.merging.ranges import check_ranges
 from hf_taskvec.merging.registry import get_method
 from hf_taskvec.merging.run import as_scaling, merge
-from hf_taskvec.merging.sources import Missing
+from hf_taskvec.merging.sources import Missing, check_factors
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
@@ -34,6 +34,7 @@ class MergeRecipe:
         dtype: Dtype of the result by name; float32 or wider if left out.
         missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
         allow_zero: Whether a trained vector may be all zero.
+        factors: A factor for each vector before it is merged; none if left out.
         statistics: Where the statistics of each vector are, for a method that looks at data.
 
     Example:
@@ -48,6 +49,7 @@ class MergeRecipe:
     dtype: str | None = None
     missing: Missing = "refuse"
     allow_zero: bool = False
+    factors: tuple[float, ...] = ()
     statistics: tuple[str, ...] = ()
 
     @classmethod
@@ -61,7 +63,7 @@ class MergeRecipe:
             raise CheckpointError(f"the vector {info.label!r} was not merged by a recipe, so it holds none")
         try:
             sources = {key: tuple(_texts(info.recipe.get(key, ()))) for key in ("vectors", "statistics")}
-            recipe = cls(**{**info.recipe, **sources})
+            recipe = cls(**{**info.recipe, **sources, "factors": tuple(info.recipe.get("factors", ()))})
             recipe.check()
             if recipe.method != info.method:
                 raise ValueError(f"it is one of {recipe.method}, the vector was merged by {info.method}")
@@ -87,6 +89,7 @@ class MergeRecipe:
         as_statistics(self.statistics or None, self.vectors, method)
         check_ranges(method, len(self.vectors), settled)
         as_scaling(self.scaling)
+        check_factors(self.factors or None, len(self.vectors))
         if self.dtype is not None:
             as_dtype(self.dtype)
 
@@ -120,6 +123,7 @@ class MergeRecipe:
             dtype=self.dtype,
             missing=self.missing,
             allow_zero=self.allow_zero,
+            factors=self.factors or None,
             statistics=self.statistics or None,
             over_processes=True,
             **self.settings,

@@ -25,8 +25,10 @@ from hf_taskvec.merging.sources import (
     Source,
     as_sources,
     check_changes,
+    check_factors,
     covering_alike,
     known_base,
+    multiplied,
     open_source,
 )
 from hf_taskvec.statistics.value import Statistics
@@ -60,6 +62,7 @@ def merge(
     recipe: Mapping[str, Any] | None = None,
     missing: Missing = "refuse",
     allow_zero: bool = False,
+    factors: Sequence[float] | None = None,
     statistics: Sequence[StatisticsSource] | None = None,
     over_processes: bool = False,
     **settings: Any,
@@ -83,6 +86,7 @@ def merge(
             given by folder or Hub id; see `MergeRecipe`.
         missing: What a vector that lacks parameters of another gets there: "zero", or "refuse" for none.
         allow_zero: Whether a trained vector may be all zero, as after a run whose only step had learning rate 0.
+        factors: A factor for each vector before it is merged, whatever the method; a negative one forgets.
         statistics: For a method that looks at data, what `collect_statistics` measured with each vector, in their
             order: values, folders or Hub ids, those of vectors if they lie beside them. Statistics of test images are
             refused unless the setting `transductive` is true.
@@ -110,6 +114,7 @@ def merge(
         tensor([2., 0.])
     """
     sources, chosen = as_sources(vectors), get_method(method)
+    each = check_factors(factors, len(sources))
     factor, narrow = as_scaling(scaling), None if dtype is None else as_dtype(dtype)
     settled, looked_at = chosen.settled(sources, settings), as_statistics(statistics, sources, chosen)
     check_known("treatment of missing parameters", missing, get_args(Missing))
@@ -124,8 +129,11 @@ def merge(
         check_statistics(opened, values, chosen, transductive=settled[TRANSDUCTIVE])
     if recipe is None and all(names) and all(name for name, _ in measured):
         told = {"method": method, "settings": settled, "scaling": factor, "missing": missing, "allow_zero": allow_zero}
-        looked = {"statistics": [name for name, _ in measured]} if measured else {}
-        recipe = {"vectors": names, **told, **looked, "dtype": str(narrow).removeprefix("torch.") if narrow else None}
+        extra = {"factors": each, "statistics": [name for name, _ in measured]}
+        recipe = {"vectors": names, **told, **{key: value for key, value in extra.items() if value}}
+        recipe["dtype"] = None if narrow is None else str(narrow).removeprefix("torch.")
+    if each is not None:
+        opened = [multiplied(vector, own) for vector, own in zip(opened, each, strict=True)]
     placed = opened if place is None else [_on_device(vector, place) for vector in opened]
     _check_alike("devices", placed, [v.device for v in placed], "Pass device= to move them where they are needed")
     if not allow_zero:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from hf_taskvec.errors import IncompatibleVectorsError
+from hf_taskvec.errors import IncompatibleVectorsError, check_finite_number
 from hf_taskvec.hub.access import split_revision
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.text import listed
@@ -18,7 +18,9 @@ from hf_taskvec.vectors.compatibility import check_not_zero, is_zero
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import Kind, VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.lowrank import filled
+from hf_taskvec.weights.arithmetic import check_scaling
+from hf_taskvec.weights.deltas import LazyDeltas
+from hf_taskvec.weights.lowrank import LowRankDeltas, filled
 
 logger = logging.getLogger(__name__)
 Source = TaskVector | str | os.PathLike[str]
@@ -86,6 +88,47 @@ def covering_alike(vectors: Sequence[TaskVector]) -> list[TaskVector]:
         vector if list(vector.deltas.shapes) == list(shapes) else TaskVector(filled(vector.deltas, shapes), vector.info)
         for vector in vectors
     ]
+
+
+def check_factors(factors: Iterable[float] | None, count: int) -> list[float] | None:
+    """One finite factor for each of `count` vectors, none of them 0.
+
+    Raises:
+        ValueError: If there are more or fewer, or one is no number or 0: that vector would count without a say.
+
+    Example:
+        >>> check_factors([0.5, -1], 2)
+        [0.5, -1.0]
+    """
+    if factors is None:
+        return None
+    values = list(factors)
+    if len(values) != count:
+        raise ValueError(f"factors must hold one number for each of {count} vectors, got {len(values)}")
+    for value in values:
+        check_finite_number("factors", value)
+        if value == 0:
+            raise ValueError("factors must not be 0: leave out the vector that is not to count")
+    return [float(value) for value in values]
+
+
+def multiplied(vector: TaskVector, factor: float) -> TaskVector:
+    """The vector times a factor, computed when it is used; low-rank deltas stay factors.
+
+    Example:
+        >>> multiplied(TaskVector({"w": torch.ones(2)}), -0.5)["w"]
+        tensor([-0.5000, -0.5000])
+    """
+    if factor == 1:
+        return vector
+    deltas = vector.deltas
+    info = dataclasses.replace(vector.info, scaling=check_scaling(vector.info.scaling * factor))
+    if isinstance(deltas, LowRankDeltas):
+        parts = {
+            name: dataclasses.replace(item, scaling=item.scaling * factor) for name, item in deltas.factors.items()
+        }
+        return TaskVector(LowRankDeltas(parts, deltas.shapes), info)
+    return TaskVector(LazyDeltas(deltas.shapes, lambda name: deltas[name] * factor, vector.dtype, vector.device), info)
 
 
 def known_base(info: VectorInfo, names: Iterable[str]) -> VectorInfo:

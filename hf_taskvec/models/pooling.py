@@ -27,21 +27,32 @@ class ClassTokenLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """The class token after the layer, (N, 1, W), of all tokens (N, T, W)."""
-        token = hidden_states[:, :1] + self._attend(self.layer_norm1(hidden_states), attention_mask, **kwargs)
+        token = hidden_states[:, :1] + class_token_attention(
+            self.self_attn, self.layer_norm1(hidden_states), attention_mask, **kwargs
+        )
         pooled_token: Tensor = token + self.mlp(self.layer_norm2(token))
         return pooled_token
 
-    def _attend(self, states: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
-        attention: Any = self.self_attn
-        heads = (len(states), -1, attention.num_heads, attention.head_dim)
-        query = attention.q_proj(states[:, :1]).view(heads).transpose(1, 2)
-        key, value = (project(states).view(heads).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
-        kind = attention.config._attn_implementation
-        interface: Any = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
-        dropout = attention.dropout if self.training else 0.0
-        mixed, _ = interface(attention, query, key, value, mask, scaling=attention.scale, dropout=dropout, **kwargs)
-        projected: Tensor = attention.out_proj(mixed.reshape(len(states), 1, -1))
-        return projected
+
+def class_token_attention(attention: Any, states: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    """What an attention block gives at the class token, (N, 1, W), of all tokens (N, T, W).
+
+    Example:
+        >>> import torch
+        >>> from hf_taskvec import load_base
+        >>> block, states = load_base().model.vision_model.encoder.layers[-1].self_attn, torch.randn(1, 17, 384)
+        >>> torch.allclose(class_token_attention(block, states), block(states)[0][:, :1], atol=1e-5)
+        True
+    """
+    heads = (len(states), -1, attention.num_heads, attention.head_dim)
+    query = attention.q_proj(states[:, :1]).view(heads).transpose(1, 2)
+    key, value = (project(states).view(heads).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
+    kind = attention.config._attn_implementation
+    interface: Any = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
+    dropout = attention.dropout if attention.training else 0.0
+    mixed, _ = interface(attention, query, key, value, mask, scaling=attention.scale, dropout=dropout, **kwargs)
+    projected: Tensor = attention.out_proj(mixed.reshape(len(states), 1, -1))
+    return projected
 
 
 def pooled(tower: Any) -> Any:

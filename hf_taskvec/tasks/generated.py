@@ -39,7 +39,7 @@ PATTERNS = (
 COUNTS = ("one dot", "two dots", "three dots", "four dots", "five dots")
 
 _TASK_STREAM = 1  # first word of the seeds: no image of a task recurs in what others draw with another
-_ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] + 0.5
+ROWS, COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] + 0.5
 
 
 def generated_split(draw: Drawing, names: Iterable[str], count: int, *, seed: int) -> Dataset:
@@ -87,13 +87,18 @@ def draw_shape(random: RandomState, label: int, front: str, back: str) -> np.nda
     radius = random.uniform(8, 13)
     row, column = random.uniform(radius, IMAGE_SIZE - radius, size=2)
     angle = random.uniform(-0.3, 0.3)
-    x, y = _COLUMNS - column, _ROWS - row
+    x, y = COLUMNS - column, ROWS - row
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    return _paint(random, 0.5 - _distance(SHAPES[label], u, v, radius), front, back)
+    return paint(random, 0.5 - outline_distance(SHAPES[label], u, v, radius), front, back)
 
 
-def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in pixels from the outline of a shape around the origin, negative inside."""
+def outline_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Signed distance in pixels from the outline of a shape around the origin, negative inside.
+
+    Example:
+        >>> outline_distance("circle", np.array([3.0]), np.array([4.0]), radius=4.0)
+        array([1.])
+    """
     distance: np.ndarray
     if shape == "circle":
         distance = np.hypot(u, v) - radius
@@ -129,7 +134,7 @@ def draw_pattern(random: RandomState, label: int, front: str, back: str) -> np.n
     if name == "diagonal stripes":
         angle += np.pi / 4 * (1 if random.randint(2) else 3)
     period = random.uniform(5, 12)
-    x, y = _COLUMNS / period + random.uniform(), _ROWS / period + random.uniform()
+    x, y = COLUMNS / period + random.uniform(), ROWS / period + random.uniform()
     u, v = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
     a, b = np.abs(u % 1 - 0.5), np.abs(v % 1 - 0.5)  # distance from the middle of a cell, in [0, 0.5]
     if name == "chequered squares":
@@ -140,7 +145,7 @@ def draw_pattern(random: RandomState, label: int, front: str, back: str) -> np.n
         cover = (0.3 - np.hypot(a, b)) * period
     else:
         cover = (0.25 - a) * period
-    return _paint(random, 0.5 + cover, front, back)
+    return paint(random, 0.5 + cover, front, back)
 
 
 def draw_count(random: RandomState, label: int, front: str, back: str) -> np.ndarray:
@@ -156,16 +161,21 @@ def draw_count(random: RandomState, label: int, front: str, back: str) -> np.nda
         row, column = random.uniform(radius, IMAGE_SIZE - radius, size=2)
         if all(np.hypot(row - r, column - c) > radius + other + 1.5 for r, c, other in placed):
             placed.append((row, column, radius))
-    covers = [0.5 + radius - np.hypot(_ROWS - row, _COLUMNS - column) for row, column, radius in placed]
-    return _paint(random, np.max(covers, axis=0), front, back)
+    covers = [0.5 + radius - np.hypot(ROWS - row, COLUMNS - column) for row, column, radius in placed]
+    return paint(random, np.max(covers, axis=0), front, back)
 
 
-def _paint(random: RandomState, cover: np.ndarray, front: str, back: str) -> np.ndarray:
-    """Mixes two jittered colours by `cover`, clipped to [0, 1], and adds a gradient and noise."""
+def paint(random: RandomState, cover: np.ndarray, front: str, back: str) -> np.ndarray:
+    """Mixes two jittered colours by `cover`, clipped to [0, 1], and adds a gradient and noise.
+
+    Example:
+        >>> paint(RandomState(0), np.zeros((IMAGE_SIZE, IMAGE_SIZE)), "red", "white").dtype
+        dtype('uint8')
+    """
     front_rgb, back_rgb = (np.array(COLOURS[name]) + random.uniform(-18, 18, size=3) for name in (front, back))
     alpha = cover.clip(0, 1)[..., None]
     slope = random.uniform(-1.5, 1.5, size=2)
-    shade = slope[0] * (_ROWS - IMAGE_SIZE / 2) + slope[1] * (_COLUMNS - IMAGE_SIZE / 2)
+    shade = slope[0] * (ROWS - IMAGE_SIZE / 2) + slope[1] * (COLUMNS - IMAGE_SIZE / 2)
     noise = random.normal(scale=random.uniform(4, 24), size=(IMAGE_SIZE, IMAGE_SIZE, 3))
     pixels: np.ndarray = alpha * front_rgb + (1 - alpha) * back_rgb + shade[..., None] + noise
     rounded: np.ndarray = pixels.clip(0, 255).astype(np.uint8)

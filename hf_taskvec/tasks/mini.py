@@ -1,4 +1,4 @@
-"""The tasks of suite `mini`: real handwritten digits and three generated tasks, with no files and no network."""
+"""The builtin tasks: real handwritten digits and generated images, with no files and no network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 
 from hf_taskvec.errors import check_known
 from hf_taskvec.tasks.generated import (
+    COLOURS,
     COUNTS,
     IMAGE_SIZE,
     PATTERNS,
@@ -20,6 +21,17 @@ from hf_taskvec.tasks.generated import (
     generated_split,
     image_dataset,
 )
+from hf_taskvec.tasks.scenes import (
+    ARROWS,
+    FACES,
+    PLACES,
+    SIZES,
+    draw_arrow,
+    draw_colour,
+    draw_face,
+    draw_place,
+    draw_size,
+)
 
 TRAIN_IMAGES = 1200
 TEST_IMAGES = 400
@@ -27,12 +39,21 @@ DIGITS = tuple(
     f"handwritten digit {word}"
     for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 )
-_DRAWN = {"shapes": (draw_shape, SHAPES, 0), "patterns": (draw_pattern, PATTERNS, 1), "counts": (draw_count, COUNTS, 2)}
+_DRAWN = {  # how an image is drawn, the classes, and which pair of seeds the parts have
+    "shapes": (draw_shape, SHAPES, 0),
+    "patterns": (draw_pattern, PATTERNS, 1),
+    "counts": (draw_count, COUNTS, 2),
+    "arrows": (draw_arrow, ARROWS, 3),
+    "faces": (draw_face, FACES, 4),
+    "places": (draw_place, PLACES, 5),
+    "sizes": (draw_size, SIZES, 6),
+    "colours": (draw_colour, tuple(COLOURS), 7),
+}
 
 
 @cache
 def builtin_splits(name: str) -> DatasetDict:
-    """The `train` and `test` splits of a task of suite `mini`, made in memory once per process.
+    """The `train` and `test` splits of a builtin task, made in memory once per process.
 
     Example:
         >>> len(builtin_splits("shapes")["train"]), len(builtin_splits("shapes")["test"])

@@ -28,6 +28,7 @@ DATA_DIR_VARIABLE = "HF_TASKVEC_DATA_DIR"
 
 _VISION8 = ("sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 _VISION14 = (*_VISION8, "oxford_flowers102", "pcam", "fer2013", "oxford_iiit_pet", "stl10", "cifar100")
+_MINI = ("digits", "shapes", "patterns", "counts")
 _VISION20 = (*_VISION14, "cifar10", "food101", "fashion_mnist", "emnist", "kmnist", "rendered_sst2")
 
 SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -36,7 +37,8 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "vision14": _VISION14,
         "vision20": _VISION20,
         "paper7": ("cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn"),
-        "mini": ("digits", "shapes", "patterns", "counts"),
+        "mini": _MINI,
+        "studio": (*_MINI, "arrows", "faces", "places", "sizes", "colours"),
     }
 )
 

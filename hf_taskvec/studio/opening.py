@@ -1,0 +1,164 @@
+"""Which vectors come under the sliders: those that come with the package, a user's own, and what is added by id."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError
+from hf_taskvec.hub.access import is_repo_id, split_revision
+from hf_taskvec.hub.fetch import Folder, Wanted, fetch_folder
+from hf_taskvec.models.base import Base
+from hf_taskvec.studio.bank import Bank, Lever, Moment
+from hf_taskvec.text import listed
+from hf_taskvec.vectors.adapter_config import CONFIG as ADAPTER_NAME
+from hf_taskvec.vectors.adapter_config import parse_config
+from hf_taskvec.vectors.files import CONFIG_NAME, read_info
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.fingerprint import tensor_hashes
+from hf_taskvec.weights.folders import read_json
+from hf_taskvec.weights.names import differences, parameters_of
+
+VECTORS = Path(__file__).parent / "vectors"
+_FRACTIONS = {"fraction-0.25": "¼", "fraction-0.5": "½", "fraction-0.75": "¾"}
+_RUNS = ("vectors", "run/vectors")  # where training leaves the moments of a vector, seen from beside it
+
+
+def embedded_vectors() -> list[str]:
+    """The folders of the vectors that come with the package, of the embedded base.
+
+    Example:
+        >>> [Path(folder).parent.name for folder in embedded_vectors()][:3]
+        ['arrows', 'counts', 'digits']
+    """
+    return sorted(str(path.parent) for path in VECTORS.glob(f"*/vector/{CONFIG_NAME}"))
+
+
+def open_bank(base: Base, sources: Sequence[str] = (), *, added: Sequence[str] = ()) -> Bank:
+    """The levers of some vectors.
+
+    Args:
+        base: Their base.
+        sources: Hub ids (with `@revision` if wanted) or folders of vectors or LoRA adapters; those that come with the
+            package if there are none.
+        added: Further ones.
+
+    Raises:
+        BaseMismatchError: If one is of another base.
+        CheckpointError: If there is no vector, or it is damaged.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> len(open_bank(load_base()).levers)
+        8
+    """
+    chosen = [*(sources or embedded_vectors()), *added]
+    if not chosen:
+        raise CheckpointError(f"there are no vectors to open, not even in {VECTORS}; name some")
+    levers, names = [], Counter[str]()
+    for lever in (open_lever(base, source) for source in chosen):
+        names[lever.name] += 1
+        again = names[lever.name] > 1
+        levers.append(replace(lever, name=f"{lever.name} ({names[lever.name]})") if again else lever)
+    return Bank(levers)
+
+
+def open_lever(base: Base, source: str) -> Lever:
+    """The lever of a vector, with the moments of its training if they lie beside it.
+
+    Its provenance is read, and its base checked, before any weights are fetched.
+
+    Raises:
+        BaseMismatchError: If it is of another base.
+        CheckpointError: If there is no vector or LoRA adapter, or it is damaged.
+        HubError, NotCachedError: If the Hub fails.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> lever = open_lever(load_base(), str(VECTORS / "faces" / "vector"))
+        >>> [moment.label for moment in lever.moments]
+        ['gradient', '¼', '½', '1', '2', '4', '8']
+    """
+    place, revision = split_revision(source)
+    folder = fetch_folder(place, Wanted((CONFIG_NAME, ADAPTER_NAME)), revision=revision)
+    revision = folder.commit or revision
+    exact = str(source) if folder.commit is None else f"{place}@{folder.commit}"
+    if not (folder.path / CONFIG_NAME).is_file() and (folder.path / ADAPTER_NAME).is_file():
+        _check_adapter(base, folder, source)
+        vector = TaskVector.from_adapter(place, revision=revision, vision_only=True)
+        check_shapes(base, vector, source)
+        return Lever(Path(str(place)).name, (Moment(label_of(vector.info), exact, vector, adapter=True),))
+    check_base_of(base, read_info(folder.path), source)
+    vector = TaskVector.from_pretrained(place, revision=revision)
+    check_shapes(base, vector, source)
+    moments = _moments(base, Path(place)) if os.path.isdir(place) else []
+    return Lever(vector.info.label, (*moments, Moment(label_of(vector.info), exact, vector)))
+
+
+def _check_adapter(base: Base, folder: Folder, source: str) -> None:
+    """Raises unless the base that an adapter names is this one; a folder of another machine tells nothing."""
+    named = parse_config(read_json(folder.path / ADAPTER_NAME), str(source)).base
+    if named is not None and is_repo_id(named) and "/" in named and named != base.name:
+        raise BaseMismatchError(f"{source} is an adapter of {named}, and this studio has {base.name}")
+
+
+def check_shapes(base: Base, vector: TaskVector, source: str) -> None:
+    """Raises an `IncompatibleVectorsError` unless the base has the parameters of a vector, in their shapes.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> base = load_base()
+        >>> check_shapes(base, TaskVector.from_models(base.model, base.model), "user/vector")
+    """
+    theirs = {name: value.shape for name, value in parameters_of(base.model).items() if name in vector.deltas}
+    if lines := differences(vector.deltas.shapes, theirs, left_name=str(source), right_name=base.name):
+        raise IncompatibleVectorsError(f"{source} does not fit {base.name}: {listed(lines)}", details=lines)
+
+
+def check_base_of(base: Base, info: VectorInfo, source: str) -> None:
+    """Raises a `BaseMismatchError` unless a vector is of the base, by its hashes or, where it has none, by name.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> check_base_of(load_base(), VectorInfo(base="hf-taskvec/tiny-clip"), "user/vector")
+    """
+    weights = parameters_of(base.model)
+    lacking = [name for name in info.base_hashes if name not in weights]
+    hashes = tensor_hashes({name: weights[name] for name in info.base_hashes if name in weights})
+    other = [*lacking, *(name for name, value in hashes.items() if value != info.base_hashes[name])]
+    if other or (not info.base_hashes and info.base != base.name):
+        which = f"{len(other)} of its parameters have other values" if other else "it tells no fingerprint of it"
+        raise BaseMismatchError(
+            f"{source} was made from {info.base or 'an unknown base'}, and this studio has {base.name}: {which}. Start "
+            "another with --base",
+            details=other,
+        )
+
+
+def _moments(base: Base, folder: Path) -> list[Moment]:
+    """The earlier moments of a vector's training, as its run recorded them, the gradient first."""
+    last = TaskVector.from_pretrained(folder).info
+    moments = []
+    for path in (path for run in _RUNS for path in (folder.parent / run).glob("*") if (path / CONFIG_NAME).is_file()):
+        vector = TaskVector.from_pretrained(path)
+        earlier = vector.info.kind == "gradient" or (vector.info.epochs or 0.0) < (last.epochs or 0.0)
+        if earlier and vector.info.task == last.task:
+            check_base_of(base, vector.info, str(path))
+            moments.append(Moment(_FRACTIONS.get(path.name) or label_of(vector.info), str(path), vector))
+    return sorted(moments, key=lambda one: (one.vector.info.kind != "gradient", one.vector.info.epochs or 0.0))
+
+
+def label_of(info: VectorInfo) -> str:
+    """A moment in a few letters.
+
+    Example:
+        >>> label_of(VectorInfo(epochs=8)), label_of(VectorInfo(kind="gradient"))
+        ('8', 'gradient')
+    """
+    if info.kind == "gradient":
+        return "gradient"
+    return "end" if info.epochs is None else f"{info.epochs:.2g}"

@@ -1,0 +1,364 @@
+"""The studio's page in Gradio (the extra `studio`): a thin layer over the desk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+import numpy as np
+
+from hf_taskvec.errors import TaskVecError
+from hf_taskvec.studio.bank import Lever
+from hf_taskvec.studio.board import Flip, logits_of
+from hf_taskvec.studio.desk import Desk, Visit
+from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
+from hf_taskvec.studio.setting import HIGHEST, LOWEST, MOST_ADDED, STEP, Setting
+from hf_taskvec.text import printable, shortened
+
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+REFUSALS = (TaskVecError, ValueError, OSError)  # what a visitor can meet; told on the page
+ALL_TASKS = "all tasks"
+MOST_QUERY = 10_000  # characters of a link
+_SIDE = 96  # of an image in the strip, in pixels
+_KEEP_LINK = "(link) => { history.replaceState(null, '', link || location.pathname); }"
+_ADDRESS = "(session, address) => [session, window.location.search]"
+INTRODUCTION = """## Task vectors under your fingers
+
+Each slider adds a task vector to one small CLIP: 0 leaves it out, 1 is the fine-tuned model, below 0 it forgets. The
+bars tell at once what the sum can do, on test images."""
+
+Shown = dict[Any, Any]  # what a listener gives: a component and what it shows now
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """The page.
+
+    Args:
+        desk: Vectors, images and base, shared by all who open the page.
+    """
+    return _Page(desk).blocks
+
+
+def serve(desk: Desk, **options: Any) -> tuple[gr.Blocks, str]:
+    """Serves the page from a thread of its own, and gives it with its address.
+
+    Args:
+        desk: What it shows.
+        **options: Those of `gradio.Blocks.launch`.
+    """
+    page = build(desk)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page.queue(default_concurrency_limit=4)
+    _, address, _ = page.launch(
+        theme=theme, css=STYLE, footer_links=[], quiet=True, share=False, prevent_thread_lock=True, **options
+    )
+    return page, str(address)
+
+
+@dataclass
+class _Controls:
+    """What the visitor moves."""
+
+    sliders: list[Any] = field(default_factory=list)
+    epochs: dict[int, Any] = field(default_factory=dict)  # by the number of their lever
+
+
+class _Page:
+    """The components, and what each event does to them.
+
+    Args:
+        desk: What they show.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.controls = desk, _Controls()
+        with gr.Blocks(title="hf_taskvec studio", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
+            self.visit = gr.State(desk.first)
+            self.strip = gr.State([])
+            self.address = gr.Textbox(visible=False)
+            gr.Markdown(INTRODUCTION)
+            with gr.Row():
+                with gr.Column(scale=5, min_width=300):
+                    self._levers()
+                with gr.Column(scale=7, min_width=300):
+                    self._measures()
+                    with gr.Tabs():
+                        self._flips_tab()
+                        self._likeness_tab()
+                        self._copy_tab()
+                        self._vectors_tab()
+            self._listen()
+
+    # -- components ---------------------------------------------------------------------------------------------------
+
+    def _levers(self) -> None:
+        start = self.desk.home.start
+        with gr.Column(elem_classes="tv-levers"):
+            for number, (lever, factor) in enumerate(zip(self.desk.home.levers, start.factors, strict=True)):
+                self.controls.sliders.append(_slider(lever, factor, name=f"factor-{number}"))
+                if len(lever.moments) > 1:
+                    last = len(lever.moments) - 1
+                    self.controls.epochs[number] = gr.Slider(
+                        0,
+                        last,
+                        value=last,
+                        step=1,
+                        label=_moment_label(lever, last),
+                        elem_id=f"moment-{number}",
+                        buttons=[],
+                    )
+            for number in range(MOST_ADDED):
+                slider = gr.Slider(
+                    LOWEST, HIGHEST, value=0, step=STEP, visible=False, elem_id=f"added-{number}", buttons=[]
+                )
+                self.controls.sliders.append(slider)
+
+    def _measures(self) -> None:
+        with gr.Row():
+            self.method = gr.Dropdown(
+                self.desk.methods, value=self.desk.methods[0], label="Merge method", elem_id="method", scale=3
+            )
+            self.tune = gr.Button("Tune for me", elem_id="tune", scale=1, min_width=110)
+            self.reset = gr.Button("All to 0", elem_id="reset", scale=1, min_width=90)
+        self.bars = gr.HTML(drawn_board(self.desk.board(self.desk.first)), elem_id="bars")
+        self.note = gr.HTML(elem_id="note")
+
+    def _flips_tab(self) -> None:
+        names = [ALL_TASKS, *(task.name for task in self.desk.bench.tasks)]
+        with gr.Tab("Images that flip"):
+            choices = [(name, number - 1) for number, name in enumerate(names)]
+            self.task = gr.Dropdown(
+                choices,
+                value=-1,
+                label="Mended (✓) and broken (✗) against the base; click one for its logits",
+                elem_id="flips-of",
+            )
+            self.gallery = gr.Gallery(
+                show_label=False,
+                columns=6,
+                height="auto",
+                allow_preview=False,
+                format="png",
+                elem_id="flips",
+                elem_classes="tv-strip",
+                buttons=[],
+            )
+            self.logits = gr.HTML(elem_id="logits")
+
+    def _likeness_tab(self) -> None:
+        with gr.Tab("How alike the vectors are"):
+            self.cosines = gr.HTML(elem_id="cosines")
+            self.conflicts = gr.HTML(elem_id="conflicts")
+
+    def _copy_tab(self) -> None:
+        with gr.Tab("Copy", elem_id="copy"):
+            self.link = gr.Textbox(label="Link to this setting", interactive=False, buttons=["copy"], elem_id="link")
+            self.python = gr.Code(label="Python", language="python", interactive=False, elem_id="python")
+            self.yaml = gr.Code(label="Recipe for hf-taskvec merge", language="yaml", interactive=False, elem_id="yaml")
+
+    def _vectors_tab(self) -> None:
+        with gr.Tab("Add and publish"):
+            place = "user/vector" if self.desk.public else "user/vector, or a folder"
+            with gr.Row():
+                self.source = gr.Textbox(
+                    label=f"Add a vector or LoRA adapter of {self.desk.base.name}",
+                    placeholder=place,
+                    elem_id="source",
+                    scale=4,
+                )
+                self.add = gr.Button("Check and add", elem_id="add", scale=1)
+            with gr.Row(visible=not self.desk.public):
+                self.repository = gr.Textbox(
+                    label="Publish the merged vector with its card", placeholder="user/name", elem_id="repo", scale=4
+                )
+                self.push = gr.Button("Push", elem_id="push", scale=1)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        moves = [*self.controls.sliders, *self.controls.epochs.values()]
+        inputs = [self.visit, self.method, *moves]
+        everything = [self.visit, self.strip, self.method, self.bars, self.note, self.link, self.python, self.yaml]
+        everything += [self.gallery, self.logits, self.cosines, self.conflicts, self.source, *moves]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        told: dict[str, Any] = {**quiet, "outputs": [self.visit, self.bars, self.note]}
+
+        triggers = [*(slider.input for slider in moves), self.method.input]
+        moved = gr.on(triggers, self._moved, inputs, trigger_mode="always_last", **told)
+        enters = [
+            self.blocks.load(self._entered, [self.visit, self.address], everything, js=_ADDRESS, **quiet),
+            self.reset.click(self._reset, [self.visit], everything, **quiet),
+            self.tune.click(self._tuned, [self.visit], everything, **quiet),
+            self.add.click(self._added, [self.visit, self.source], everything, **quiet),
+            self.source.submit(self._added, [self.visit, self.source], everything, **quiet),
+        ]
+        looks = {"fn": self._settled, "inputs": [self.visit, self.task], "outputs": everything, **quiet}
+        settles = [*(event.then(**looks) for event in (moved, *enters)), self.task.input(**looks)]
+        gr.on([*triggers, self.reset.click, self.tune.click], None, cancels=settles, **quiet)
+        for number, slider in self.controls.epochs.items():
+            relabel = partial(self._relabelled, number)
+            slider.input(relabel, [slider], [slider], trigger_mode="always_last", **quiet)
+        self.gallery.select(self._clicked, [self.visit, self.strip], [self.logits], **quiet)
+        self.link.change(None, [self.link], None, js=_KEEP_LINK, **quiet)
+        self.push.click(self._pushed, [self.visit, self.repository], [self.note], **quiet)
+
+    def _moved(self, visit: Visit, method: str, *values: float) -> Shown:
+        """The first thing after a move: the bars on few images."""
+        count = len(self.controls.sliders)
+        factors, moments = values[:count], list(self.desk.bank(visit).start.moments)
+        for number, value in zip(self.controls.epochs, values[count:], strict=True):
+            moments[number] = min(max(int(value), 0), moments[number])
+        cut = tuple(min(max(float(value), LOWEST), HIGHEST) for value in factors[: len(moments)])
+        setting = Setting(cut, tuple(moments), method)
+        return self._first_look(self.desk.moved(visit, setting, at=time.monotonic()))
+
+    def _first_look(self, visit: Visit, note: str = "") -> Shown:
+        try:
+            bars = drawn_board(self.desk.board(visit), busy=self.desk.all_blocks > 1)
+        except REFUSALS as error:
+            return {self.visit: visit, self.bars: gr.skip(), self.note: drawn_note([str(error)], bad=True)}
+        return {self.visit: visit, self.bars: bars, self.note: note}
+
+    def _settled(self, visit: Visit, task: int) -> Iterator[Shown]:
+        """What may come later: what is copied, the likeness of the vectors, more images, and those that flip."""
+        try:
+            yield {**self._copies(visit), **self._likeness(visit)}
+            for blocks in range(1, self.desk.all_blocks + 1):
+                busy = blocks < self.desk.all_blocks
+                bars = drawn_board(self.desk.board(visit, blocks=blocks), busy=busy)
+                shown: Shown = {self.bars: bars}
+                if blocks == 1 or not busy:
+                    shown |= self._strip(visit, task, blocks)
+                yield shown
+        except REFUSALS as error:
+            yield {self.note: drawn_note([str(error)], bad=True)}
+
+    def _strip(self, visit: Visit, task: int, blocks: int) -> Shown:
+        exam = None if task < 0 else task
+        turned = self.desk.flips(visit, blocks=blocks, exam=exam)
+        pictures = [(self._picture(flip), self._caption(flip)) for flip in turned]
+        return {self.strip: turned, self.gallery: gr.Gallery(pictures, selected_index=None), self.logits: ""}
+
+    def _picture(self, flip: Flip) -> np.ndarray[Any, Any]:
+        pixels = self.desk.bench.exams[flip.exam].pixels[flip.image].permute(1, 2, 0).numpy()
+        times = max(1, _SIDE // pixels.shape[0])
+        return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+    def _caption(self, flip: Flip) -> str:
+        name = self.desk.bench.tasks[flip.exam].name
+        return f"{'✓ mended' if flip.mended else '✗ broken'} · {name}: {flip.before} → {flip.now}"
+
+    def _copies(self, visit: Visit) -> Shown:
+        bank, setting = self.desk.bank(visit), visit.setting
+        shown: Shown = {self.link: setting.link(visit.added)}
+        try:
+            adapters = bank.adapters(setting)
+            python = setting.python(bank.sources(setting), adapters=adapters, base=self.desk.base.name)
+            yaml = setting.yaml(bank.sources(setting)) if not adapters else _no_recipe(adapters)
+        except REFUSALS as error:
+            python = yaml = f"# {error}"
+        return {**shown, self.python: python, self.yaml: yaml}
+
+    def _likeness(self, visit: Visit) -> Shown:
+        bank = self.desk.bank(visit)
+        names = [lever.name for lever in bank.levers]
+        cosines = bank.chosen(bank.cosines, visit.setting)
+        conflicts = bank.chosen(bank.conflicts, visit.setting)
+        told = "Cosine of each pair"
+        against = "Entries of opposite signs, in percent (50 is chance)"
+        return {
+            self.cosines: drawn_heat(cosines, names, title=told),
+            self.conflicts: drawn_heat(conflicts, names, title=against, percent=True),
+        }
+
+    def _everywhere(self, visit: Visit, note: str = "") -> Shown:
+        """A visit on every control, as after a link."""
+        bank, shown = self.desk.bank(visit), self._first_look(visit, note)
+        home = len(self.desk.home.levers)
+        for number, slider in enumerate(self.controls.sliders):
+            if number < len(bank.levers):
+                label = _label(bank.levers[number]) + ("" if number < home else " · added")
+                shown[slider] = gr.Slider(value=visit.setting.factors[number], visible=True, label=label)
+        for number, slider in self.controls.epochs.items():
+            moment = visit.setting.moments[number]
+            shown[slider] = gr.Slider(value=moment, label=_moment_label(bank.levers[number], moment))
+        return {**shown, self.method: visit.setting.method}
+
+    def _entered(self, visit: Visit, address: str) -> Shown:
+        """What a link, or a page that was loaded again, asks for."""
+        query = parse_qs((address or "")[:MOST_QUERY].removeprefix("?"), max_num_fields=100)
+        try:
+            visit, notes = self.desk.entered(query)
+        except REFUSALS as error:
+            return self._everywhere(self.desk.first, drawn_note([f"The link was not taken: {error}"], bad=True))
+        return self._everywhere(visit, drawn_note([f"Of the link, {note}." for note in notes]))
+
+    def _reset(self, visit: Visit) -> Shown:
+        setting = replace(visit.setting, factors=(0.0,) * len(visit.setting.factors))
+        return self._everywhere(self.desk.moved(visit, setting, at=time.monotonic()))
+
+    def _tuned(self, visit: Visit) -> Iterator[Shown]:
+        yield {self.note: drawn_note(["Trying factors on validation images …"])}
+        try:
+            note = ""
+            for better, told in self.desk.tuned(visit):
+                visit, note = better, drawn_note([f"Chosen on validation images: {told}."])
+                yield self._everywhere(visit, drawn_note([f"Best so far: {told} …"]))
+            yield {self.note: note}
+        except REFUSALS as error:
+            yield {self.note: drawn_note([str(error)], bad=True)}
+
+    def _added(self, visit: Visit, source: str) -> Iterator[Shown]:
+        yield {self.note: drawn_note([f"Looking at {source} …"])}
+        try:
+            longer = self.desk.with_vector(visit, source)
+            lever = self.desk.bank(longer).levers[-1]
+            told = f"{lever.name} is of this base (norm {lever.moments[-1].norm:.3g}); its slider is below the others."
+            yield {**self._everywhere(longer, drawn_note([told])), self.source: ""}
+        except REFUSALS as error:
+            yield {self.note: drawn_note([str(error)], bad=True)}
+
+    def _relabelled(self, number: int, moment: float) -> Any:
+        return gr.Slider(label=_moment_label(self.desk.home.levers[number], int(moment)))
+
+    def _clicked(self, visit: Visit, strip: list[Flip], chosen: gr.SelectData) -> str:
+        if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(strip):
+            return ""
+        flip = strip[chosen.index]
+        blocks = next(count for count, (_, end) in enumerate(self.desk.bench.blocks, 1) if flip.image < end)
+        base, now = self.desk.measured(visit, blocks=blocks)
+        return drawn_logits(logits_of(self.desk.bench, base, now, flip), task=self.desk.bench.tasks[flip.exam].name)
+
+    def _pushed(self, visit: Visit, repository: str) -> Iterator[str]:
+        yield drawn_note(["Measuring on all images, then pushing …"])
+        try:
+            yield drawn_note([f"Published: {self.desk.push(visit, repository)}"])
+        except REFUSALS as error:
+            yield drawn_note([str(error)], bad=True)
+
+
+def _slider(lever: Lever, factor: float, *, name: str) -> Any:
+    return gr.Slider(LOWEST, HIGHEST, value=factor, step=STEP, label=_label(lever), elem_id=name, buttons=[])
+
+
+def _label(lever: Lever) -> str:
+    return shortened(printable(f"{lever.name} · norm {lever.moments[-1].norm:.1f}"), 60)
+
+
+def _moment_label(lever: Lever, moment: int) -> str:
+    here = lever.moments[moment]
+    when = {"gradient": "the gradient alone"}.get(here.label, f"epoch {here.label}")
+    return f"{lever.name}: {when} of {lever.moments[-1].label}, norm {here.norm:.2g}"
+
+
+def _no_recipe(adapters: list[str]) -> str:
+    lines = [
+        f"# {source} is a LoRA adapter, which a recipe does not take; save it as a vector first:" for source in adapters
+    ]
+    return "\n".join([*lines, "# TaskVector.from_adapter(..., vision_only=True).save_pretrained(...)"])

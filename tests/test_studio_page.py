@@ -1,0 +1,152 @@
+"""The studio's page in a real browser (slow), and its desk and drawings without one."""
+
+from __future__ import annotations
+
+import html
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_taskvec import TaskVector
+from hf_taskvec.command.app import app
+from hf_taskvec.command.studio import StudioSettings, desk_of
+from hf_taskvec.errors import DataError, TaskVecError
+from hf_taskvec.studio.board import Bar, Board, ClassLogits
+from hf_taskvec.studio.desk import GESTURE, Desk
+from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
+from hf_taskvec.studio.setting import Setting
+from tests.bases import colours_task, tiny_base
+from tests.hub_server import HubServer
+from tests.test_command import call, refusal
+from tests.test_studio import moved
+
+HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[2J|birds"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("desk")
+    for number, task in enumerate(("colours", "shades")):
+        moved(number, task=task).save_pretrained(root / task)
+    return [str(root / "colours"), str(root / "shades")]
+
+
+@pytest.fixture(scope="module")
+def desk(sources: list[str]) -> Desk:
+    return Desk(tiny_base(), [colours_task()], sources, quick=8, most=30)
+
+
+# -- the desk ---------------------------------------------------------------------------------------------------------
+
+
+def test_moves_of_one_gesture_are_compared_with_where_it_began(desk: Desk) -> None:
+    visit, settings = desk.first, [Setting((factor, 0.3), (0, 0)) for factor in (0.4, 0.5, 0.6)]
+    for at, setting in enumerate(settings):
+        visit = desk.moved(visit, setting, at=100 + 0.5 * at)
+    assert visit.last == desk.first.setting
+    later = desk.moved(visit, replace(settings[0], method="ties"), at=102 + GESTURE)
+    assert later.last == settings[-1]
+    assert desk.moved(later, later.setting, at=999) is later
+    assert desk.board(later).change is not None
+
+
+def test_tuning_moves_the_sliders_to_what_validation_images_choose(desk: Desk) -> None:
+    visits = [visit for visit, _ in desk.tuned(desk.first)]
+    assert len(visits) == 2
+    assert visits[0].setting.factors[0] == visits[0].setting.factors[1]
+    assert all(visit.last == desk.first.setting for visit in visits)
+    (ties,) = (
+        visit for visit, _ in desk.tuned(replace(desk.first, setting=replace(desk.first.setting, method="ties")))
+    )
+    assert ties.setting.method == "ties"
+
+
+def test_a_task_without_a_vector_is_a_control(sources: list[str]) -> None:
+    desk = Desk(tiny_base(), [colours_task()], [sources[1]], quick=8, most=8)
+    assert [bar.control for bar in desk.board(desk.first).bars] == [True]
+    with pytest.raises(DataError, match="nothing to tune for"):
+        next(desk.tuned(desk.first))
+
+
+def test_strangers_open_no_folder_and_publish_nothing(sources: list[str]) -> None:
+    desk = Desk(tiny_base(), [colours_task()], sources, quick=8, most=8, public=True)
+    for source in (sources[0], "/etc", "", "~"):
+        with pytest.raises(DataError, match="is no Hub id"):
+            desk.with_vector(desk.first, source)
+    with pytest.raises(DataError, match="on your own machine"):
+        desk.push(desk.first, "user/mine")
+
+
+def test_a_vector_is_added_once_it_fits_and_two_at_most(desk: Desk, sources: list[str], tmp_path: Path) -> None:
+    TaskVector({"w": torch.ones(2)}).save_pretrained(tmp_path / "other")
+    with pytest.raises(TaskVecError):
+        desk.with_vector(desk.first, str(tmp_path / "other"))
+    longer = desk.with_vector(desk.with_vector(desk.first, sources[0]), sources[1])
+    assert longer.setting.factors == (0.3,) * 4
+    assert len(desk.board(longer).bars) == 1
+    with pytest.raises(DataError, match="2 vectors were added already"):
+        desk.with_vector(longer, sources[0])
+
+
+def test_a_push_brings_card_and_report(hub: HubServer, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "write-user")
+    hub.store.create("model", "user/base")
+    desk = Desk(tiny_base(), [colours_task()], sources, quick=8, most=30, base_name="user/base")
+    assert "/user/mine/commit/" in desk.push(desk.first, "user/mine")
+    files = hub.store.get("model", "user/mine").head.files
+    assert {"README.md", "report.json", "task_vector.safetensors", "task_vector_config.json"} <= set(files)
+
+
+# -- drawings ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_others_are_harmless_in_every_drawing() -> None:
+    bar = Bar(HOSTILE, 0.2, 0.4, 0.9, 64, False)
+    pictures = [
+        drawn_board(Board((bar, replace(bar, control=True, expert=None)))),
+        drawn_logits([ClassLogits(HOSTILE, 1.0, 2.0, True)], task=HOSTILE),
+        drawn_heat(torch.eye(1), [HOSTILE], title=HOSTILE),
+        drawn_note([HOSTILE]),
+    ]
+    for picture in pictures:
+        assert "<img" not in picture
+        assert not {"\u202e", "\x1b"} & set(picture)
+        assert html.escape("<img src=x") in picture
+
+
+def test_the_bars_are_as_long_as_they_say() -> None:
+    drawn = drawn_board(Board((Bar("birds", 0.25, 0.5, 0.75, 64, False),)))
+    assert "width:50.00%" in drawn
+    assert drawn.count("left:25.00%") == drawn.count("left:75.00%") == 1
+    assert "birds: base 25.0, merged now 50.0, expert 75.0 percent" in drawn
+    assert "+25.0" in drawn
+
+
+# -- the verb ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_studio_without_gradio_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hf_taskvec.studio.page", raising=False)
+    assert 'pip install "hf-taskvec[studio]"' in refusal("studio")
+
+
+def test_nothing_else_needs_gradio() -> None:
+    code = "import sys; import hf_taskvec.studio.desk, hf_taskvec.command.studio; print('gradio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_verb_takes_its_tasks_from_the_vectors(sources: list[str], tmp_path: Path) -> None:
+    silent = moved(5)
+    silent.save_pretrained(tmp_path / "silent")
+    with pytest.raises(DataError, match="name them with --tasks"):
+        desk_of(StudioSettings(vectors=[str(tmp_path / "silent")]))
+    assert call("studio", "--help").exit_code == 0
+    assert app is not None
