@@ -16,6 +16,7 @@ from hf_taskvec import TaskVector
 from hf_taskvec.command.app import app
 from hf_taskvec.command.studio import StudioSettings, desk_of
 from hf_taskvec.errors import DataError, TaskVecError
+from hf_taskvec.studio import Bank
 from hf_taskvec.studio.board import Bar, Board, ClassLogits
 from hf_taskvec.studio.desk import GESTURE, Desk
 from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
@@ -92,6 +93,17 @@ def test_a_vector_is_added_once_it_fits_and_two_at_most(desk: Desk, sources: lis
     assert len(desk.board(longer).bars) == 1
     with pytest.raises(DataError, match="2 vectors were added already"):
         desk.with_vector(longer, sources[0])
+
+
+def test_the_doctor_speaks_in_words(desk: Desk) -> None:
+    long = replace(desk.home.levers[0].moments[0], vector=5 * desk.home.levers[0].vector)
+    other = Bank([replace(desk.home.levers[0], moments=(long,)), desk.home.levers[1]])
+    told = [" ".join(desk.findings(replace(desk.first, added=()))), ""]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(desk, "home", other)
+        told[1] = " ".join(desk.findings(desk.first))
+    assert "times as long as the others" in told[1]
+    assert "times as long as the others" not in told[0]
 
 
 def test_a_push_brings_card_and_report(hub: HubServer, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

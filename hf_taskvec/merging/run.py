@@ -114,12 +114,11 @@ def merge(
         tensor([2., 0.])
     """
     sources, chosen = as_sources(vectors), get_method(method)
-    each = check_factors(factors, len(sources))
-    factor, narrow = as_scaling(scaling), None if dtype is None else as_dtype(dtype)
+    each, factor = check_factors(factors, len(sources)), as_scaling(scaling)
     settled, looked_at = chosen.settled(sources, settings), as_statistics(statistics, sources, chosen)
     check_known("treatment of missing parameters", missing, get_args(Missing))
     group = processes() if over_processes and output_dir is not None else None
-    place = None if device is None else as_device(device)
+    place, narrow = None if device is None else as_device(device), None if dtype is None else as_dtype(dtype)
     if output_dir is not None:
         check_output_folder(output_dir, marker=CONFIG_NAME)
     names, opened = _opened(sources, missing=missing)
@@ -127,13 +126,9 @@ def merge(
     values = [value for _, value in measured]
     if measured:
         check_statistics(opened, values, chosen, transductive=settled[TRANSDUCTIVE])
-    if recipe is None and all(names) and all(name for name, _ in measured):
-        told = {"method": method, "settings": settled, "scaling": factor, "missing": missing, "allow_zero": allow_zero}
-        extra = {"factors": each, "statistics": [name for name, _ in measured]}
-        recipe = {"vectors": names, **told, **{key: value for key, value in extra.items() if value}}
-        recipe["dtype"] = None if narrow is None else str(narrow).removeprefix("torch.")
-    if each is not None:
-        opened = [multiplied(vector, own) for vector, own in zip(opened, each, strict=True)]
+    told = {"method": method, "settings": settled, "scaling": factor, "missing": missing, "allow_zero": allow_zero}
+    recipe = _repeatable(names, [name for name, _ in measured], told, each, narrow) if recipe is None else recipe
+    opened = opened if each is None else [multiplied(*pair) for pair in zip(opened, each, strict=True)]
     placed = opened if place is None else [_on_device(vector, place) for vector in opened]
     _check_alike("devices", placed, [v.device for v in placed], "Pass device= to move them where they are needed")
     if not allow_zero:
@@ -152,6 +147,21 @@ def merge(
             merged = stack.enter_context(_journal(output_dir, key, group)).keep(merged)
         _write(_finished(merged, factor), output_dir, kind, group)
     return TaskVector.from_pretrained(output_dir)
+
+
+def _repeatable(
+    names: Sequence[str],
+    statistics: Sequence[str],
+    told: Mapping[str, Any],
+    factors: Sequence[float] | None,
+    dtype: torch.dtype | None,
+) -> dict[str, Any] | None:
+    """The recipe of a merge, if everything in it was given by folder or Hub id."""
+    if not all(names) or not all(statistics):
+        return None
+    extra = {"factors": factors, "statistics": list(statistics)}
+    narrow = None if dtype is None else str(dtype).removeprefix("torch.")
+    return {"vectors": list(names), **told, **{key: value for key, value in extra.items() if value}, "dtype": narrow}
 
 
 def _write(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hf_taskvec.cards.publish import push_to_hub
+from hf_taskvec.doctor.diagnosis import diagnose
 from hf_taskvec.errors import DataError
 from hf_taskvec.evaluation.accuracy import evaluate
 from hf_taskvec.evaluation.coefficients import choose_weights
@@ -223,6 +224,16 @@ class Desk:
     def _after(self, visit: Visit, weights: Sequence[float]) -> Visit:
         factors = tuple(min(HIGHEST, max(LOWEST, round(weight, 4))) for weight in weights)
         return replace(visit, setting=replace(visit.setting, factors=factors), last=visit.setting)
+
+    def findings(self, visit: Visit) -> list[str]:
+        """What the doctor finds in the vectors themselves, in words; images are not looked at.
+
+        Raises:
+            DataError: If there are fewer than two vectors.
+        """
+        symptoms = diagnose(self.bank(visit).vectors(visit.setting)).findings
+        told = [" ".join(filter(None, (finding.text, finding.advice))) for finding in symptoms]
+        return told or ["Nothing in these vectors speaks against merging them."]
 
     def report(self, visit: Visit) -> Report:
         """What a setting reaches on all images that there are here, for its card."""

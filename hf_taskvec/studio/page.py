@@ -155,6 +155,8 @@ class _Page:
         with gr.Tab("How alike the vectors are"):
             self.cosines = gr.HTML(elem_id="cosines")
             self.conflicts = gr.HTML(elem_id="conflicts")
+            self.doctor = gr.Button("Ask the doctor", elem_id="doctor")
+            self.findings = gr.HTML(elem_id="findings")
 
     def _copy_tab(self) -> None:
         with gr.Tab("Copy", elem_id="copy"):
@@ -206,6 +208,7 @@ class _Page:
             slider.input(relabel, [slider], [slider], trigger_mode="always_last", **quiet)
         self.gallery.select(self._clicked, [self.visit, self.strip], [self.logits], **quiet)
         self.link.change(None, [self.link], None, js=_KEEP_LINK, **quiet)
+        self.doctor.click(self._diagnosed, [self.visit], [self.findings], **quiet)
         self.push.click(self._pushed, [self.visit, self.repository], [self.note], **quiet)
 
     def _moved(self, visit: Visit, method: str, *values: float) -> Shown:
@@ -334,6 +337,13 @@ class _Page:
         blocks = next(count for count, (_, end) in enumerate(self.desk.bench.blocks, 1) if flip.image < end)
         base, now = self.desk.measured(visit, blocks=blocks)
         return drawn_logits(logits_of(self.desk.bench, base, now, flip), task=self.desk.bench.tasks[flip.exam].name)
+
+    def _diagnosed(self, visit: Visit) -> Iterator[str]:
+        yield drawn_note(["Looking at norms, cosines, signs and spectra …"])
+        try:
+            yield drawn_note(self.desk.findings(visit))
+        except REFUSALS as error:
+            yield drawn_note([str(error)], bad=True)
 
     def _pushed(self, visit: Visit, repository: str) -> Iterator[str]:
         yield drawn_note(["Measuring on all images, then pushing …"])
