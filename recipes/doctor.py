@@ -23,6 +23,7 @@ from mergeability.series import expert_series
 
 from hf_taskvec import TaskVectorConfig, get_tasks, load_base
 from hf_taskvec.arguments import arg, command_line, run_recipe
+from hf_taskvec.doctor import find_leaks
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.weights.folders import write_json, write_text
 
@@ -58,6 +59,10 @@ tasks.
 The same remedies in all merges, whether something was found or not:
 
 {everywhere}
+
+## Training images in the test parts of other tasks
+
+{leaks}
 """
 
 
@@ -100,7 +105,8 @@ def main(args: DoctorArguments, config: TaskVectorConfig) -> Study:
         print(f"seed {seed}: {len(cases)} merges so far", flush=True)
     told = f"{base.name}, {len(tasks)} tasks, {len(args.seeds)} seed(s), {len(cases)} merges of two and three vectors"
     outcome = study(base, covered, cases, args.remedies, told)
-    tables = {"symptoms": symptom_table(outcome), "everywhere": everywhere_table(outcome)}
+    leaks = "\n".join(f"- {leak}" for leak in find_leaks(tasks, base)) or "None."
+    tables = {"symptoms": symptom_table(outcome), "everywhere": everywhere_table(outcome), "leaks": leaks}
     settings = {"epochs": config.num_train_epochs, "rate": config.learning_rate, "max_test": args.max_test}
     page = PAGE.format(told=told, command=command_line(), predictors=predictor_table(outcome), **tables, **settings)
     write_json(args.evidence or out / "evidence.json", evidence_values(outcome.evidence))

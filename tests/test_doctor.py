@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -405,4 +405,16 @@ def test_even_pictures_that_share_a_hash_are_no_leak(tmp_path: Path) -> None:
 
     one = picture_task(tmp_path / "one", {"train": [plain(k) for k in range(20)], "test": [plain(90), plain(91)]})
     two = picture_task(tmp_path / "two", {"train": [plain(200), plain(210)] * 10, "test": [plain(160), plain(170)]})
+    assert list(find_leaks([one, two], tiny_base())) == []
+
+
+def test_two_strokes_on_an_even_ground_are_two_pictures(tmp_path: Path) -> None:
+    def stroke(left: int, right: int, width: int) -> Image.Image:
+        picture = Image.new("RGB", (64, 64))
+        ImageDraw.Draw(picture).line([(left, 8), (right, 56)], fill=(255, 255, 255), width=width)
+        return picture
+
+    drawn, written = [stroke(31, 31, 2)] * 20, [stroke(31, 33, 4)] * 2
+    one = picture_task(tmp_path / "one", {"train": drawn, "test": [scene(1), scene(2)]})
+    two = picture_task(tmp_path / "two", {"train": [scene(k) for k in range(20, 40)], "test": written})
     assert list(find_leaks([one, two], tiny_base())) == []

@@ -97,7 +97,9 @@ class Diagnosis:
         if self.predictions:
             lines.append("The mean of the vectors is thought to keep, of each own model's accuracy:")
             lines += [f"  {one.label}: {_range(one)}" for one in self.predictions]
-        return "\n".join([*lines, *([f"Measured on {self.told}."] if self.told else [])])
+        if self.told:
+            lines.append(f"Measured on {self.told}; points are hundredths of what tasks keep of their own accuracy.")
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -14,7 +14,8 @@ from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.pixels import load_pixels
 
 BITS = 6  # of 64 that may differ in the hashes of one picture
-DISTANCE = 0.03  # mean difference of two thumbnails of one picture, of the range of a pixel
+DISTANCE = 0.25  # of two thumbnails of one picture, as a share of how far its fields lie from their mean
+LEAST = 1 / 255  # of that share's base, for pictures of one colour
 SIDE = 16  # of a thumbnail
 
 
@@ -56,7 +57,7 @@ def find_leaks(tasks: Sequence[Task], base: Base) -> Iterator[Leak]:
     """The leaks between tasks, by two looks at each pair of images as the base sees them.
 
     A difference hash (64 bits, whether each of 8 × 8 grey fields is brighter than its right neighbour) finds
-    candidates; since drawings on an even ground often share it, thumbnails must be alike too.
+    candidates; since drawings on an even ground often share it, thumbnails must be alike too, by their contrast.
 
     Args:
         tasks: The tasks.
@@ -96,8 +97,14 @@ def _equal(trained: _Marks, tested: _Marks) -> dict[int, int]:
         alike = trained.hashes[start : start + 1024] @ tested.hashes.T >= 64 - 2 * BITS
         train_rows, test_rows = alike.nonzero(as_tuple=True)
         for rows in zip(train_rows.split(4096), test_rows.split(4096), strict=True):
-            distance = (trained.thumbnails[rows[0] + start] - tested.thumbnails[rows[1]]).abs().mean(dim=1)
-            near = distance <= DISTANCE
+            seen, tested_on = trained.thumbnails[rows[0] + start], tested.thumbnails[rows[1]]
+            contrast = _size(tested_on - tested_on.mean(dim=1, keepdim=True)).clamp(min=LEAST)
+            near = _size(seen - tested_on) <= DISTANCE * contrast
             for train_row, test_row in zip(rows[0][near].tolist(), rows[1][near].tolist(), strict=True):
                 partners.setdefault(test_row, train_row + start)
     return partners
+
+
+def _size(rows: Tensor) -> Tensor:
+    """The root of the mean square of each row."""
+    return rows.square().mean(dim=1).sqrt()
