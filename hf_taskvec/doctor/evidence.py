@@ -52,7 +52,7 @@ class Predictor:
         centres, scales: What is taken off each feature, and what it is then divided by.
         coefficients: The factor of each.
         intercept: What is predicted where all features are at their centres.
-        radius: Half the width of the interval, from split conformal prediction over tasks.
+        radius: Half the width of the interval, from how far tasks lay off that were held out of the fit in turn.
         lowest, highest: The range of each feature where it was fitted; outside there is no prediction.
     """
 

@@ -1,4 +1,4 @@
-"""A ridge regression of what merges keep, tested on tasks that it was not fitted on, with split conformal intervals.
+"""A ridge regression of what merges keep, tested on tasks that it was not fitted on, with conformal intervals.
 
 A row is one task in one merge. Where a task is held out, every merge that holds it is left out of the fit: neither its
 vector nor its accuracy has been seen.
@@ -18,7 +18,7 @@ from hf_taskvec.doctor import Predictor
 
 Array = NDArray[np.float64]
 PENALTIES = (0.01, 0.1, 1.0)  # of standardised features, per row
-GUARANTEE = 0.85  # least coverage that the intervals promise for a new task; what is expected is some .92
+GUARANTEE = 0.85  # coverage that split intervals would promise for a new task; what is expected is some .92
 LEAST_TASKS = 5
 
 
@@ -118,8 +118,9 @@ def calibrated(rows: Sequence[Row], choices: Sequence[Choice]) -> Predictor:
     """The way to fit that misses held-out tasks of these rows least, with the half width of its intervals.
 
     The tasks are what is exchangeable, not the rows: the quantile has each task weigh the same and one more that is
-    infinitely far off (hierarchical conformal prediction, arXiv 2306.06342). That one way was chosen out of a few by
-    the same misses makes the intervals slightly too narrow.
+    infinitely far off (hierarchical conformal prediction, arXiv 2306.06342, here with tasks held out in turn instead of
+    a split, for which nothing is promised strictly). That one way was chosen out of a few by the same misses makes the
+    intervals slightly too narrow; `held_out` measures what they cover.
     """
     tried = [misses(rows, choice) for choice in choices]
     best = min(range(len(choices)), key=lambda index: fmean(fmean(values) for values in tried[index].values()))
