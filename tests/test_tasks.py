@@ -160,6 +160,15 @@ def test_a_registered_validation_split_can_be_the_test_split(tmp_path: Path) -> 
     assert max(colours(task.load("validation"))) < 12
 
 
+def test_a_folder_with_the_name_of_an_embedded_task_is_told_not_to_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path / "digits", train=rows([0, 1], ClassLabel(names=NAMES)), test=rows([0], ClassLabel(names=NAMES)))
+    assert get_task("digits", data_dir=tmp_path).is_builtin
+    assert f"{tmp_path / 'digits'} is not read: 'digits' is an embedded task" in caplog.text
+    assert not Task.from_dataset(tmp_path / "digits").is_builtin
+
+
 def test_boolean_labels_count_as_zero_and_one(tmp_path: Path) -> None:
     split = rows([True, False, True], Value("bool"))
     folder = save(tmp_path / "cells", train=split, test=split)
@@ -246,10 +255,12 @@ def test_ambiguous_columns_are_listed_not_guessed(tmp_path: Path) -> None:
 def test_labels_without_names_need_names(tmp_path: Path) -> None:
     split = rows([0, 1], Value("int64"))
     folder = save(tmp_path / "bare", train=split, test=split)
+    for column in (None, "label"):
+        with pytest.raises(DataError, match="carries no class names; pass class_names="):
+            Task.from_dataset(folder, label_column=column)
+    split = split.rename_column("label", "kind")  # nothing says that these numbers are labels
     with pytest.raises(DataError, match="0 columns of type ClassLabel"):
-        Task.from_dataset(folder)
-    with pytest.raises(DataError, match="class_names="):
-        Task.from_dataset(folder, label_column="label")
+        Task.from_dataset(save(tmp_path / "unnamed", train=split, test=split))
 
 
 @pytest.mark.parametrize(
@@ -474,7 +485,7 @@ PINNED_MEANS = {
     "faces": 135.4,
     "places": 126.8,
     "sizes": 124.7,
-    "colours": 137.7,
+    "hues": 137.7,
 }
 
 

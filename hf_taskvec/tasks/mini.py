@@ -47,7 +47,7 @@ _DRAWN = {  # how an image is drawn, the classes, and which pair of seeds the pa
     "faces": (draw_face, FACES, 4),
     "places": (draw_place, PLACES, 5),
     "sizes": (draw_size, SIZES, 6),
-    "colours": (draw_colour, tuple(COLOURS), 7),
+    "hues": (draw_colour, tuple(COLOURS), 7),
 }
 
 

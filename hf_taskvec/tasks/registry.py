@@ -38,7 +38,7 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "vision20": _VISION20,
         "paper7": ("cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn"),
         "mini": _MINI,
-        "studio": (*_MINI, "arrows", "faces", "places", "sizes", "colours"),
+        "studio": (*_MINI, "arrows", "faces", "places", "sizes", "hues"),
     }
 )
 
@@ -84,6 +84,9 @@ def get_task(name: str, *, data_dir: str | Path | None = None) -> Task:
     key = _key(name)
     registered = TASKS.get(key)
     if registered is not None and (key not in folders or registered.is_builtin):
+        if key in folders:
+            told = "%s is not read: %r is an embedded task; pass the folder's path to Task.from_dataset, or rename it"
+            logger.warning(told, folders[key], key)
         return registered
     if key not in folders:
         is_path = os.sep in name or "/" in name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,7 @@ def measure_cases(
     facts = facts_of(told)
     for members in member_lists(names, triples=triples, seed=seed):
         chosen = [task for task in tasks if task.name in members]
-
-        def measure(path: Path, members: Sequence[str] = members, chosen: Sequence[Task] = chosen) -> None:
-            outcomes = {}
-            for remedy in (PLAIN, *remedies):
-                report = evaluate(remedied(series, members, remedy).apply_to(base), chosen, progress=False)
-                outcomes[remedy] = {result.task: result.accuracy for result in report.results}
-            write_json(path, outcomes)
-
+        measure = partial(measure_merge, base, chosen, series, members, remedies)
         path = folder / "merges" / f"{'+'.join(members)}.json"
         values = compute_or_read(path, plan | {"remedies": list(remedies)}, compute=measure, read=read_json)
         kept = {
@@ -144,6 +138,17 @@ def measure_cases(
             for remedy, accuracies in values.items()
         }
         yield Case(seed, members, facts.among([names.index(name) for name in members]), kept)
+
+
+def measure_merge(
+    base: Base, tasks: Sequence[Task], series: Series, members: Sequence[str], remedies: Sequence[str], path: Path
+) -> None:
+    """Writes the accuracy of each task in a merge, plain and with every remedy."""
+    outcomes = {}
+    for remedy in (PLAIN, *remedies):
+        report = evaluate(remedied(series, members, remedy).apply_to(base), tasks, progress=False)
+        outcomes[remedy] = {result.task: result.accuracy for result in report.results}
+    write_json(path, outcomes)
 
 
 def facts_of(values: Mapping[str, Any]) -> Facts:
