@@ -141,7 +141,7 @@ class _Page:
             )
             self.gallery = gr.Gallery(
                 show_label=False,
-                columns=6,
+                columns=4,
                 height="auto",
                 allow_preview=False,
                 format="png",
@@ -255,7 +255,7 @@ class _Page:
 
     def _caption(self, flip: Flip) -> str:
         name = self.desk.bench.tasks[flip.exam].name
-        return f"{'✓ mended' if flip.mended else '✗ broken'} · {name}: {flip.before} → {flip.now}"
+        return f"{'✓' if flip.mended else '✗'} {name}: {flip.before} → {flip.now}"
 
     def _copies(self, visit: Visit) -> Shown:
         bank, setting = self.desk.bank(visit), visit.setting
