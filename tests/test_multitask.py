@@ -487,6 +487,22 @@ def test_an_artefact_goes_to_the_hub_and_back_bit_for_bit(hub: HubServer, real: 
         MultiTaskVector.from_pretrained("user/packed")
 
 
+def test_an_artefact_of_a_base_that_gets_another_name_tells_it_for_every_task(
+    hub: HubServer, real: dict[str, TaskVector], caplog: pytest.LogCaptureFixture
+) -> None:
+    packed = pack(real, "tall_masks")
+    info = dataclasses.replace(packed.info, base="out/base", base_revision="c" * 40)
+    hub.store.create("model", "user/tiny")
+    push_multi_task(dataclasses.replace(packed, info=info), "user/packed", token="write-user", base_name="user/tiny")
+    pulled = MultiTaskVector.from_pretrained("user/packed")
+    for told in (pulled.info, pulled.for_task("colours").info):
+        assert (told.base, told.base_revision) == ("user/tiny", None)
+    assert "its base" not in caplog.text
+    unknown = dataclasses.replace(packed, info=dataclasses.replace(info, base_revision=None))
+    push_multi_task(unknown, "user/packed", token="write-user")
+    assert "The published vectors tell 'out/base' as their base" in caplog.text
+
+
 def test_the_command_knows_artefacts(hub: HubServer, tmp_path: Path, real: dict[str, TaskVector]) -> None:
     base = tiny_base()
     base.save_pretrained(tmp_path / "base")

@@ -66,6 +66,19 @@ def test_statistics_with_a_repository_of_their_own_have_a_card(hub: HubServer) -
         TaskVector.from_pretrained("user/seen")
 
 
+def test_statistics_of_a_base_that_gets_another_name_do_not_keep_the_old_ones_commit(
+    hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    statistics = pair()[1]
+    statistics = Statistics(statistics.tensors, replace(statistics.info, base="out/base", base_revision="c" * 40))
+    hub.store.create("model", "user/base")
+    push_statistics(statistics, "user/seen", token="write-user", base_name="user/base")
+    pulled = Statistics.from_pretrained("user/seen").info
+    assert (pulled.base, pulled.base_revision, caplog.text) == ("user/base", None, "")
+    push_statistics(Statistics(statistics.tensors, replace(pulled, base="base")), "user/seen", token="write-user")
+    assert "The published statistics tell 'base' as their base" in caplog.text
+
+
 def test_damaged_statistics_on_the_hub_are_refused(hub: HubServer) -> None:
     push_statistics(pair()[1], "user/seen", token="write-user")
     store, name = hub.store, "statistics.safetensors"

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Unpack
 
 from hf_taskvec.cards.folder import CARD_NAME, REPORT_NAME
+from hf_taskvec.cards.provenance import published_info, warn_of_base
 from hf_taskvec.cards.publish import repository
 from hf_taskvec.cards.render import render_multi_task_card
 from hf_taskvec.evaluation.report import Report
@@ -42,19 +43,12 @@ def push_multi_task(
     chosen = PushOptions.of(options)
     message = chosen.commit_message or f"Add {len(packed.parts)} tasks by {packed.info.label}"
     chosen = dataclasses.replace(chosen, commit_message=message)
-    info = dataclasses.replace(
-        packed.info,
-        base=chosen.base_name or packed.info.base,
-        license=chosen.licence or packed.info.license,
-        tags=tuple(dict.fromkeys((*packed.info.tags, *chosen.tags))),
-        language=chosen.language or packed.info.language,
-        repo_id=None,
-        repo_commit=None,
-    )
-    published = dataclasses.replace(packed, info=info)
+    published = dataclasses.replace(packed, info=published_info(packed.info, chosen))
     with repository(repo_id, chosen) as (full_id, folder):
         digests = write_artefact(folder, published.stored)
         write_text(folder / CARD_NAME, render_multi_task_card(published, report, repo_id=full_id))
         if report is not None:
             report.save(folder / REPORT_NAME)
-        return push_folder(folder, full_id, chosen, digests=digests, replaces=("multi_task_vector*", REPORT_NAME))
+        url = push_folder(folder, full_id, chosen, digests=digests, replaces=("multi_task_vector*", REPORT_NAME))
+    warn_of_base(published.info, chosen.token, what="vectors tell", its="their")
+    return url

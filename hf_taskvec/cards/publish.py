@@ -12,21 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 from hf_taskvec.cards.find import epoch_folder
 from hf_taskvec.cards.folder import CARD_NAME, PICTURE_NAME, REPORT_NAME
+from hf_taskvec.cards.provenance import published_info, warn_of_base
 from hf_taskvec.cards.render import render_model_card, render_vector_card
-from hf_taskvec.errors import CheckpointError, TaskVecError
 from hf_taskvec.evaluation.report import Report
-from hf_taskvec.hub.access import PushKeywords, PushOptions, is_repo_id
+from hf_taskvec.hub.access import PushKeywords, PushOptions
 from hf_taskvec.hub.client import hub_errors, with_retries
 from hf_taskvec.hub.push import full_repo_id, push_folder
-from hf_taskvec.models.embedded import EMBEDDED_BASES
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_not_zero
 from hf_taskvec.vectors.files import write_vector
-from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import write_text
 from hf_taskvec.weights.temporary import clear_stale, new_temporary
@@ -64,7 +62,7 @@ def push_to_hub(
     with repository(repo_id, chosen) as (full_id, folder):
         digests = write_repository(published, folder, repo_id=full_id, report=report)
         url = push_folder(folder, full_id, chosen, digests=digests, replaces=OLD)
-    _check_base(published.info, chosen.token)
+    warn_of_base(published.info, chosen.token)
     return url
 
 
@@ -114,7 +112,7 @@ def push_series_to_hub(
         for vector in series:
             vector.save_pretrained(folder / epoch_folder(vector.info.epochs or 0.0))
         url = push_folder(folder, full_id, chosen, replaces=OLD)
-    _check_base(series[-1].info, chosen.token)
+    warn_of_base(series[-1].info, chosen.token)
     return url
 
 
@@ -158,7 +156,7 @@ def push_model_to_hub(
         if report is not None:
             report.save(folder / REPORT_NAME)
         url = push_folder(folder, full_id, chosen, replaces=["model*.safetensors*", REPORT_NAME])
-    _check_base(published.info, chosen.token)
+    warn_of_base(published.info, chosen.token)
     return url
 
 
@@ -209,44 +207,8 @@ def _published(vectors: Sequence[TaskVector], options: PushOptions, *, keep_sour
         IncompatibleVectorsError: If one changes nothing, unless that is allowed.
     """
     check_not_zero(vectors, allow_zero=options.allow_zero)
-    result = []
-    for vector in vectors:
-        info = vector.info
-        base = options.base_name or info.base
-        info = dataclasses.replace(
-            info,
-            license=options.licence or info.license,
-            tags=tuple(dict.fromkeys((*info.tags, *options.tags))),
-            language=options.language or info.language,
-            base=base,
-            base_revision=info.base_revision if base == info.base else None,
-            repo_id=info.repo_id if keep_source else None,
-            repo_commit=info.repo_commit if keep_source else None,
-        )
-        result.append(dataclasses.replace(vector, info=info))
-    return result
-
-
-def _check_base(info: VectorInfo, token: str | bool | None) -> None:
-    """Warns if readers cannot find the base: a folder of this machine, or a name that the Hub does not know."""
-    if info.base in EMBEDDED_BASES or info.base_revision is not None:
-        return
-    known = info.base is not None and is_repo_id(info.base)
-    if known:
-        try:
-            with hub_errors(str(info.base), "reading"):
-                HfApi(token=token).model_info(str(info.base), timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except CheckpointError:
-            known = False
-        except TaskVecError:
-            return  # nothing is known about it, and the push is done
-    if not known:
-        what = "tells no base" if info.base is None else f"tells {info.base!r} as its base, no repository you can see"
-        logger.warning(
-            "The published vector %s: others cannot load the base, and list_vectors(base_model=...) does not find the "
-            "vector. Pass base_name= with the base's Hub id.",
-            what,
-        )
+    infos = [published_info(vector.info, options, keep_source=keep_source) for vector in vectors]
+    return [dataclasses.replace(vector, info=info) for vector, info in zip(vectors, infos, strict=True)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Unpack
 from huggingface_hub import HfApi, ModelCardData
 
 from hf_taskvec.cards.folder import CARD_NAME
+from hf_taskvec.cards.provenance import published_base, warn_of_base
 from hf_taskvec.cards.publish import repository
 from hf_taskvec.cards.render import render
 from hf_taskvec.hub.access import PushKeywords, PushOptions, is_repo_id
@@ -45,14 +46,15 @@ def push_statistics(statistics: Statistics, repo_id: str, **options: Unpack[Push
     chosen = PushOptions.of(options)
     message = chosen.commit_message or f"Add statistics of {statistics.info.label}"
     chosen = dataclasses.replace(chosen, commit_message=message)
-    info = dataclasses.replace(
-        statistics.info, base=chosen.base_name or statistics.info.base, repo_id=None, repo_commit=None
-    )
+    base, revision = published_base(statistics.info, chosen)
+    info = dataclasses.replace(statistics.info, base=base, base_revision=revision, repo_id=None, repo_commit=None)
     with repository(repo_id, chosen) as (full_id, folder):
         Statistics(statistics.tensors, info).save_pretrained(folder)
         if not _has_card(full_id, chosen):
             write_text(folder / CARD_NAME, render_statistics_card(info, repo_id=full_id, licence=chosen.licence))
-        return push_folder(folder, full_id, chosen, replaces=[f"{STEM}*.safetensors*"])
+        url = push_folder(folder, full_id, chosen, replaces=[f"{STEM}*.safetensors*"])
+    warn_of_base(info, chosen.token, what="statistics tell", its="their")
+    return url
 
 
 def render_statistics_card(info: StatisticsInfo, *, repo_id: str, licence: str | None = None) -> str:

@@ -144,6 +144,8 @@ class MultiTaskVector:
         info = dataclasses.replace(
             self.info.parents[number],
             task=task,
+            base=self.info.base,
+            base_revision=self.info.base_revision,
             base_hashes=self.info.base_hashes,
             compression={name: value for name, value in lost.items() if value is not None},
             repo_id=self.info.repo_id,
