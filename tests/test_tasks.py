@@ -20,6 +20,7 @@ from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
 from hf_taskvec.tasks.generated import COUNTS, PATTERNS, SHAPES
 from hf_taskvec.tasks.mini import builtin_splits
 from hf_taskvec.tasks.registry import DATA_DIR_VARIABLE
+from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.tasks.task import DEFAULT_TEMPLATES
 
 SHARED = Path(__file__).parents[2] / "shared/datasets"
@@ -167,6 +168,15 @@ def test_a_folder_with_the_name_of_an_embedded_task_is_told_not_to_be_read(
     assert get_task("digits", data_dir=tmp_path).is_builtin
     assert f"{tmp_path / 'digits'} is not read: 'digits' is an embedded task" in caplog.text
     assert not Task.from_dataset(tmp_path / "digits").is_builtin
+
+
+def test_a_task_that_was_cut_stays_cut() -> None:
+    few = subset(get_task("counts"), max_train=30, max_test=9, train_seed=3, train_on="validation")
+    again = subset(few, max_train=50, max_validation=7)
+    assert (again.max_train, again.max_validation, again.max_test) == (30, 7, 9)
+    assert (again.train_seed, again.train_on) == (3, "validation")
+    assert subset(few, max_train=5, train_seed=4, train_on="train").max_test == 9
+    assert subset(few, train_seed=4).train_seed == 4
 
 
 def test_boolean_labels_count_as_zero_and_one(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hf_taskvec.merging.geometry import cosines, inner_products, sign_conflicts
 from hf_taskvec.merging.linalg import leading
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
-from hf_taskvec.tasks.subsets import SubsetTask, subset
+from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.text import listed, shortened
 from hf_taskvec.theory.gradients import descent_of
 from hf_taskvec.vectors.compatibility import check_compatible, check_not_zero
@@ -219,10 +219,7 @@ def match_tasks(vectors: Sequence[TaskVector], tasks: Sequence[Task]) -> list[Ta
 
 def _cut(task: Task, most: int) -> Task:
     """The task on at most so many images, or fewer if it was cut before."""
-    if not isinstance(task, SubsetTask):
-        return subset(task, max_train=most, max_validation=most)
-    sizes: dict[str, Any] = {name: min(most, getattr(task, name) or most) for name in ("max_train", "max_validation")}
-    return replace(task, **sizes)
+    return subset(task, max_train=most, max_validation=most)
 
 
 def _score(model: Base, task: Task, batch_size: int) -> tuple[float, float]:

@@ -49,10 +49,12 @@ def subset(
     max_train: int | None = None,
     max_validation: int | None = None,
     max_test: int | None = None,
-    train_seed: int = 0,
-    train_on: Split = "train",
+    train_seed: int | None = None,
+    train_on: Split | None = None,
 ) -> SubsetTask:
     """The task with at most so many images of each part; see `SubsetTask`.
+
+    A task that was cut before stays so: the smaller number counts, and what is left out here is as it was.
 
     Raises:
         ValueError: If a number is not positive.
@@ -61,10 +63,16 @@ def subset(
         >>> from hf_taskvec.tasks import get_task
         >>> len(subset(get_task("counts"), max_test=20).load("test"))
         20
+        >>> len(subset(subset(get_task("counts"), max_test=20), max_train=8).load("test"))
+        20
     """
-    limits = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
+    limits: dict[str, int | None] = {"max_train": max_train, "max_validation": max_validation, "max_test": max_test}
     for name, limit in limits.items():
         if limit is not None:
             check_positive(name, limit)
-    fields: dict[str, Any] = {spec.name: getattr(task, spec.name) for spec in dataclasses.fields(Task)}
-    return SubsetTask(**{**fields, **limits}, train_seed=train_seed, train_on=train_on)
+        if (before := getattr(task, name, None)) is not None:
+            limits[name] = before if limit is None else min(before, limit)
+    given = {"train_seed": train_seed, "train_on": train_on}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    known = dataclasses.fields(type(task) if isinstance(task, SubsetTask) else Task)
+    return SubsetTask(**{**{spec.name: getattr(task, spec.name) for spec in known}, **limits, **chosen})

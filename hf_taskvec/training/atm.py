@@ -18,7 +18,7 @@ from hf_taskvec.merging.registry import natural
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.registry import as_tasks
-from hf_taskvec.tasks.subsets import SubsetTask, subset
+from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.plan import base_plan, run_plan, task_plan, vector_of
 from hf_taskvec.training.run import keeping_nothing, quiet
@@ -168,11 +168,7 @@ def _tune(
 
 def _training_on(train_on: Split, task: Task) -> Task:
     """The task, training on that part of it."""
-    if train_on == "train":
-        return task
-    if isinstance(task, SubsetTask):
-        return dataclasses.replace(task, train_on=train_on)
-    return subset(task, train_on=train_on)
+    return task if train_on == "train" else subset(task, train_on=train_on)
 
 
 def _advance(
