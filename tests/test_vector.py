@@ -14,6 +14,7 @@ import torch
 from transformers import CLIPModel
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
+from hf_taskvec.merging import merge
 from hf_taskvec.models.base import Base
 from hf_taskvec.vectors.compatibility import check_not_zero
 from hf_taskvec.vectors.info import VectorInfo
@@ -364,3 +365,13 @@ def test_an_argument_of_another_kind_is_refused_in_a_sentence(
 def test_deltas_that_are_no_dense_tensors_by_name_are_refused(deltas: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises((IncompatibleVectorsError, TypeError), match=message):
         TaskVector(deltas)
+
+
+def test_weights_that_are_being_trained_give_a_vector_that_knows_no_graph() -> None:
+    base, tuned = tiny_clip(), finetuned(tiny_clip())
+    vector = TaskVector.from_weights(dict(base.named_parameters()), dict(tuned.named_parameters()))
+    own = TaskVector({"w": torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))})
+    for each in (vector, own, vector + vector):
+        assert not any(delta.requires_grad for delta in each.deltas.values())
+    assert merge([own, own], "ties", density=1.0)["w"].tolist() == [[1.0, -2.0]]
+    assert own.compress("int8").norm() == pytest.approx(own.norm(), rel=0.01)

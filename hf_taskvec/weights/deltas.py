@@ -59,7 +59,7 @@ class TensorDeltas(Deltas):
     """Deltas that are there: tensors in memory, or the memory-mapped ones of a file.
 
     Args:
-        tensors: The deltas. The mapping is copied, the tensors are not.
+        tensors: The deltas. The mapping is copied, the tensors are not; a graph that they are of is left behind.
 
     Example:
         >>> deltas = TensorDeltas({"w": torch.ones(2, 3)})
@@ -68,7 +68,7 @@ class TensorDeltas(Deltas):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.shapes = shapes_of(self._tensors)
         self.dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()} or {torch.float32})
         self.device = next((tensor.device for tensor in self._tensors.values()), torch.device("cpu"))
