@@ -98,6 +98,9 @@ def test_the_receipt_is_of_test_images_and_survives_file_and_card(
     assert reread.info.forgetting == gone.receipt
     card = render_vector_card(reread.info, repo_id="user/no-digits")
     assert "A negated task vector" in card
+    assert "forgets:digits" in card
+    assert "task:digits" not in card  # it would be found as a vector of digits
+    assert (gone.vector * 2.0).info.forgetting is None
     assert f"{100 * target['after']:.1f} % after, chance 10.0 %; control tasks keep {100 * kept['kept']:.1f} %" in card
     assert "| shapes |" in gone.to_markdown()
 

@@ -22,7 +22,10 @@ def vector_metadata(info: VectorInfo, report: Report | None, *, repo_id: str) ->
     """The metadata of a task vector's card."""
     tags = ["task-vector", "task-arithmetic", "model-merging"]
     tags += [name for name in (info.method or "", info.kind) if _TAG.fullmatch(name)]
-    tags += [task_tag(name) for name in task_names(info) if _TAG.fullmatch(name)]
+    tag = (
+        task_tag if info.scaling > 0 else "forgets:{}".format
+    )  # who looks for a task's vectors wants none that undoes it
+    tags += [tag(name) for name in task_names(info) if _TAG.fullmatch(name)]
     tags += ["transductive"] if info.transductive else []
     return _yaml(info, report, repo_id=repo_id, tags=tags, library_name=LIBRARY)
 

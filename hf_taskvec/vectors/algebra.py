@@ -56,7 +56,8 @@ class Algebra:
         if not is_number(factor):
             return NotImplemented
         factor = check_scaling(factor)
-        info = dataclasses.replace(self.info, scaling=check_scaling(self.info.scaling * factor))
+        # a receipt of forgetting is of one strength, and of no other
+        info = dataclasses.replace(self.info, scaling=check_scaling(self.info.scaling * factor), forgetting=None)
         scaled = {name: finite(delta * factor, name, f"times {factor:g}") for name, delta in self.deltas.items()}
         return type(self)(scaled, info)
 
