@@ -94,9 +94,8 @@ def main(args: OrdersArguments) -> str:
             results.append(kept.once(f"batch-{method}", partial(measure_batch, bench, method)))
         for method, results in sequences.items():
             results.append(measured_orders(bench, method, orders, kept, between=args.between))
-    text = page(
-        batch, sequences, names, orders=args.orders, between=min(args.between, args.orders), images=args.max_test
-    )
+    between = min(args.between, args.orders)
+    text = page(batch, sequences, names, orders=args.orders, between=between, images=args.max_test)
     write_text(args.table, text)
     print(text)
     return text

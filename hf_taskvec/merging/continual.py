@@ -109,7 +109,7 @@ class ContinualMerge:
             info = dataclasses.replace(info, base_hashes={**vector.info.base_hashes, **self.info.base_hashes})
         return dataclasses.replace(
             self,
-            held=RULES[self.method].entered(self.held, vector, self.settings, rounding=rounding),
+            held=RULES[self.method].entered(self.held, vector, self.settings, rounding=rounding, index=len(self)),
             norms=self.norms + vector.norm(),
             rounding=rounding,
             wide=torch.promote_types(self.wide, vector.dtype),

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import check_finite_number, check_fraction, check_known
-from hf_taskvec.merging.engine import check_finite_delta, map_parameters, parallel, rounding_of, wide_dtype
+from hf_taskvec.errors import NonFiniteError, check_finite_number, check_fraction, check_known
+from hf_taskvec.merging.engine import map_parameters, parallel, rounding_of, wide_dtype
 from hf_taskvec.merging.linalg import leading
 from hf_taskvec.merging.quadratic_engine import is_embedding
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.arithmetic import is_finite
 
 Held = Mapping[str, Tensor]
 Enter = Callable[
@@ -42,8 +43,10 @@ class Rule:
     averaged: Callable[[str, Tensor], bool] = lambda *_: False
     renormed: bool = False
 
-    def entered(self, held: Held, vector: TaskVector, settings: Mapping[str, Any], *, rounding: float) -> Held:
-        """What is held of every parameter with one vector more; nothing is changed in place.
+    def entered(
+        self, held: Held, vector: TaskVector, settings: Mapping[str, Any], *, rounding: float, index: int
+    ) -> Held:
+        """What is held of every parameter with vector number `index` in it; nothing is changed in place.
 
         Raises:
             NonFiniteError: If a delta holds NaN or Inf.
@@ -51,7 +54,8 @@ class Rule:
 
         def enter(name: str) -> Tensor:
             delta = vector.deltas[name].detach().to("cpu", torch.float64, copy=True)
-            check_finite_delta(delta, name, [vector], 0)
+            if not is_finite(delta):
+                raise NonFiniteError(f"{name!r} of vector {index} ({vector.info.label!r}) holds NaN or Inf")
             return self.enter(held[name], delta, name, rounding=rounding, **settings) if held else delta
 
         tensors = parallel(enter, vector.deltas, description=vector.info.label)
@@ -152,8 +156,9 @@ def nufilt(
 def _one_after_another(vectors: Sequence[TaskVector], rule: str, **settings: Any) -> TaskVector:
     settled, held, norms = check_rule(rule, settings), dict[str, Tensor](), 0.0
     rounding, wide = rounding_of(vectors), wide_dtype(vectors)
-    for vector in vectors:
-        held, norms = dict(RULES[rule].entered(held, vector, settled, rounding=rounding)), norms + vector.norm()
+    for index, vector in enumerate(vectors):
+        held = dict(RULES[rule].entered(held, vector, settled, rounding=rounding, index=index))
+        norms += vector.norm()
     factor = RULES[rule].factor(held, norms, len(vectors))
     device = vectors[0].device
     return map_parameters(lambda name: (held[name] * factor(name)).to(device, wide), vectors)

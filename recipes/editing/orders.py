@@ -28,10 +28,10 @@ AIM = 0.5  # points between the best and the worst order
 PAGE = """# One after another
 
 The vectors of {tasks} tasks merged one after another, in memory that does not grow with them, in {orders} orders drawn
-by chance (the same for every method and seed). Mean test accuracy in percent over the tasks, mean ± 95 % interval over
+by chance, the same for every method and seed. Mean test accuracy in percent over the tasks, mean ± 95 % interval over
 {seeds} seed(s) of fine-tuning; `all at once` are merges that have all vectors before them. The scaling of each method
 was chosen on validation images with the first order, once a seed. Spread: the standard deviation over the orders, and
-the best order minus the worst, in points. Backward transfer, over {mid} orders: the accuracy of a task at the end
+the best order minus the worst, in points. Backward transfer, over {mid} order(s): the accuracy of a task at the end
 minus that right after its vector was added, mean over all tasks but the last, in points. {images} test images a task.
 {versions}.
 
