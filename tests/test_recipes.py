@@ -9,22 +9,26 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from hf_taskvec import Report, TaskVector, TaskVectorConfig, choose_scaling, get_task, load_base
+from hf_taskvec import Report, TaskVector, TaskVectorConfig, VectorInfo, choose_scaling, get_task, load_base, merge
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import OutputExistsError, UnknownNameError
+from hf_taskvec.errors import ArgumentsError, OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
 from recipes import (
+    add_vectors,
     compare_compressions,
     compare_methods,
     evaluate_model,
     finetune,
     forgetting,
     learn_coefficients,
+    one_after_another,
     quickstart,
 )
 from tests.bases import save_colour_dataset, save_tiny_base
@@ -222,6 +226,25 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     receipts = {f"seed-0-first-{way}.json" for way in ("forget", "ascent", "negation")}
     assert receipts <= set(os.listdir(tmp_path / "forgotten"))
     assert page.count("\n| first | 33.3 |") == 1
+    orders = one_after_another.OrdersArguments(
+        folder=str(tmp_path / "out"),
+        tasks=["first", "second"],
+        base=str(base),
+        data_dir=str(tmp_path / "data"),
+        methods=["opcm", "average"],
+        batch=["average"],
+        orders=3,
+        between=1,
+        results_dir=str(tmp_path / "orders"),
+        table=str(tmp_path / "orders.md"),
+    )
+    page = one_after_another.main(orders)
+    assert page == one_after_another.main(orders)
+    kept = {path.stem for path in (tmp_path / "orders" / "seed-0").glob("*.json")}
+    assert {"batch-average", "opcm-scaling", "opcm-0", "opcm-2", "average-0"} <= kept
+    assert "average-1" not in kept  # no order changes it
+    rows = {row.split("|")[1].strip(): row.split("|")[2:] for row in page.splitlines() if row.startswith("| `")}
+    assert rows["`average`"][0] == rows["`average`, all at once"][0]
 
 
 def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:
@@ -305,3 +328,18 @@ def test_a_folder_that_holds_something_else_stops_the_run_before_training(tmp_pa
     with pytest.raises(OutputExistsError, match="holds something else"):
         quickstart.main(arguments, config)
     assert not (tmp_path / "out" / "seed-0" / "colours" / "run").exists()
+
+
+def test_vectors_are_added_to_a_merge_that_is_kept(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        TaskVector({"w": torch.eye(3) * seed}, VectorInfo(task=f"t{seed}")).save_pretrained(tmp_path / f"v{seed}")
+    sources = [str(tmp_path / "v1"), str(tmp_path / "v2")]
+    args = add_vectors.AddArguments(sources[:1], str(tmp_path / "sequence"), method="magmax")
+    assert add_vectors.main(args).tasks == ("t1",)
+    further = replace(args, vectors=sources, output_dir=str(tmp_path / "merged"))
+    assert add_vectors.main(further).tasks == add_vectors.main(further).tasks == ("t1", "t2")  # none comes twice
+    assert TaskVector.from_pretrained(tmp_path / "merged") == merge(sources, "magmax")
+    with pytest.raises(ArgumentsError, match="was begun with magmax"):
+        add_vectors.main(replace(args, method="opcm"))
+    with pytest.raises(UnknownNameError, match="opcm"):
+        add_vectors.main(replace(args, method="opc"))

@@ -78,6 +78,10 @@ class ContinualMerge:
         """How many vectors are in it."""
         return len(self.info.parents) if self.info else 0
 
+    def __contains__(self, info: VectorInfo) -> bool:
+        """Whether a vector of this provenance is in it."""
+        return self.info is not None and _bare(info) in map(_bare, self.info.parents)
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """What is in it, in its order."""
@@ -100,7 +104,7 @@ class ContinualMerge:
             if lines := differences(shapes, vector.deltas.shapes, left_name="the sequence", right_name="the vector"):
                 raise IncompatibleVectorsError(f"they differ: {listed(lines, separator='; ')}", details=lines)
             check_one_base([self.info, vector.info])
-            if vector.info.task is not None and _bare(vector.info) in map(_bare, self.info.parents):
+            if vector.info.task is not None and vector.info in self:
                 logger.warning("a vector of %r with this very provenance is in the sequence already", vector.info.label)
         infos = [*(self.info.parents if self.info else ()), vector.info]
         rounding = max(self.rounding, torch.finfo(vector.dtype).eps)
