@@ -474,6 +474,9 @@ def test_an_artefact_goes_to_the_hub_and_back_bit_for_bit(hub: HubServer, real: 
     assert 'packed.for_task("colours")' in card.content
     assert "90.0" in card.content
     assert [entry.repo_id for entry in list_vectors()] == []  # it is no vector
+    (entry,) = list_vectors(kind="multi-task", task="colours")
+    assert (entry.repo_id, entry.kind, entry.tasks) == ("user/packed", "multi-task", tuple(real))
+    assert list_vectors(kind="any") == [entry]
     with pytest.raises(CheckpointError, match="holds no task vector"):
         TaskVector.from_pretrained("user/packed")
     with pytest.raises(TypeError, match="pack"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,17 @@ from transformers import CLIPModel
 from typer.testing import CliRunner
 
 from hf_taskvec import TaskVector, VectorInfo, evaluate, get_task, load_base, merge
+from hf_taskvec.cards.publish import push_series_to_hub
 from hf_taskvec.command.app import app
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, DataError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.intervals import paired_difference
+from hf_taskvec.multitask import pack
+from hf_taskvec.multitask.files import CONFIG_NAME as PACKED_NAME
 from hf_taskvec.studio import Bank, Bench, Setting, open_bank
 from hf_taskvec.studio.bank import methods_at_hand
 from hf_taskvec.studio.board import board, flips, logits_of, paired_change
-from hf_taskvec.studio.opening import embedded_vectors
+from hf_taskvec.studio.opening import MOST_EPOCHS, embedded_vectors
 from hf_taskvec.studio.setting import added_of, restored
 from hf_taskvec.studio.stages import Tower
 from hf_taskvec.tasks.registry import SUITES
@@ -119,7 +124,8 @@ def test_a_lora_folder_is_a_vector_whose_recipe_is_refused(place: Path, tmp_path
     bank = open_bank(tiny_base(), [str(place / "two"), str(place / "two")], added=[str(tmp_path / "lora")])
     assert [lever.name for lever in bank.levers] == ["shades", "shades (2)", "lora"]
     setting = Setting((0.0, 0.5, 1.0), (0, 0, 0))
-    assert bank.adapters(setting) == [str(tmp_path / "lora")]
+    source = str(tmp_path / "lora")
+    assert bank.codes(setting) == {source: f"TaskVector.from_adapter({source!r}, vision_only=True)"}
     assert [parent.kind for parent in bank.merged(setting).info.parents] == ["fine-tuned", "lora"]
     narrow = bank.levers[2].vector
     for name in narrow.deltas:
@@ -130,6 +136,67 @@ def test_a_vector_is_added_by_its_hub_id(hub: HubServer, place: Path) -> None:
     hub.store.add_folder("model", "user/two", place / "two")
     bank = open_bank(tiny_base(), [str(place / "two")], added=["user/two"])
     assert bank.levers[1].moments[0].source == f"user/two@{hub.store.get('model', 'user/two').head.id}"
+
+
+def test_the_tasks_of_an_artefact_have_a_slider_each(bank: Bank, place: Path, tmp_path: Path) -> None:
+    vectors = [lever.vector.covering(bank.shapes) for lever in bank.levers]
+    packed = pack(vectors, "emr", output_dir=tmp_path / "emr")
+    both = open_bank(tiny_base(), [str(place / "two")], added=[str(tmp_path / "emr")])
+    assert [lever.name for lever in both.levers] == ["shades", "colours", "shades (2)"]
+    setting = Setting((0.0, 2.0, 0.0), (0, 0, 0))
+    for name, delta in packed.for_task("colours").deltas.items():
+        torch.testing.assert_close(both.delta(setting)[name], 2 * delta)
+    source = setting.python(both.sources(setting), codes=both.codes(setting))
+    names: dict[str, object] = {}
+    exec(source.rsplit("\n", 1)[0], names)
+    assert equal_vectors(names["merged"], both.merged(setting))  # type: ignore[arg-type]
+
+
+def test_an_artefact_of_another_base_or_of_too_many_tasks_is_refused(place: Path, tmp_path: Path) -> None:
+    two = TaskVector.from_pretrained(place / "two")
+    pack({str(number): two for number in range(3)}, "tall_masks", output_dir=tmp_path / "three")
+    with pytest.raises(DataError, match="there is room for 2"):
+        open_bank(tiny_base(), [str(place / "two")], added=[str(tmp_path / "three")], room=2)
+    config = json.loads((tmp_path / "three" / PACKED_NAME).read_text())
+    config["info"]["base_hashes"] = dict.fromkeys(config["info"]["base_hashes"], "0" * 32)
+    (tmp_path / "three" / PACKED_NAME).write_text(json.dumps(config))
+    (tmp_path / "three" / "multi_task_vector.safetensors").unlink()
+    with pytest.raises(BaseMismatchError, match="of its parameters have other values"):
+        open_bank(tiny_base(), [str(tmp_path / "three")])
+
+
+def test_the_epochs_of_a_published_series_are_moments(
+    hub: HubServer, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "write-user")
+    hub.store.create("model", "user/base")
+    end = bank.levers[0].vector
+    vectors = [
+        TaskVector((epochs / 20 * end).deltas, dataclasses.replace(end.info, epochs=epochs))
+        for epochs in (0.5, *map(float, range(1, 21)))
+    ]
+    push_series_to_hub(vectors, "user/series", base_name="user/base")
+    (lever,) = open_bank(tiny_base(), ["user/series"]).levers
+    labels = [moment.label for moment in lever.moments]
+    assert (labels[0], labels[-2:], len(labels)) == ("0.5", ["19", "20"], MOST_EPOCHS + 1)
+    for moment in lever.moments:
+        assert moment.norm == pytest.approx(float(moment.label) / 20 * end.norm(), rel=1e-5)
+    early = lever.moments[0]
+    assert early.code is not None
+    names = {"TaskVector": TaskVector}
+    assert equal_vectors(eval(early.code, names), early.vector)
+    assert lever.moments[-1].code is None
+
+
+def test_a_folder_of_epochs_is_a_vector_with_moments(bank: Bank, place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "one" / "run" / "vectors", tmp_path / "run")
+    (lever,) = open_bank(tiny_base(), [str(tmp_path / "run")]).levers
+    assert [moment.label for moment in lever.moments] == ["½", "1"]
+    assert [moment.source for moment in lever.moments] == [
+        str(tmp_path / "run" / n) for n in ("fraction-0.5", "epoch-1")
+    ]
+    with pytest.raises(CheckpointError, match="holds no task vector"):
+        open_bank(tiny_base(), [str(tmp_path)])
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------

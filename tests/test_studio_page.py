@@ -16,12 +16,13 @@ from hf_taskvec import TaskVector
 from hf_taskvec.command.app import app
 from hf_taskvec.command.studio import StudioSettings, desk_of
 from hf_taskvec.errors import DataError, TaskVecError
+from hf_taskvec.multitask import pack
 from hf_taskvec.studio import Bank
 from hf_taskvec.studio.board import Bar, Board, ClassLogits
 from hf_taskvec.studio.desk import GESTURE, Desk
 from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
 from hf_taskvec.studio.setting import Setting
-from tests.bases import colours_task, tiny_base
+from tests.bases import colours_task, save_colour_dataset, save_tiny_base, tiny_base
 from tests.hub_server import HubServer
 from tests.test_command import call, refusal
 from tests.test_studio import moved
@@ -95,6 +96,15 @@ def test_a_vector_is_added_once_it_fits_and_two_at_most(desk: Desk, sources: lis
         desk.with_vector(longer, sources[0])
 
 
+def test_several_tasks_that_are_added_leave_the_sum_as_it_is(desk: Desk, sources: list[str], tmp_path: Path) -> None:
+    pack(sources, "twin", output_dir=tmp_path / "twin")
+    longer = desk.with_vector(desk.first, str(tmp_path / "twin"))
+    assert longer.setting.factors == (0.3, 0.3, 0.0, 0.0)
+    assert len(longer.setting.moments) == 4
+    again, notes = desk.entered({"factors": ["0.3,0.3"]})
+    assert (again.setting, notes) == (desk.first.setting, [])
+
+
 def test_the_doctor_speaks_in_words(desk: Desk) -> None:
     long = replace(desk.home.levers[0].moments[0], vector=5 * desk.home.levers[0].vector)
     other = Bank([replace(desk.home.levers[0], moments=(long,)), desk.home.levers[1]])
@@ -156,9 +166,17 @@ def test_nothing_else_needs_gradio() -> None:
 
 
 def test_the_verb_takes_its_tasks_from_the_vectors(sources: list[str], tmp_path: Path) -> None:
+    save_tiny_base(tmp_path / "base")
+    for task in ("colours", "shades"):
+        save_colour_dataset(tmp_path / "data" / task)
+    pack(sources, "tall_masks", output_dir=tmp_path / "packed")
+    own = {"base": str(tmp_path / "base"), "data_dir": str(tmp_path / "data"), "images": 4}
+    desk = desk_of(StudioSettings(vectors=[str(tmp_path / "packed")], **own))
+    assert [bar.task for bar in desk.board(desk.first).bars] == ["colours", "shades"]
+    assert None not in desk.experts(desk.first)
     silent = moved(5)
     silent.save_pretrained(tmp_path / "silent")
     with pytest.raises(DataError, match="name them with --tasks"):
-        desk_of(StudioSettings(vectors=[str(tmp_path / "silent")]))
+        desk_of(StudioSettings(vectors=[str(tmp_path / "silent")], base=own["base"]))
     assert call("studio", "--help").exit_code == 0
     assert app is not None

@@ -8,16 +8,19 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import ModelInfo, RepoFolder
 
 from hf_taskvec.cards.metadata import task_tag
-from hf_taskvec.errors import CheckpointError
+from hf_taskvec.errors import CheckpointError, check_known
 from hf_taskvec.hub.access import check_revision, is_repo_id
 from hf_taskvec.hub.client import COMMIT, LIBRARY, hub_errors
 
 MAX_LISTED = 10_000
+Kind = Literal["vector", "multi-task"]
+_KINDS: dict[str, Kind] = {"task-vector": "vector", "multi-task-vector": "multi-task"}  # by the tags of their cards
 _EPOCH = re.compile(r"epoch-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", re.ASCII)
 logger = logging.getLogger(__name__)
 
@@ -27,16 +30,18 @@ class PublishedVector:
     """A task vector found on the Hub.
 
     Attributes:
-        repo_id: Its repository, for `TaskVector.from_pretrained`.
+        repo_id: Its repository, for `TaskVector.from_pretrained` or, of several tasks, `MultiTaskVector`'s.
         base: Hub id of its base.
         tasks: Its tasks.
         commit: The head commit.
+        kind: Whether it is one vector, or those of several tasks as `pack` makes them.
     """
 
     repo_id: str
     base: str | None
     tasks: tuple[str, ...]
     commit: str | None
+    kind: Kind = "vector"
 
 
 def list_vectors(
@@ -44,6 +49,7 @@ def list_vectors(
     base_model: str | None = None,
     task: str | None = None,
     author: str | None = None,
+    kind: Kind | Literal["any"] = "vector",
     token: str | bool | None = None,
 ) -> list[PublishedVector]:
     """The task vectors on the Hub, by the tags of their cards.
@@ -52,12 +58,14 @@ def list_vectors(
         base_model: Only those of this base.
         task: Only those of this task, alone or merged with others.
         author: Only those of this user or organisation.
+        kind: "vector", "multi-task" (vectors of several tasks as one artefact), or "any" of them.
         token: An access token, to see private ones.
 
     Returns:
         One entry per repository; one whose name is none is left out, and told.
 
     Raises:
+        UnknownNameError: If there is no such kind.
         NotCachedError, HubError: If the Hub is out of reach or fails.
 
     Example:
@@ -65,7 +73,8 @@ def list_vectors(
         ...     print(found.repo_id, found.base)
         user/mnist-vector openai/clip-vit-base-patch32
     """
-    tags = [LIBRARY, "task-vector"]
+    check_known("kind", kind, (*_KINDS.values(), "any"))
+    tags = [LIBRARY, *(tag for tag, name in _KINDS.items() if name == kind)]
     tags += [f"base_model:{base_model}"] if base_model else []
     tags += [task_tag(task)] if task else []
     with hub_errors("task vectors", "listing"):
@@ -74,7 +83,7 @@ def list_vectors(
     if len(infos) > MAX_LISTED:
         logger.warning("The Hub has more than %d such vectors; only the first are listed", MAX_LISTED)
     infos = [info for info in infos[:MAX_LISTED] if _is_asked_for(info, base_model, task, author)]
-    entries = [_published(info) for info in infos]
+    entries = [entry for entry in map(_published, infos) if entry is None or kind in ("any", entry.kind)]
     if odd := entries.count(None):
         logger.warning("%d entries of the Hub's list have no sane name and are left out", odd)
     return [entry for entry in entries if entry is not None]
@@ -85,7 +94,8 @@ def _is_asked_for(info: ModelInfo, base_model: str | None, task: str | None, aut
     tags = {tag for tag in info.tags or [] if isinstance(tag, str)}
     bases = {tag.split(":")[-1] for tag in tags if tag.startswith("base_model:")}
     return (
-        {LIBRARY, "task-vector"} <= tags
+        LIBRARY in tags
+        and not tags.isdisjoint(_KINDS)
         and (base_model is None or base_model in bases)
         and (task is None or task_tag(task) in tags)
         and (author is None or str(info.id).startswith(f"{author}/"))
@@ -99,7 +109,8 @@ def _published(info: ModelInfo) -> PublishedVector | None:
     tags = [tag for tag in info.tags or [] if isinstance(tag, str) and tag.isprintable()]
     bases = [base for base in _tags(tags, "base_model:") if is_repo_id(base)]  # others name the relation, too
     commit = info.sha if isinstance(info.sha, str) and COMMIT.fullmatch(info.sha) else None
-    return PublishedVector(info.id, bases[0] if bases else None, tuple(_tags(tags, "task:")), commit)
+    kind = next(name for tag, name in _KINDS.items() if tag in tags)
+    return PublishedVector(info.id, bases[0] if bases else None, tuple(_tags(tags, "task:")), commit, kind)
 
 
 def _tags(tags: Sequence[str], prefix: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from hf_taskvec.command.outcome import Outcome, facts
 from hf_taskvec.command.verbs import Verb
@@ -92,16 +92,19 @@ class ListSettings:
     base: str | None = arg("Only vectors of this base, by its Hub id.", default=None)
     task: str | None = arg("Only vectors of this task, alone or merged with others.", default=None)
     author: str | None = arg("Only those of this user or organisation.", default=None)
+    kind: Literal["any", "vector", "multi-task"] = arg(
+        "Single vectors, or those of several tasks as `hf-taskvec pack` makes them.", default="any"
+    )
 
 
 def list_published(settings: ListSettings) -> Outcome:
     """Lists the task vectors on the Hub."""
     from hf_taskvec.cards.find import list_vectors
 
-    vectors = list_vectors(base_model=settings.base, task=settings.task, author=settings.author)
+    vectors = list_vectors(base_model=settings.base, task=settings.task, author=settings.author, kind=settings.kind)
     rows = [asdict(vector) for vector in vectors]
-    told = [[row["repo_id"], row["base"], ", ".join(row["tasks"]), (row["commit"] or "")[:8]] for row in rows]
-    text = columns(["vector", "base", "tasks", "commit"], told) if told else "No task vector was found."
+    told = [[one.repo_id, one.kind, one.base, listed(one.tasks), (one.commit or "")[:8]] for one in vectors]
+    text = columns(["repository", "kind", "base", "tasks", "commit"], told) if told else "No task vector was found."
     return Outcome([{**row, "tasks": list(row["tasks"])} for row in rows], text, [row["repo_id"] for row in rows])
 
 

@@ -22,7 +22,8 @@ class StudioSettings:
     """What stands in the studio, and where it is served."""
 
     vectors: list[str] = arg(
-        "Hub ids or folders of vectors or LoRA adapters; eight small ones that come with the package if left out.",
+        "Hub ids or folders of vectors, series of epochs, LoRA adapters or packed tasks; eight small vectors that come "
+        "with the package if left out.",
         default=[],
     )
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
@@ -46,24 +47,24 @@ def desk_of(settings: StudioSettings) -> Desk:
         DataError: If the vectors do not tell their tasks, and none is named.
     """
     from hf_taskvec.cards.metadata import task_names
-    from hf_taskvec.merging.sources import open_source
     from hf_taskvec.models.base import load_base
     from hf_taskvec.studio.desk import Desk
+    from hf_taskvec.studio.opening import open_levers
     from hf_taskvec.tasks.registry import get_tasks
 
     check_positive("images", settings.images)
     check_positive("most_images", settings.most_images)
-    names, control = list(settings.tasks), list(settings.control)
+    names, control, base = list(settings.tasks), list(settings.control), load_base(settings.base)
     if not settings.vectors and not names:
         names = ["studio"]
     elif not names:
-        infos = [open_source(source)[1].info for source in settings.vectors]
-        names = list(dict.fromkeys(name for info in infos for name in task_names(info)))
+        levers = [lever for source in settings.vectors for lever in open_levers(base, source)]
+        names = list(dict.fromkeys(name for lever in levers for name in task_names(lever.vector.info)))
     if not names:
         raise DataError("the vectors do not tell their tasks; name them with --tasks")
     tasks = get_tasks([*names, *(name for name in control if name not in names)], data_dir=settings.data_dir)
     return Desk(
-        load_base(settings.base),
+        base,
         tasks,
         settings.vectors,
         quick=settings.images,

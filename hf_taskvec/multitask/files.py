@@ -149,10 +149,30 @@ def is_artefact(source: str | os.PathLike[str], *, revision: str | None = None) 
     return (folder / CONFIG_NAME).is_file()
 
 
+def artefact_info(folder: Path) -> VectorInfo:
+    """The provenance in a folder; its weights are not opened.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged or of a newer schema.
+    """
+    return VectorInfo.from_dict(_config(folder)["info"])
+
+
 def _read(folder: Path) -> tuple[Stored, str]:
     """What a folder holds, and the fingerprint that it announces."""
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        check_inside(folder / name, folder)
+    check_inside(folder / WEIGHTS_NAME, folder)
+    config = _config(folder)
+    groups = _groups(open_safetensors([folder / WEIGHTS_NAME]), len(config["tasks"]))
+    shared = PackedDeltas.from_stored(groups.pop(_SHARED), config["shared"])
+    parts = tuple(_part(entry, groups[str(number)]) for number, entry in enumerate(config["tasks"]))
+    if len({task for task, _, _ in parts}) < len(parts):
+        raise CheckpointError(f"{CONFIG_NAME} names a task twice")
+    return Stored(config["combine"], shared, parts, VectorInfo.from_dict(config["info"])), config["fingerprint"]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The configuration in a folder, whose entries are of their kinds."""
+    check_inside(folder / CONFIG_NAME, folder)
     config = read_json(folder / CONFIG_NAME)
     check_sane(CONFIG_NAME, config)
     if config.get("library") != LIBRARY or type(config.get("schema_version")) is not int:
@@ -168,12 +188,7 @@ def _read(folder: Path) -> tuple[Stored, str]:
             raise CheckpointError(
                 f"{CONFIG_NAME}: {key!r} must be a {kind.__name__}, got {str(config.get(key))[:80]!r}"
             )
-    groups = _groups(open_safetensors([folder / WEIGHTS_NAME]), len(config["tasks"]))
-    shared = PackedDeltas.from_stored(groups.pop(_SHARED), config["shared"])
-    parts = tuple(_part(entry, groups[str(number)]) for number, entry in enumerate(config["tasks"]))
-    if len({task for task, _, _ in parts}) < len(parts):
-        raise CheckpointError(f"{CONFIG_NAME} names a task twice")
-    return Stored(config["combine"], shared, parts, VectorInfo.from_dict(config["info"])), config["fingerprint"]
+    return config
 
 
 def _groups(tensors: Mapping[str, Tensor], count: int) -> dict[str, dict[str, Tensor]]:

@@ -27,15 +27,16 @@ class Moment:
 
     Attributes:
         label: The moment, as "½" epoch or "gradient".
-        source: Folder or Hub id of the vector.
+        source: Folder or Hub id of the vector, or what it is in words.
         vector: The vector.
-        adapter: Whether the source is a LoRA adapter.
+        code: The Python that opens it, where it is no vector of its own that a recipe names: a LoRA adapter, an epoch
+            of a series, one task of several.
     """
 
     label: str
     source: str
     vector: TaskVector
-    adapter: bool = False
+    code: str | None = None
 
     @cached_property
     def norm(self) -> float:
@@ -137,13 +138,13 @@ class Bank:
         return {name: merged.deltas[name] for name in merged.deltas}
 
     def merged(self, setting: Setting) -> TaskVector:
-        """The merged vector of a setting, with its provenance and, without adapters, what it takes to repeat it.
+        """The merged vector of a setting, with its provenance and, where a recipe names all, how to repeat it.
 
         Raises:
             DataError: If all factors are 0.
         """
         recipe = setting.recipe(self.sources(setting))
-        if not self.adapters(setting):
+        if not self.codes(setting):
             return recipe.run()
         return self.merged_in_memory(setting)
 
@@ -156,10 +157,10 @@ class Bank:
         """The vector of each lever at the moments of a setting, all of one coverage."""
         return [self._vectors[row] for row in self._rows(replace(setting, factors=(1.0,) * len(self.levers)))]
 
-    def adapters(self, setting: Setting) -> list[str]:
-        """The sources of a setting that are LoRA adapters, which no recipe takes."""
+    def codes(self, setting: Setting) -> dict[str, str]:
+        """The Python that opens those vectors of a setting that no recipe names, by their sources."""
         pairs = zip(self.moments(setting), setting.factors, strict=True)
-        return [moment.source for moment, factor in pairs if moment.adapter and factor != 0]
+        return {moment.source: moment.code for moment, factor in pairs if moment.code is not None and factor != 0}
 
     def sources(self, setting: Setting) -> list[str]:
         """Folder or Hub id of each lever's vector at a setting."""

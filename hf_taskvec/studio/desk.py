@@ -20,7 +20,17 @@ from hf_taskvec.studio.bench import Bench, Measured
 from hf_taskvec.studio.board import Board, Flip, board, flips
 from hf_taskvec.studio.kept import Kept
 from hf_taskvec.studio.opening import open_bank
-from hf_taskvec.studio.setting import HIGHEST, LOWEST, MOST_ADDED, SUM, Setting, added_of, is_hub_source, restored
+from hf_taskvec.studio.setting import (
+    HIGHEST,
+    LOWEST,
+    MOST_ADDED,
+    ROOM,
+    SUM,
+    Setting,
+    added_of,
+    is_hub_source,
+    restored,
+)
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.text import listed
@@ -98,7 +108,10 @@ class Desk:
         """The vectors of a visit."""
         if not visit.added:
             return self.home
-        return self._banks.get(visit.added, lambda: open_bank(self.base, self.sources, added=visit.added))
+        return self._banks.get(visit.added, lambda: self._opened(visit.added))
+
+    def _opened(self, added: tuple[str, ...]) -> Bank:
+        return open_bank(self.base, self.sources, added=added, room=ROOM)
 
     def entered(self, query: Mapping[str, Sequence[str]]) -> tuple[Visit, list[str]]:
         """The visit that a link describes, and what of it was not taken, in words.
@@ -128,7 +141,7 @@ class Desk:
         return replace(visit, setting=setting, last=last, moved=at)
 
     def with_vector(self, visit: Visit, source: str) -> Visit:
-        """The visit with one more vector, whose slider stands at 0.3.
+        """The visit with one more vector, whose slider stands at 0.3, or with those of several tasks, at 0.
 
         Raises:
             DataError: If there is no room, or a stranger names something else than a Hub repository.
@@ -140,11 +153,10 @@ class Desk:
         if not source or (self.public and not is_hub_source(source)):
             raise DataError(f"{source or 'nothing'!r} is no Hub id; write user/name, with @revision if wanted")
         longer = replace(visit, added=(*visit.added, source))
-        start = self.bank(longer).start
+        start, before = self.bank(longer).start, len(visit.setting.factors)
+        new = start.factors[before:] if len(start.factors) == before + 1 else (0.0,) * (len(start.factors) - before)
         setting = Setting(
-            (*visit.setting.factors, start.factors[-1]),
-            (*visit.setting.moments, start.moments[-1]),
-            visit.setting.method,
+            (*visit.setting.factors, *new), (*visit.setting.moments, *start.moments[before:]), visit.setting.method
         )
         return replace(longer, setting=setting, last=None)
 

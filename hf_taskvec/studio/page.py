@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from hf_taskvec.studio.bank import Lever
 from hf_taskvec.studio.board import Flip, logits_of
 from hf_taskvec.studio.desk import Desk, Visit
 from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
-from hf_taskvec.studio.setting import HIGHEST, LOWEST, MOST_ADDED, STEP, Setting
-from hf_taskvec.text import printable, shortened
+from hf_taskvec.studio.setting import HIGHEST, LOWEST, ROOM, STEP, Setting
+from hf_taskvec.text import listed, printable, shortened
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 REFUSALS = (TaskVecError, ValueError, OSError)  # what a visitor can meet; told on the page
@@ -104,20 +104,15 @@ class _Page:
                 self.controls.sliders.append(_slider(lever, factor, name=f"factor-{number}"))
                 if len(lever.moments) > 1:
                     last = len(lever.moments) - 1
-                    self.controls.epochs[number] = gr.Slider(
-                        0,
-                        last,
-                        value=last,
-                        step=1,
-                        label=_moment_label(lever, last),
-                        elem_id=f"moment-{number}",
-                        buttons=[],
-                    )
-            for number in range(MOST_ADDED):
-                slider = gr.Slider(
+                    self.controls.epochs[number] = _epochs(_moment_label(lever, last), last, name=f"moment-{number}")
+            for number in range(ROOM):  # what a visitor adds
+                hidden = gr.Slider(
                     LOWEST, HIGHEST, value=0, step=STEP, visible=False, elem_id=f"added-{number}", buttons=[]
                 )
-                self.controls.sliders.append(slider)
+                self.controls.sliders.append(hidden)
+                self.controls.epochs[len(self.desk.home.levers) + number] = _epochs(
+                    "", 1, name=f"added-moment-{number}", visible=False
+                )
 
     def _measures(self) -> None:
         with gr.Row():
@@ -169,7 +164,7 @@ class _Page:
             place = "user/vector" if self.desk.public else "user/vector, or a folder"
             with gr.Row():
                 self.source = gr.Textbox(
-                    label=f"Add a vector or LoRA adapter of {self.desk.base.name}",
+                    label=f"Add a vector, series, LoRA adapter or packed tasks of {self.desk.base.name}",
                     placeholder=place,
                     elem_id="source",
                     scale=4,
@@ -205,7 +200,7 @@ class _Page:
         gr.on([*triggers, self.reset.click, self.tune.click], None, cancels=settles, **quiet)
         for number, slider in self.controls.epochs.items():
             relabel = partial(self._relabelled, number)
-            slider.input(relabel, [slider], [slider], trigger_mode="always_last", **quiet)
+            slider.input(relabel, [self.visit, slider], [slider], trigger_mode="always_last", **quiet)
         self.gallery.select(self._clicked, [self.visit, self.strip], [self.logits], **quiet)
         self.link.change(None, [self.link], None, js=_KEEP_LINK, **quiet)
         self.doctor.click(self._diagnosed, [self.visit], [self.findings], **quiet)
@@ -216,7 +211,8 @@ class _Page:
         count = len(self.controls.sliders)
         factors, moments = values[:count], list(self.desk.bank(visit).start.moments)
         for number, value in zip(self.controls.epochs, values[count:], strict=True):
-            moments[number] = min(max(int(value), 0), moments[number])
+            if number < len(moments):
+                moments[number] = min(max(int(value), 0), moments[number])
         cut = tuple(min(max(float(value), LOWEST), HIGHEST) for value in factors[: len(moments)])
         setting = Setting(cut, tuple(moments), method)
         return self._first_look(self.desk.moved(visit, setting, at=time.monotonic()))
@@ -261,9 +257,9 @@ class _Page:
         bank, setting = self.desk.bank(visit), visit.setting
         shown: Shown = {self.link: setting.link(visit.added)}
         try:
-            adapters = bank.adapters(setting)
-            python = setting.python(bank.sources(setting), adapters=adapters, base=self.desk.base.name)
-            yaml = setting.yaml(bank.sources(setting)) if not adapters else _no_recipe(adapters)
+            codes = bank.codes(setting)
+            python = setting.python(bank.sources(setting), codes=codes, base=self.desk.base.name)
+            yaml = setting.yaml(bank.sources(setting)) if not codes else _no_recipe(codes)
         except REFUSALS as error:
             python = yaml = f"# {error}"
         return {**shown, self.python: python, self.yaml: yaml}
@@ -289,8 +285,10 @@ class _Page:
                 label = _label(bank.levers[number]) + ("" if number < home else " · added")
                 shown[slider] = gr.Slider(value=visit.setting.factors[number], visible=True, label=label)
         for number, slider in self.controls.epochs.items():
-            moment = visit.setting.moments[number]
-            shown[slider] = gr.Slider(value=moment, label=_moment_label(bank.levers[number], moment))
+            if number < len(bank.levers) and (last := len(bank.levers[number].moments) - 1):
+                moment = visit.setting.moments[number]
+                label = _moment_label(bank.levers[number], moment)
+                shown[slider] = gr.Slider(value=moment, maximum=last, visible=True, label=label)
         return {**shown, self.method: visit.setting.method}
 
     def _entered(self, visit: Visit, address: str) -> Shown:
@@ -321,14 +319,13 @@ class _Page:
         yield {self.note: drawn_note([f"Looking at {source} …"])}
         try:
             longer = self.desk.with_vector(visit, source)
-            lever = self.desk.bank(longer).levers[-1]
-            told = f"{lever.name} is of this base (norm {lever.moments[-1].norm:.3g}); its slider is below the others."
+            told = _told_of(self.desk.bank(longer).levers[len(visit.setting.factors) :])
             yield {**self._everywhere(longer, drawn_note([told])), self.source: ""}
         except REFUSALS as error:
             yield {self.note: drawn_note([str(error)], bad=True)}
 
-    def _relabelled(self, number: int, moment: float) -> Any:
-        return gr.Slider(label=_moment_label(self.desk.home.levers[number], int(moment)))
+    def _relabelled(self, number: int, visit: Visit, moment: float) -> Any:
+        return gr.Slider(label=_moment_label(self.desk.bank(visit).levers[number], int(moment)))
 
     def _clicked(self, visit: Visit, strip: list[Flip], chosen: gr.SelectData) -> str:
         if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(strip):
@@ -357,6 +354,10 @@ def _slider(lever: Lever, factor: float, *, name: str) -> Any:
     return gr.Slider(LOWEST, HIGHEST, value=factor, step=STEP, label=_label(lever), elem_id=name, buttons=[])
 
 
+def _epochs(label: str, last: int, *, name: str, visible: bool = True) -> Any:
+    return gr.Slider(0, last, value=last, step=1, label=label, elem_id=name, visible=visible, buttons=[])
+
+
 def _label(lever: Lever) -> str:
     return shortened(printable(f"{lever.name} · norm {lever.moments[-1].norm:.1f}"), 60)
 
@@ -367,8 +368,16 @@ def _moment_label(lever: Lever, moment: int) -> str:
     return f"{lever.name}: {when} of {lever.moments[-1].label}, norm {here.norm:.2g}"
 
 
-def _no_recipe(adapters: list[str]) -> str:
-    lines = [
-        f"# {source} is a LoRA adapter, which a recipe does not take; save it as a vector first:" for source in adapters
-    ]
-    return "\n".join([*lines, "# TaskVector.from_adapter(..., vision_only=True).save_pretrained(...)"])
+def _told_of(levers: Sequence[Lever]) -> str:
+    """What was added."""
+    if len(levers) > 1:
+        names = listed(lever.name for lever in levers)
+        return f"{len(levers)} vectors of this base ({names}); their sliders are below the others, at 0."
+    (lever,) = levers
+    series = " over its epochs" if len(lever.moments) > 1 else ""
+    return f"{lever.name} is of this base (norm {lever.moments[-1].norm:.3g}); its slider{series} is below the others."
+
+
+def _no_recipe(codes: Mapping[str, str]) -> str:
+    lines = ["# A recipe names folders and Hub ids of vectors; save these as vectors first:"]
+    return "\n".join([*lines, *(f"# {code}.save_pretrained(...)  # {source}" for source, code in codes.items())])

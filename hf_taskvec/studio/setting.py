@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from urllib.parse import urlencode
 
 import yaml
@@ -17,7 +18,8 @@ from hf_taskvec.text import printable, shortened
 
 SUM = "task_arithmetic"
 LOWEST, HIGHEST, STEP = -1.0, 2.0, 0.05
-MOST_ADDED = 2
+MOST_ADDED = 2  # sources
+ROOM = 8  # sliders for what is in them
 _LIST = re.compile(r"[-+\d.eE,a-zA-Z]{0,2000}")
 
 
@@ -51,31 +53,34 @@ class Setting:
         vectors, factors = zip(*used, strict=True)
         return MergeRecipe(vectors, self.method, factors=factors, missing="zero")
 
-    def python(self, sources: Sequence[str], *, adapters: Sequence[str] = (), base: str | None = None) -> str:
+    def python(
+        self, sources: Sequence[str], *, codes: Mapping[str, str] = MappingProxyType({}), base: str | None = None
+    ) -> str:
         """The merge as a program.
 
         Args:
             sources: Where each vector is.
-            adapters: Those of them that are LoRA adapters.
+            codes: The Python that opens those of them whose source alone names no vector.
             base: Hub id of the base.
 
         Example:
-            >>> print(Setting((0.5, -1.0), (0, 0)).python(["a", "b"], adapters=["b"]))
+            >>> print(Setting((0.5, -1.0), (0, 0)).python(["a", "b"], codes={"b": "TaskVector.from_adapter('b')"}))
             from hf_taskvec import TaskVector, load_base, merge
             <BLANKLINE>
             vectors = [
                 'a',
-                TaskVector.from_adapter('b', vision_only=True),
+                TaskVector.from_adapter('b'),
             ]
             merged = merge(vectors, 'task_arithmetic', factors=[0.5, -1.0], missing="zero")
             model = merged.apply_to(load_base())
         """
         recipe = self.recipe(sources)
-        opened = {source: f"TaskVector.from_adapter({source!r}, vision_only=True)" for source in adapters}
-        lines = "".join(f"    {opened.get(source, repr(source))},\n" for source in recipe.vectors)
-        names = ["TaskVector", "load_base", "merge"] if opened else ["load_base", "merge"]
+        lines = "".join(f"    {codes.get(source, repr(source))},\n" for source in recipe.vectors)
+        opened = {code.partition(".")[0] for code in codes.values()}
+        names = [*(["TaskVector"] if "TaskVector" in opened else []), "load_base", "merge"]
+        more = "from hf_taskvec.multitask import MultiTaskVector\n" if "MultiTaskVector" in opened else ""
         return (
-            f"from hf_taskvec import {', '.join(names)}\n\nvectors = [\n{lines}]\n"
+            f"from hf_taskvec import {', '.join(names)}\n{more}\nvectors = [\n{lines}]\n"
             f'merged = merge(vectors, {recipe.method!r}, factors={list(recipe.factors)}, missing="zero")\n'
             f"model = merged.apply_to(load_base({'' if base is None else repr(base)}))"
         )
