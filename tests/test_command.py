@@ -95,6 +95,12 @@ def test_help_shows_every_verb_and_each_verb_examples() -> None:
         assert f"  $ hf-taskvec {verb}" in result.stdout
 
 
+def test_help_tells_how_to_give_several_of_a_flag() -> None:
+    told = " ".join(call("doctor", "--help").stdout.split())
+    assert "--tasks <str>" in told
+    assert "Several: --tasks ... --tasks ..." in told
+
+
 def test_no_help_waits_for_a_heavy_library() -> None:
     code = """
 import sys

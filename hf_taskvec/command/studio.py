@@ -82,6 +82,7 @@ def studio(settings: StudioSettings) -> Outcome:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
         raise DataError('the studio needs Gradio: pip install "hf-taskvec[studio]"') from None
+    typer.echo("Opening vectors and test images …", err=True)
     page, url = serve(
         desk_of(settings), server_name=settings.host, server_port=settings.port, inbrowser=settings.browser
     )

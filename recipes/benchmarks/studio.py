@@ -29,15 +29,13 @@ from hf_taskvec.text import table
 OURS = "from hf_taskvec.command.app import main; main()"
 PATIENCE = 300_000  # milliseconds, on a machine that is busy
 WATCH = """() => {
-    const bars = document.querySelector('#bars');
-    const begin = (event) => { window.began = event.timeStamp; window.shown = bars.innerText; window.took = null; };
+    const bars = document.querySelector('#bars'), told = () => bars.querySelector('.tv-note')?.textContent;
+    const begin = (event) => { window.began = event.timeStamp; window.before = told(); window.took = null; };
     document.addEventListener('keydown', begin, true);
     document.addEventListener('pointerdown', begin, true);
-    const look = () => {
-        if (window.took === null && bars.innerText !== window.shown) window.took = performance.now() - window.began;
-    };
+    const look = () => { if (window.took === null && told() !== window.before) took = performance.now() - began; };
     new MutationObserver(look).observe(bars, {childList: true, subtree: true, characterData: true});
-}"""  # the bars tell how many images they are of: fewer after a move than when all is computed, so their text changes
+}"""  # the bars tell how many images they are of: fewer after a move than once all is computed
 SETTLED = """() => {
     const told = document.querySelector('#bars .tv-note')?.innerText ?? '';
     return told.includes('test images a task.') && !told.includes('More');
