@@ -93,7 +93,7 @@ def _parameter(field: dataclasses.Field[Any], kind: Any, *, positional: bool) ->
         flag = f"--{field.name.replace('_', '-')}"
         shown = default not in (None, False, [])
         metavar = "NAME=VALUE" if pairs else None
-        elif get_origin(kind) is list:
+        if get_origin(kind) is list and not pairs:
             metavar, help_text = f"<{get_args(kind)[0].__name__}>", f"{help_text} Several: {flag} ... {flag} ..."
         info = typer.Option(flag, *SHORT.get(field.name, []), help=help_text, show_default=shown, metavar=metavar)
     return _keyword(field.name, Annotated[kind, info], default)
