@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hf_taskvec.multitask import pack
 from tests.bases import save_colour_dataset, save_tiny_base
 from tests.test_studio import moved
 
@@ -37,7 +38,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         save_colour_dataset(root / "data" / task, train=30, test=24, seed=number)
         moved(number, task=task, epochs=2.0).save_pretrained(root / str(number) / "vector")
     moved(7, task="colours", epochs=1.0).save_pretrained(root / "0" / "vectors" / "epoch-1")
-    moved(5, task="more").save_pretrained(root / "more")
+    for epochs in (1.0, 2.0):
+        moved(5, task="more", epochs=epochs).save_pretrained(root / "more" / f"epoch-{epochs:g}")
+    pack({name: moved(6) for name in ("this", "that")}, "emr", output_dir=root / "packed")
     words = ["studio", "0/vector", "1/vector", "--base", "base", "--data-dir", "data", "--images", "8"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen([*START, *words], cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as server:
@@ -101,6 +104,11 @@ def move(page: Any, number: int, value: float) -> None:
     page.wait_for_function(f"new URLSearchParams(location.search).get('factors').split(',')[{number}] === {wanted}")
 
 
+def add(page: Any, source: str) -> None:
+    page.locator("#source textarea, #source input").first.fill(source)
+    page.locator("#add").click()
+
+
 def bars(page: Any) -> str:
     return str(page.locator("#bars").inner_text())
 
@@ -138,13 +146,20 @@ def test_every_control_does_what_it_says(page: Any, address: str) -> None:
     page.wait_for_function("location.search.includes('factors=0,0&')")
     shows(page, "#yaml", "every slider stands at 0")
     page.get_by_role("tab", name="Add and publish").click()
-    page.locator("#source textarea, #source input").first.fill("more")
-    page.locator("#add").click()
+    add(page, "nowhere/at-all")
+    page.locator("#note .tv-bad").wait_for()
+    add(page, "more")
     shows(page, "#note", "more is of this base")
     shows(page, "#added-0", "more")
-    page.locator("#source textarea, #source input").first.fill("nowhere/at-all")
-    page.locator("#add").click()
-    page.locator("#note .tv-bad").wait_for()
+    page.locator("#added-moment-0 input[type=number]").fill("0")
+    page.locator("#added-moment-0 input[type=number]").press("Enter")
+    shows(page, "#added-moment-0", "more: epoch 1 of 2")
+    page.wait_for_function("new URLSearchParams(location.search).get('moments').endsWith(',0')")
+    add(page, "packed")
+    shows(page, "#note", "2 vectors of this base (this, that)")
+    shows(page, "#added-2", "that")
+    add(page, "more")
+    shows(page, "#note", "2 vectors were added already")
     page.locator("#push").click()
     shows(page, "#note", "name a repository")
 
@@ -207,3 +222,23 @@ def test_a_link_with_wild_values_opens_the_page(query: str, browser: Any, addres
             shows(page, "#note", "the factor 9 is cut to 2")
             page.wait_for_function("location.search.includes('factors=0.3,2&')")
         assert "add=" not in page.url or page.locator("#added-0").count() == 0 or "factors=0.3" in page.url
+
+
+def test_a_newcomer_merges_forgets_and_publishes_without_reading_anything(tmp_path: Path) -> None:
+    """As `recipes/benchmarks/newcomer.py` times it, without the installing."""
+    import newcomer
+
+    diary = newcomer.Diary()
+    with newcomer.hub() as variables:
+        environment = {**newcomer.bare(str(tmp_path)), **variables, "PYTHONPATH": str(Path(__file__).parents[1])}
+        newcomer.walk(START, environment, diary, chromium=CHROMIUM)
+    seen = {step: note for step, _, note in diary.rows}
+    merged, forgotten = (
+        newcomer.TOLD.match(seen[step]) for step in ("merge: digits to 1", "forget: all to 0, digits to -1")
+    )
+    assert merged is not None
+    assert forgotten is not None
+    assert float(merged[3]) > float(merged[2]) + 20  # percent, over the base
+    assert float(forgotten[3]) < float(forgotten[2]) - 5
+    assert "/user/first/commit/" in seen["push"]
+    assert "is in mine" in seen["hf-taskvec pull user/first"]
