@@ -7,8 +7,8 @@
 python recipes/studio_vectors.py --output_dir out/studio                                 # looks at them first
 python recipes/studio_vectors.py --output_dir out/studio --packed_dir hf_taskvec/studio/vectors
 
-Run again from start to end on 26 November 2026, the first command gave the very weights that are committed, bit for bit;
-only the seconds in their provenance differ.
+Run again from start to end on 26 November 2026, the first command gave the very weights that are committed, bit for
+bit; only the seconds in their provenance differ.
 """
 
 from __future__ import annotations
