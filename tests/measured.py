@@ -22,12 +22,13 @@ def made_up(
     for name, shape in sorted(shapes.items()):  # a file has another order than memory
         if len(shape) > 1:
             factor = torch.randn(rank, shape[1:].numel(), generator=generator)
-            tensors[f"gram/{inputs_of(name)}"] = tensors[f"prefix/{inputs_of(name)}"] = factor
+            for kind in ("gram", "prefix"):
+                tensors[f"{kind}/{inputs_of(name)}"] = factor
+                tensors[f"rest/{kind}/{inputs_of(name)}"] = torch.full(factor.shape[1:], rest**0.5)
         tensors[f"fisher/{name}"] = torch.rand(shape, generator=generator)
         if len(shape) == 1 and name.endswith(".weight"):
             tensors[f"diagonal/{name}"] = torch.rand(shape, generator=generator)
-    rests = {name: rest for name in tensors if name.startswith(("gram/", "prefix/"))}
-    return Statistics(tensors, StatisticsInfo(("gram", "diagonal", "fisher"), task=task, rests=rests, split="train"))
+    return Statistics(tensors, StatisticsInfo(("gram", "diagonal", "fisher"), task=task, split="train"))
 
 
 def needs(method: str, vectors: Sequence[TaskVector]) -> dict[str, Any]:

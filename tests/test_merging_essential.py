@@ -23,7 +23,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def seen(*inputs: Tensor, rest: float = 0.0) -> Statistics:
     """Statistics of the inputs (tokens, n) of each layer."""
     grams = {f"gram/{name}": rows / len(rows) ** 0.5 for name, rows in zip(LAYERS, inputs, strict=False)}
-    return Statistics(grams, StatisticsInfo(("gram",), rests=dict.fromkeys(grams, rest), split="train"))
+    rests = {f"rest/{name}": rows.new_full(rows.shape[1:], rest**0.5) for name, rows in grams.items() if rest}
+    return Statistics(grams | rests, StatisticsInfo(("gram",), split="train"))
 
 
 def merged(deltas: Sequence[Sequence[Tensor]], statistics: Sequence[Statistics]) -> list[Tensor]:

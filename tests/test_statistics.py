@@ -134,8 +134,10 @@ def test_a_sketch_keeps_the_leading_part_and_tells_what_is_left_out() -> None:
     best = float(torch.linalg.eigvalsh(gram)[:-32].sum() / gram.trace())
     assert best <= done.error * 1.001
     assert done.error < 2 * best
-    assert done.rest == pytest.approx(done.error * float(gram.trace()) / (200 - 32), rel=1e-3)
     difference = gram - done.factor.T @ done.factor
+    assert done.rest is not None
+    # what the sketch takes too much of one entry, by its rounding, cannot be given back
+    torch.testing.assert_close(done.rest.square(), difference.diagonal(), rtol=1e-3, atol=1e-5)
     assert float(torch.linalg.eigvalsh(difference).min()) > -1e-5  # what is left out is positive
 
 
@@ -158,7 +160,7 @@ def test_activations_that_are_all_zero_are_no_trouble() -> None:
         total.add(torch.zeros(3, width))
         done = total.factorised(torch.float32)
         assert done.factor.shape == (0, width)
-        assert (done.rest, done.error) == (0.0, 0.0)
+        assert (done.rest, done.error) == (None, 0.0)
 
 
 def test_a_vector_is_measured_on_top_of_its_base() -> None:

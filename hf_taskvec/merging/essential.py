@@ -81,8 +81,8 @@ def merge_essential(deltas: Tensor, grams: Sequence[Gram], *, rounding: float) -
     directions, images = [], []
     for delta, gram in zip(deltas.double(), grams, strict=True):
         shift = delta @ gram.factor.to(delta).T  # its left singular vectors are the principal directions of the shifts
-        if gram.rest > 0:
-            shift = torch.cat([shift, delta * gram.rest**0.5], dim=1)
+        if gram.rest is not None:
+            shift = torch.cat([shift, delta * gram.rest.to(delta)], dim=1)
         own = leading(shift, max(1, len(delta) // len(deltas)), rounding=rounding).left
         directions.append(own)
         images.append(own.T @ delta)

@@ -106,10 +106,12 @@ def _check_content(vector: TaskVector, own: Statistics, method: MergeMethod, whe
         width = shape[1:].numel() if len(shape) > 1 else 0
         if {"gram", "prefix"} & set(method.statistics) and gram is None and is_map(name, len(shape)):
             raise IncompatibleVectorsError(f"{where} hold no Gram matrix of the inputs of {name!r}")
-        if gram is not None and is_map(name, len(shape)) and gram.factor.shape[1] != width:
-            raise IncompatibleVectorsError(
-                f"{where} tell of {gram.factor.shape[1]} inputs of {name!r}, the vector of {width}"
-            )
+        if gram is not None and is_map(name, len(shape)):
+            for tensor in (gram.factor, gram.rest):
+                if tensor is not None and tensor.shape[-1] != width:
+                    raise IncompatibleVectorsError(
+                        f"{where} tell of {tensor.shape[-1]} inputs of {name!r}, the vector of {width}"
+                    )
         if fisher is not None and fisher.shape != shape:
             raise IncompatibleVectorsError(
                 f"{where} have {name!r} of shape {tuple(fisher.shape)}, the vector {tuple(shape)}"

@@ -243,7 +243,7 @@ def gram_terms(
         for delta, gram, weight in zip(deltas.flatten(2), grams, weights, strict=True):
             if gram is not None:
                 factor = gram.factor.to(delta.device, torch.float64)
-                diagonal = (1 - shrink) * factor.square().sum(dim=0) + gram.rest
+                diagonal = (1 - shrink) * factor.square().sum(dim=0) + gram.diagonal().to(delta.device)
                 wanted.append(Term(delta, factor * shrink**0.5, diagonal, weight))
         return wanted
 

@@ -152,17 +152,16 @@ def finished(
 ) -> Statistics:
     """The value of the sums of all processes."""
     tensors: dict[str, Tensor] = {}
-    rests: dict[str, float] = {}
     errors: dict[str, float] = {}
     tokens: dict[str, int] = {}
     count = info.num_images or 0
     for gatherer in sums:
         gatherer.reduce(accelerator)
         gatherer.check_rank(rank, count)
-        gatherer.into(tensors, rests, errors, dtype=dtype, num_images=count)
+        gatherer.into(tensors, errors, dtype=dtype, num_images=count)
         tokens |= gatherer.counts()
     name = str(dtype).removeprefix("torch.")
-    return Statistics(tensors, dataclasses.replace(info, rests=rests, errors=errors, tokens=tokens, dtype=name))
+    return Statistics(tensors, dataclasses.replace(info, errors=errors, tokens=tokens, dtype=name))
 
 
 class ChosenImages(Dataset[dict[str, Tensor]]):

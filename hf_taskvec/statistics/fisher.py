@@ -87,7 +87,6 @@ class GradientSums(Sums):
     def into(
         self,
         tensors: dict[str, Tensor],
-        rests: dict[str, float],
         errors: dict[str, float],
         *,
         dtype: torch.dtype,
@@ -95,6 +94,6 @@ class GradientSums(Sums):
     ) -> None:
         """Puts the means over images into a value's parts."""
         kept = torch.bfloat16 if dtype == torch.float16 else dtype  # gradients are beyond the range of float16
-        self.factors(tensors, rests, errors, dtype=kept, count=num_images)
+        self.factors(tensors, errors, dtype=kept, count=num_images)
         for key, total in self.squares.items():
             tensors[key] = (total / num_images).to(kept).cpu()

@@ -49,7 +49,6 @@ class Sums:
     def factors(
         self,
         tensors: dict[str, Tensor],
-        rests: dict[str, float],
         errors: dict[str, float],
         *,
         dtype: torch.dtype,
@@ -60,7 +59,9 @@ class Sums:
             done = gram.factorised(dtype, count=count)
             if not done.factor.isfinite().all():
                 raise NonFiniteError(f"the factor of {name!r} overflows {dtype}; pass dtype='bfloat16' or 'float32'")
-            tensors[name], rests[name], errors[name] = done.factor, done.rest, done.error
+            tensors[name], errors[name] = done.factor, done.error
+            if done.rest is not None:
+                tensors[f"rest/{name}"] = done.rest
 
     def counts(self) -> dict[str, int]:
         """How many rows each Gram matrix is the sum over."""
@@ -115,14 +116,13 @@ class InputSums(Sums):
     def into(
         self,
         tensors: dict[str, Tensor],
-        rests: dict[str, float],
         errors: dict[str, float],
         *,
         dtype: torch.dtype,
         num_images: int,
     ) -> None:
         """Puts the means into a value's parts."""
-        self.factors(tensors, rests, errors, dtype=dtype)
+        self.factors(tensors, errors, dtype=dtype)
         for key, total in self.squares.items():
             tensors[key] = (total / self.numbers[key]).to(dtype).cpu()
 
@@ -133,4 +133,4 @@ def check_images(rows: Tensor, images: Sequence[int], what: str, where: str) -> 
     if not bool(finite.all()):
         image = images[int((~finite).nonzero()[0])]
         raise NonFiniteError(f"{what} hold NaN or Inf at image {image} of the {where}: the weights or the image do")
-    raise NonFiniteError(f"{what} overflow in the {where}: their squares are beyond float64")
+    raise NonFiniteError(f"{what} overflow in the {where}: their squares are beyond float32")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+import torch
 from torch import Tensor
 
 from hf_taskvec.errors import CheckpointError, NonFiniteError
@@ -57,7 +58,6 @@ class StatisticsInfo:
         seed: Which images were drawn, and which labels were sampled.
         rank: The most rows of a factor.
         dtype: Dtype of the tensors.
-        rests: Mean eigenvalue of each Gram matrix beyond its factor, by map.
         errors: Share of each Gram matrix's trace that its factor lacks, by map.
         tokens: How many activations each Gram matrix is the mean over, by map.
         prefix: Of `prefix`, the settings of the merge in which they were measured, and its vectors' fingerprints.
@@ -82,7 +82,6 @@ class StatisticsInfo:
     seed: int | None = None
     rank: int | None = None
     dtype: str | None = None
-    rests: Mapping[str, float] = field(default_factory=dict, repr=False)
     errors: Mapping[str, float] = field(default_factory=dict, repr=False)
     tokens: Mapping[str, int] = field(default_factory=dict, repr=False)
     prefix: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -130,27 +129,32 @@ class StatisticsInfo:
 
 @dataclass(frozen=True)
 class Gram:
-    """The mean of `x xᵀ` over the inputs x of a linear map: `factorᵀ factor + rest I`.
+    """The mean of `x xᵀ` over the inputs x of a linear map: `factorᵀ factor + diag(rest²)`, its diagonal exact.
 
     Attributes:
         factor: (r, n), in the dtype of the file.
-        rest: The mean eigenvalue of the directions outside the factor.
+        rest: The root of the diagonal (n,) of what the factor leaves out; `None` if nothing.
     """
 
     factor: Tensor
-    rest: float = 0.0
+    rest: Tensor | None = None
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of what the factor leaves out (n,), in float64."""
+        if self.rest is None:
+            return self.factor.new_zeros(self.factor.shape[1], dtype=torch.float64)
+        return self.rest.double().square()
 
     def matrix(self) -> Tensor:
-        """The matrix (n, n) in float64. Directions of the factor get the rest too: it is small against theirs.
+        """The matrix (n, n) in float64.
 
         Example:
-            >>> import torch
-            >>> Gram(torch.tensor([[3.0, 0.0]]), rest=0.5).matrix().tolist()
-            [[9.5, 0.0], [0.0, 0.5]]
+            >>> Gram(torch.tensor([[3.0, 0.0]]), rest=torch.tensor([0.5, 1.0])).matrix().tolist()
+            [[9.25, 0.0], [0.0, 1.0]]
         """
         wide = self.factor.double()
         product = wide.T @ wide
-        product.diagonal().add_(self.rest)
+        product.diagonal().add_(self.diagonal())
         return product
 
 
@@ -161,11 +165,11 @@ class Statistics:
     Files stay memory-mapped. Names are those of the parameters, canonical as in a `TaskVector`.
 
     Attributes:
-        tensors: `gram/<map>`, `prefix/<map>`, `gradients/<map>`, `diagonal/<parameter>` and `fisher/<parameter>`.
+        tensors: `gram/<map>`, `prefix/<map>` and `gradients/<map>` (factors), `rest/` and one of these names (the root
+            of the diagonal that the factor leaves out), `diagonal/<parameter>` and `fisher/<parameter>`.
         info: Provenance.
 
     Example:
-        >>> import torch
         >>> statistics = Statistics({"gram/tower.fc1": torch.eye(2)})
         >>> statistics.gram("tower.fc1.weight").matrix().trace()
         tensor(2., dtype=torch.float64)
@@ -199,7 +203,7 @@ class Statistics:
 
     def _gram(self, kind: str, name: str) -> Gram | None:
         factor = self.tensors.get(f"{kind}/{name}")
-        return None if factor is None else Gram(factor, self.info.rests.get(f"{kind}/{name}", 0.0))
+        return None if factor is None else Gram(factor, self.tensors.get(f"rest/{kind}/{name}"))
 
     @property
     def fingerprint(self) -> str:
@@ -218,12 +222,11 @@ class Statistics:
             OutputExistsError: If the folder holds something else.
 
         Example:
-            >>> import torch
             >>> from tempfile import mkdtemp
             >>> folder = mkdtemp()
             >>> Statistics({"gram/tower.fc1": torch.eye(2)}).save_pretrained(folder)
-            >>> Statistics.from_pretrained(folder).gram("tower.fc1.weight").rest
-            0.0
+            >>> Statistics.from_pretrained(folder).gram("tower.fc1.weight").factor.shape
+            torch.Size([2, 2])
         """
         for name, tensor in self.tensors.items():
             if not is_finite(tensor):

@@ -172,13 +172,12 @@ class _Climber:
     def __init__(self, vector: TaskVector, where: str, batches: list[tuple[list[int], Tensor]]) -> None:
         self.vector, self.where, self.batches = vector, where, batches
         self.tensors: dict[str, Tensor] = {}
-        self.rests: dict[str, float] = {}
         self.errors: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
 
     def statistics(self, info: StatisticsInfo) -> Statistics:
         """What was measured so far."""
-        told = dataclasses.replace(info, rests=self.rests, errors=self.errors, tokens=self.tokens)
+        told = dataclasses.replace(info, errors=self.errors, tokens=self.tokens)
         return Statistics(self.tensors, told)
 
 
@@ -242,7 +241,7 @@ class _Climb:
         for rows, states in climber.batches:
             sums.show(partial(stage.run, states), rows, climber.where)
         sums.reduce(self.accelerator)
-        sums.factors(climber.tensors, climber.rests, climber.errors, dtype=self.dtype)
+        sums.factors(climber.tensors, climber.errors, dtype=self.dtype)
         climber.tokens |= sums.counts()
 
 

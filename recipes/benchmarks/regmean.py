@@ -54,7 +54,7 @@ class RegMeanArguments:
 def towers(args: RegMeanArguments, index: int) -> tuple[dict[str, Tensor], Statistics]:
     """The deltas of one vector, and the statistics of correlated inputs of its maps."""
     generator = torch.Generator().manual_seed(index)
-    deltas, tensors, rests = {}, {}, {}
+    deltas, tensors = {}, {}
     for layer in range(args.layers):
         for name, (rows, columns) in MAPS.items():
             weight = f"vision_model.encoder.layers.{layer}.{name}.weight"
@@ -66,8 +66,10 @@ def towers(args: RegMeanArguments, index: int) -> tuple[dict[str, Tensor], Stati
             scales = torch.logspace(0, -2, width)[torch.randperm(width, generator=generator)]
             total.add(torch.randn(args.tokens, width, generator=generator) * scales + 0.1)
             done = total.factorised(torch.float32)
-            tensors[key], rests[key] = done.factor, done.rest
-    return deltas, Statistics(tensors, StatisticsInfo(("gram",), rests=rests, split="train"))
+            tensors[key] = done.factor
+            if done.rest is not None:
+                tensors[f"rest/{key}"] = done.rest
+    return deltas, Statistics(tensors, StatisticsInfo(("gram",), split="train"))
 
 
 def write_for_peer(
