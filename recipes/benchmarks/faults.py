@@ -97,6 +97,27 @@ def stable_rank() -> tuple[str, str]:
     return f"{values.sum().square() / squares:.2f}", f"{squares / values.max().square():.2f}"
 
 
+def mean_of_means() -> tuple[str, str]:
+    """The factor that keeps a vector's size, by the mean over tensors of each one's mean: small ones count as large."""
+    vector = {"weight": torch.full((100,), 1.0), "bias": torch.full((2,), 9.0)}
+    shared = {"weight": torch.full((100,), 2.0), "bias": torch.full((2,), 9.0)}
+    means = [sum(float(one.mean()) for one in values.values()) for values in (vector, shared)]
+    sums = [sum(float(one.sum()) for one in values.values()) for values in (vector, shared)]
+    return f"{means[0] / means[1]:.2f}", f"{sums[0] / sums[1]:.2f}"
+
+
+def experts_overwritten() -> tuple[str, str]:
+    """The fine-tuned layers that are given are turned into differences in place: a second use of them goes wrong."""
+    base, expert = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        base.weight.fill_(1.0)
+        expert.weight.fill_(3.0)
+        for _ in range(2):
+            difference = expert.weight - base.weight
+            expert.weight.data = difference
+    return f"the second use finds a difference of {float(difference[0, 0]):.0f}", "2"
+
+
 FAULTS: dict[str, tuple[str, Callable[[], tuple[str, str]]]] = {
     "fusion-bench TATR, trust_region/clip_task_arithmetic.py:187": ("one key for all tasks", one_key_for_all),
     "fusion-bench and MergeLM Fisher, clip_fisher_merging.py:150": ("squares after the sum", squared_after_the_sum),
@@ -104,6 +125,8 @@ FAULTS: dict[str, tuple[str, Callable[[], tuple[str, str]]]] = {
     "MINGLE": ("`.diag().fill_(0)` acts on a copy", diagonal_of_a_copy),
     "merge-and-rebase AdaMerging": ("the clamp stops the gradient", dead_clamp),
     "crisostomi/model-merging IsotropicMerger": ("counts a list after emptying it", counted_after_deletion),
+    "fusion-bench EMR, emr_merging/utils.py:55, and the authors'": ("the mean of means", mean_of_means),
+    "fusion-bench SMILE, smile_moe/linear_from_module.py:227": ("overwrites the experts", experts_overwritten),
     "Mergeability-Bench, left overlap": ("divides by k, not by its root", overlap_by_k),
     "Mergeability-Bench, stable rank": ("another quantity of that name", stable_rank),
 }

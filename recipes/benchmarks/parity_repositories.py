@@ -13,6 +13,7 @@ import ast
 import contextlib
 import io
 import subprocess
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from merging_runs import header, line
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_taskvec import TaskVector, merge
 from hf_taskvec.arguments import arg, run_recipe
@@ -31,6 +32,8 @@ REPOSITORIES = {
     "DC-Merge": "3c443e4",  # github.com/Tobeginwith/DC-Merge
     "core-space-merging": "85176fa",  # github.com/apanariello4/core-space-merging
     "merge-and-rebase": "345c570",  # github.com/apanariello4/merge-and-rebase
+    "tall_masks": "d10af8b",  # github.com/nik-dim/tall_masks
+    "fusion_bench": "54c9e8c",  # github.com/tanganke/fusion_bench
 }
 REBASE = "src/merge_and_rebase/merge/methods/functional/"
 Functions = Mapping[str, Callable[..., Any]]
@@ -41,15 +44,23 @@ class RepositoriesArguments:
     folder: str = arg("Folder with a clone of each repository.", default="out/authors")
 
 
-def functions(clone: Path, file: str, names: Sequence[str]) -> Functions:
-    """Functions and methods of one file of a clone, with torch and each other as their only globals."""
+def functions(clone: Path, file: str, names: Sequence[str], *, known: Mapping[str, Any] | None = None) -> Functions:
+    """Functions, methods and classes of one file of a clone: torch, each other and the `known` are globals."""
     command = ["git", "-C", str(clone), "show", f"{REPOSITORIES[clone.name]}:{file}"]
     source = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    known = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name in names]
+    wanted = (ast.FunctionDef, ast.ClassDef)
+    body = [node for node in ast.walk(ast.parse(source)) if isinstance(node, wanted) and node.name in names]
     space: dict[str, Any] = {"torch": torch, "tqdm": lambda items, **_: items, "OrderedDict": dict}
     space |= {"parse_dtype": lambda name: getattr(torch, name), "_FORM_MODES": {"delta", "absolute"}}
-    exec(compile(ast.Module(body=list(known), type_ignores=[]), file, "exec"), space)
+    space |= {"state_dict_sum": summed, "log_wandb_mask_sparsity": lambda mask: None, "StateDictType": dict}
+    space |= vars(typing) | vars(nn) | {"nn": nn, "F": nn.functional, "Tensor": Tensor} | dict(known or {})
+    exec(compile(ast.Module(body=list(body), type_ignores=[]), file, "exec"), space)
     return {name: space[name] for name in names}
+
+
+def summed(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of state dicts, as fusion_bench's helper of that name gives it."""
+    return {name: torch.stack([one[name] for one in weights]).sum(dim=0) for name in weights[0]}
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
