@@ -58,7 +58,7 @@ def main(args: CostArguments) -> None:
             sums.show(partial(features, batch), range(len(batch)), "noise")
         shown = time.perf_counter()
         tensors: dict[str, Tensor] = {}
-        sums.into(tensors, {}, {}, dtype=torch.float16, num_images=args.num_images)
+        sums.into(tensors, {}, dtype=torch.float16, num_images=args.num_images)
         stored = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
         return shown - start, time.perf_counter() - shown, stored
 
