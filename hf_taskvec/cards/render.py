@@ -210,6 +210,7 @@ def facts_of(info: VectorInfo) -> dict[str, object]:
         "scaling already applied": None if info.scaling == 1 else info.scaling,
         "compression": _compression(info.compression),
         "forgetting": forgetting_words(info.forgetting),
+        "brought here": transport_words(info.transport),
         "rounding error": info.rounding_error,
         "looked at": "; ".join(map(_looked_at, info.statistics)),
         **{f"setting {key}": value for key, value in sorted(info.settings.items())},
@@ -255,6 +256,28 @@ def forgetting_words(told: object) -> str | None:
     if isinstance(relearning, Mapping):
         steps = relearning.get("steps")
         words += "; not relearned" if steps is None else f"; relearned after {steps} steps of fine-tuning"
+    return words
+
+
+def transport_words(told: object) -> str | None:
+    """Where a vector was brought from to its base, and how, in words; nothing if it was not.
+
+    Example:
+        >>> transport_words({"method": "gradfix", "base": "user/a", "tasks": ["mnist"], "images_per_class": 2})
+        'from user/a by gradfix, with 2 training images a class of mnist'
+    """
+    if not isinstance(told, Mapping):
+        return None
+    words = f"from {told.get('base') or 'an unknown base'}"
+    if told.get("base_revision"):
+        words += f" at {told['base_revision']}"
+    words += f" by {told.get('method')}"
+    if isinstance(names := told.get("tasks"), (list, tuple)):
+        count = told.get("images_per_class")
+        images = "all training images" if count is None else f"{count} training images a class"
+        words += f", with {images} of {', '.join(map(str, names))}"
+    if earlier := transport_words(told.get("earlier")):
+        words += f"; before that {earlier}"
     return words
 
 

@@ -103,7 +103,8 @@ def check_fits(vector: Parts, weights: Mapping[str, Tensor], *, allow_other_base
         raise BaseMismatchError(
             f"the vector {info.label!r} was made from {info.base or 'another base'}, and {where} has other values in "
             f"{len(other)} of {len(hashes)} parameters, first {', '.join(map(repr, other[:3]))}. Load the base it was "
-            "made from, or pass allow_other_base=True.",
+            "made from, bring the vector to this one by hf_taskvec.editing.transport(vector, to=base), or pass "
+            "allow_other_base=True.",
             details=other,
         )
     return other

@@ -58,7 +58,8 @@ def check_one_base(infos: Sequence[VectorInfo]) -> None:
             raise BaseMismatchError(
                 f"vector {index} ({info.label!r}) was made from {info.base or 'another base'}, "
                 f"vector 0 ({first.label!r}) from {first.base or 'another base'}: "
-                f"{len(other)} base parameters differ, first {', '.join(map(repr, other[:3]))}",
+                f"{len(other)} base parameters differ, first {', '.join(map(repr, other[:3]))}. "
+                "hf_taskvec.editing.transport(vector, to=base) brings a vector to another base",
                 details=other,
             )
 

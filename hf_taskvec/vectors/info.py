@@ -50,6 +50,8 @@ class VectorInfo:
             `TaskVector.compress`.
         forgetting: Of a vector that takes a task away: what is left of that task and of the control tasks; see
             `hf_taskvec.editing.forget`.
+        transport: Of a vector that was brought to its base from another: that other base and how; see
+            `hf_taskvec.editing.transport`.
         rounding_error: Relative error, in norm, of the dtypes that the fine-tuned weights and the vector were saved in.
         command: The command that made it.
         seconds: How long the making took, on the machine it ran on.
@@ -95,6 +97,7 @@ class VectorInfo:
     scaling: float = 1.0
     compression: Mapping[str, Any] | None = None
     forgetting: Mapping[str, Any] | None = None
+    transport: Mapping[str, Any] | None = None
     rounding_error: float | None = None
     command: str | None = None
     seconds: float | None = None
