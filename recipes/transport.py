@@ -37,8 +37,8 @@ class TransportArguments:
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     images_per_class: int = arg("Labelled training images of each class that are shown.", default=2)
     ways: list[str] = arg("What is tried.", default=list(WAYS))
-    max_validation: int = arg("Most validation images of a task.", default=300)
-    max_test: int = arg("Most test images of a task.", default=1000)
+    max_validation: int = arg("Most validation images of a task.", default=200)
+    max_test: int = arg("Most test images of a task.", default=500)
     results_dir: str = arg("Where each result is kept.", default="out/transport")
     table: str = arg("Markdown file for the page.", default="out/transport/report.md")
 

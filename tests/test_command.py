@@ -42,7 +42,7 @@ from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
 VERBS = ["info", "diff", "methods", "tasks", "list", "doctor", "validate", "merge", "apply", "pack", "evaluate"]
-VERBS += ["tune", "forget", "push", "pull", "results", "studio", "reproduce"]
+VERBS += ["tune", "forget", "transport", "analogy", "push", "pull", "results", "studio", "reproduce"]
 
 
 def call(*argv: object, **environment: str) -> Result:

@@ -1,10 +1,11 @@
-"""`forget`: a task taken from a base, as far as control tasks allow."""
+"""`forget`, `transport` and `analogy`: a task taken away, a vector on another base, one of a task without labels."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_taskvec.command.outcome import Outcome
 from hf_taskvec.command.verbs import Verb
@@ -36,13 +37,8 @@ def forget(settings: ForgetSettings) -> Outcome:
     from hf_taskvec.merging.sources import open_source
     from hf_taskvec.models.base import load_base
     from hf_taskvec.tasks.registry import as_tasks
-    from hf_taskvec.vectors.files import CONFIG_NAME
 
-    folder = Path(settings.output_dir)
-    if not settings.overwrite and (folder / CONFIG_NAME).exists():
-        raise OutputExistsError(
-            f"{folder} holds a vector already; choose another --output-dir, or replace it with --overwrite"
-        )
+    folder = _output(settings.output_dir, overwrite=settings.overwrite)
     vector = open_source(settings.vector)[1]
     name = settings.target or (vector.info.task if settings.data_dir else None)
     gone = forget_task(
@@ -63,6 +59,104 @@ def forget(settings: ForgetSettings) -> Outcome:
     return Outcome({"folder": str(folder), "receipt": gone.receipt, "tried": tried}, text, [str(folder)])
 
 
+@dataclass
+class TransportSettings:
+    """What is brought where, and how."""
+
+    vector: str = arg("Hub id (with @revision if wanted) or folder of the vector.")
+    to: str | None = arg("Hub id or folder of the new base; the embedded tiny CLIP if left out.", default=None)
+    task: list[str] = arg("Tasks whose images are shown; those that the vector names if left out.", default=[])
+    method: str = arg("gradfix, orthogonal_shift, theseus or rebasin.", default="gradfix")
+    settings: dict[str, Any] = arg("Settings of the method, each name=value; in YAML a mapping.", default={})
+    source: str | None = arg("The vector's own base; loaded by the name that it tells if left out.", default=None)
+    images_per_class: int = arg("Training images of each class that are shown; 0 for all.", default=2)
+    seed: int = arg("Which images.", default=0)
+    data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
+    output_dir: str = arg("Where the vector of the new base goes.", default="out/transported")
+    overwrite: bool = arg("Replace a vector that the output folder holds already.", default=False)
+
+
+def transport(settings: TransportSettings) -> Outcome:
+    """Brings a vector to another base, saves it, and tells what it is of."""
+    from hf_taskvec.cards.render import transport_words
+    from hf_taskvec.editing import transport as bring
+    from hf_taskvec.merging.sources import open_source
+    from hf_taskvec.models.base import load_base
+    from hf_taskvec.tasks.registry import as_tasks
+
+    folder = _output(settings.output_dir, overwrite=settings.overwrite)
+    vector = open_source(settings.vector)[1]
+    names = settings.task or ([vector.info.task] if settings.data_dir and vector.info.task else [])
+    brought = bring(
+        vector,
+        to=load_base(settings.to),
+        tasks=as_tasks(names, data_dir=settings.data_dir) if names else None,
+        method=settings.method,
+        source=None if settings.source is None else load_base(settings.source),
+        images_per_class=settings.images_per_class or None,
+        seed=settings.seed,
+        **settings.settings,
+    )
+    brought.save_pretrained(folder)
+    data = {"folder": str(folder), "base": brought.info.base, "norm": brought.norm()}
+    words = transport_words(brought.info.transport)
+    text = f"{folder} is a vector of {brought.info.base}, {words}; `hf-taskvec tune` finds its scaling"
+    return Outcome({**data, "transport": brought.info.transport}, text, [str(folder)])
+
+
+@dataclass
+class AnalogySettings:
+    """Three vectors, and the task of the fourth."""
+
+    a: str = arg("Hub id or folder of a vector, as of photographs.")
+    b: str = arg("Hub id or folder of what it becomes, as of sketches of the same.")
+    c: str = arg("Hub id or folder of the vector that is to become the same way, as of photographs of something else.")
+    task: str | None = arg("The task of the fourth: the factor is chosen on its images, without labels.", default=None)
+    factor: float = arg("The factor of b - a, where no task is given.", default=1.0)
+    base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
+    output_dir: str = arg("Where the vector goes.", default="out/analogy")
+    overwrite: bool = arg("Replace a vector that the output folder holds already.", default=False)
+
+
+def analogy(settings: AnalogySettings) -> Outcome:
+    """Saves c + factor * (b - a), and tells the factor."""
+    from hf_taskvec.editing import analogy as plain_analogy
+    from hf_taskvec.editing import choose_analogy
+    from hf_taskvec.merging.sources import open_source
+    from hf_taskvec.models.base import load_base
+    from hf_taskvec.tasks.registry import as_tasks
+
+    folder = _output(settings.output_dir, overwrite=settings.overwrite)
+    a, b, c = (open_source(source)[1] for source in (settings.a, settings.b, settings.c))
+    factor, told = settings.factor, {}
+    if settings.task is None:
+        vector = plain_analogy(a, b, c, factor=factor)
+    else:
+        (task,) = as_tasks([settings.task], data_dir=settings.data_dir)
+        chosen = choose_analogy(load_base(settings.base), a, b, c, task)
+        vector, factor, told = chosen.vector, chosen.factor, dict(chosen.information)
+    vector.save_pretrained(folder)
+    text = f"{settings.c} + {factor:g} ({settings.b} - {settings.a}) is in {folder}"
+    data = {"folder": str(folder), "factor": factor, "information": {f"{key:g}": value for key, value in told.items()}}
+    return Outcome(data, text, [str(folder)])
+
+
+def _output(folder: str, *, overwrite: bool) -> Path:
+    """A folder to write a vector to.
+
+    Raises:
+        OutputExistsError: If it holds one that may not be replaced.
+    """
+    from hf_taskvec.vectors.files import CONFIG_NAME
+
+    if not overwrite and (Path(folder) / CONFIG_NAME).exists():
+        raise OutputExistsError(
+            f"{folder} holds a vector already; choose another --output-dir, or replace it with --overwrite"
+        )
+    return Path(folder)
+
+
 VERBS = [
     Verb(
         "forget",
@@ -77,5 +171,28 @@ VERBS = [
         positional=["vector"],
         file="option",
         stopped="Nothing was written; the same command begins anew.",
+    ),
+    Verb(
+        "transport",
+        "Brings a vector to another base of its architecture.\n\n"
+        "A vector refuses any base but its own; this makes one of the new base of it.",
+        TransportSettings,
+        transport,
+        [
+            "hf-taskvec transport out/birds/vector --to user/newer-clip",
+            "hf-taskvec transport out/birds/vector --to user/newer-clip --method rebasin",
+        ],
+        positional=["vector"],
+        file="option",
+    ),
+    Verb(
+        "analogy",
+        "Makes the vector that is to c as b is to a.\n\nIt is c + factor * (b - a); with --task the factor is "
+        "chosen on that task's images, without labels.",
+        AnalogySettings,
+        analogy,
+        ["hf-taskvec analogy out/photos/vector out/sketches/vector out/birds/vector --task bird-sketches"],
+        positional=["a", "b", "c"],
+        file="option",
     ),
 ]

@@ -154,7 +154,6 @@ def gradfix(way: Way, *, force: bool = False) -> Deltas:
 
 def orthogonal_shift(way: Way, *, share: float = 1.0) -> Deltas:
     """Each delta without `share` of its part along the shift of the base; see `transport`."""
-    check_finite_number("share", share)
     before, after = parameters_of(way.origin.model), parameters_of(way.to.model)
     for name in way.vector.deltas:
         delta = way.vector.deltas[name]
@@ -166,8 +165,6 @@ def orthogonal_shift(way: Way, *, share: float = 1.0) -> Deltas:
 
 def theseus(way: Way, *, whitening: float = 0.4) -> Deltas:
     """Each delta between the rotations of its inputs and outputs; see `transport`."""
-    if not 0 <= whitening <= 0.5:
-        raise ValueError(f"whitening must be in [0, 0.5], got {whitening}")
     return rotated(way.vector.deltas, way.origin, way.to, way.tasks, whitening=whitening)
 
 
@@ -219,11 +216,13 @@ def _settings_of(run: Callable[..., Deltas], method: str, given: Mapping[str, An
     for name, value in given.items():
         if name not in settings:
             raise UnknownNameError(f"setting of {method}:", name, settings)
-        kind = bool if isinstance(settings[name], bool) else (int, float)
-        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise ValueError(
-                f"{name} of {method} must be {'true or false' if kind is bool else 'a number'}, got {value!r}"
-            )
+        if isinstance(settings[name], bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} of {method} must be true or false, got {value!r}")
+        else:
+            check_finite_number(name, value)
+            if name == "whitening" and not 0 <= value <= 0.5:
+                raise ValueError(f"whitening must be in [0, 0.5], got {value}")
         settings[name] = value
     return settings
 
