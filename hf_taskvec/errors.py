@@ -14,15 +14,21 @@ from hf_taskvec.text import listed, printable, shortened
 _WORD_END = re.compile(r"[-_\W]+")
 
 
+def _plain(name: str) -> str:
+    return name.lstrip("-").lower().replace("-", "_")
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that was probably meant: nearly the same letters, the same initials, or the same words in it.
 
     Example:
         >>> nearest("lr", ["learning_rate", "seed"]), nearest("epochs", ["num_train_epochs", "seed"])
         ('learning_rate', 'num_train_epochs')
+        >>> nearest("TIES", ["consensus_ties", "ties"])
+        'ties'
     """
-    bare = {candidate.lstrip("-"): candidate for candidate in known}
-    if close := difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.5):
+    bare = {_plain(candidate): candidate for candidate in known}
+    if close := difflib.get_close_matches(_plain(name), bare, n=1, cutoff=0.5):
         return bare[close[0]]
     words = [word for word in _WORD_END.split(name.lower()) if word]
     for candidate in known:

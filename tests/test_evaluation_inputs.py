@@ -328,6 +328,10 @@ def test_a_batch_size_that_is_no_size_is_refused_in_a_sentence(base: Base, task:
         evaluate(base, task, batch_size=batch_size)
 
 
+def test_a_batch_size_may_be_a_number_of_numpy(base: Base, task: Task) -> None:
+    assert evaluate(base, task, batch_size=np.int64(7)) == evaluate(base, task, batch_size=7)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_is_refused_before_any_work(
     base: Base, task: Task, vector: TaskVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
@@ -74,6 +75,24 @@ def test_a_vector_that_is_mostly_rounding_is_refused_unless_allowed(
     stored = TaskVector.from_pretrained(tmp_path / "v").info.rounding_error
     assert stored is not None
     assert stored > (vector.info.rounding_error or 0)  # the file's own rounding comes on top
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_known_by_the_values_where_the_dtype_no_longer_tells(
+    tmp_path: Path, checkpoints: Folders, base: CLIPModel, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+) -> None:
+    tuned = moved(base, 0.001)
+    widened = copy.deepcopy(tuned).to(dtype).float()  # a half-precision file that somebody saved again in float32
+    vector = TaskVector.from_models(base, widened, allow_rounding=True)
+    share = (vector - TaskVector.from_models(base, tuned)).norm() / vector.norm()
+    assert vector.info.rounding_error == pytest.approx(share, rel=0.05)
+    assert f"have the values of {dtype}" in caplog.text
+    if dtype == torch.bfloat16:
+        folder = save(widened, tmp_path / "tuned", torch.float32)
+        with pytest.raises(IncompatibleVectorsError, match=r"\d+% of the vector's norm is rounding"):
+            TaskVector.from_checkpoints(checkpoints[0], folder)
+    base_too = copy.deepcopy(base).to(dtype).float()  # one from a base of such values is exact
+    assert TaskVector.from_models(base_too, moved(base_too, 0.001)).info.rounding_error is None
 
 
 def test_two_checkpoints_in_half_precision_are_no_rounding(base: CLIPModel) -> None:
@@ -178,6 +197,14 @@ def test_a_clip_inside_another_module_is_named_by_its_prefix(tmp_path: Path, che
     inner = write(tmp_path / "inner", {prefix + name: value for name, value in weights.items()})
     with pytest.raises(IncompatibleVectorsError, match=f"begin with '{prefix}'.*save the inner model"):
         TaskVector.from_checkpoints(checkpoints[0], inner)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft
+def test_a_model_with_factors_beside_its_weights_is_named(base: CLIPModel) -> None:
+    lora = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(IncompatibleVectorsError, match=r"is a PeftModel.*from_adapter.*merge_and_unload\(\)"):
+        TaskVector.from_models(base, lora)
+    assert TaskVector.from_models(base, lora.merge_and_unload()).norm() == 0
 
 
 def test_the_prefix_that_transformers_gives_a_body_comes_off(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 
 from hf_taskvec import load_base
@@ -71,6 +72,14 @@ def test_a_base_with_pickled_weights_only_is_refused_for_that(hub: HubServer, tm
     hub.store.add_folder("model", "user/old", tmp_path / "old")
     for source in ("user/old", tmp_path / "old"):
         with pytest.raises(CheckpointError, match="Pickled weights"):
+            load_base(source, cache_dir=tmp_path / "cache")
+
+
+def test_a_vector_given_as_a_base_is_named(hub: HubServer, tmp_path: Path) -> None:
+    TaskVector({"w": torch.ones(2)}).save_pretrained(tmp_path / "vector")
+    hub.store.add_folder("model", "user/vector", tmp_path / "vector")
+    for source in ("user/vector", tmp_path / "vector"):
+        with pytest.raises(CheckpointError, match=r"holds a task vector, not a model; use TaskVector\.from_pretrained"):
             load_base(source, cache_dir=tmp_path / "cache")
 
 

@@ -216,6 +216,12 @@ def test_an_unknown_scope_is_refused(name: str) -> None:
         merge(vectors(counts(name, [2])[0]), name, scope="layer")
 
 
+@pytest.mark.parametrize(("written", "meant"), [("TIES", "ties"), ("Task-Arithmetic", "task_arithmetic")])
+def test_a_name_in_capitals_is_meant_as_it_stands(written: str, meant: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"Did you mean '{meant}'"):
+        merge([TaskVector({"w": torch.ones(2)})], written)
+
+
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'ties'"):
         merge(vectors(2), "tie")

@@ -124,6 +124,13 @@ def test_pixels_follow_every_switch_of_the_processor(base: Base, switches: dict[
     torch.testing.assert_close(pixels, expected.float(), rtol=1e-6, atol=2e-6)
 
 
+def test_a_processor_that_does_more_than_pixels_can_hold_is_refused(base: Base) -> None:
+    padding = with_processor(base, do_pad=True, pad_size={"height": 48, "width": 48})  # with 0 after the mean is taken
+    with pytest.raises(CheckpointError, match=r"do_pad.*changes images beyond"):
+        Normalize(padding)
+    Normalize(with_processor(base, do_pad=True, pad_size={"height": 32, "width": 32}))  # where nothing is left to pad
+
+
 @pytest.mark.parametrize("mean", [[0.5], None, ["a", "b", "c"], "0.5"])
 def test_a_processor_without_three_means_is_refused(base: Base, mean: Any) -> None:
     with pytest.raises(CheckpointError, match="image_mean of the image processor must be three numbers"):

@@ -421,7 +421,9 @@ def test_the_last_checkpoint_is_that_of_the_last_run(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         run(tmp_path, callbacks=[At(5, die)], **settings).train()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
-    run(tmp_path, **settings).train(resume_from_checkpoint=True)
+    resumed = run(tmp_path, **settings, resume_from_checkpoint=True)
+    resumed.train()
+    assert resumed.recorder.resumed_from == tmp_path / "checkpoint-4"
 
 
 def test_train_vector_goes_on_with_the_run_that_was_stopped(

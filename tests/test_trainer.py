@@ -329,7 +329,7 @@ def test_a_broken_image_is_named(base: Base, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"record_fractions": [1.5]}, {"record_steps": [0]}, {"remove_unused_columns": True}]
+    "changes", [{"record_fractions": [1.5]}, {"record_steps": [0]}, {"remove_unused_columns": True}, {"max_steps": 0}]
 )
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):

@@ -31,6 +31,11 @@ PICKLED = (
     "load them where you trust them and save_pretrained() them again."
 )
 
+INSTEAD = {  # what a folder without a model may hold, by a file of it
+    "adapter_config.json": "holds a peft adapter, not a whole model; use TaskVector.from_adapter",
+    "task_vector_config.json": "holds a task vector, not a model; use TaskVector.from_pretrained",
+}
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -40,6 +45,7 @@ class Wanted:
         patterns: Globs of the files wanted; none of them looks into folders.
         required: Globs of which each must fit a file; if left out, one of `patterns`.
         missing: What the error says if they do not.
+        instead: What it says where a file of this name is there.
         checked_later: Glob of files whose content the caller checks, by a faster hash than the Hub's.
     """
 
@@ -47,6 +53,7 @@ class Wanted:
     required: Sequence[str] = ()
     missing: str = "has no such files"
     checked_later: str = ""
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self, name: str) -> bool:
         """Whether a file of the folder is wanted."""
@@ -57,14 +64,16 @@ class Wanted:
         present = list(names)
         needs: list[Sequence[str]] = [(glob,) for glob in self.required] or [self.patterns]
         if not all(any(_fits(name, globs) for name in present) for globs in needs):
-            raise CheckpointError(f"{where} {self.missing}")
+            raise CheckpointError(
+                f"{where} {next((text for name, text in self.instead.items() if name in present), self.missing)}"
+            )
 
 
 def _fits(name: str, globs: Sequence[str]) -> bool:
     return "/" not in name and any(fnmatch(name, pattern) for pattern in globs)
 
 
-CHECKPOINT = Wanted((*WEIGHTS, *SIDE_FILES), required=WEIGHTS[:1], missing=PICKLED)
+CHECKPOINT = Wanted((*WEIGHTS, *SIDE_FILES), required=WEIGHTS[:1], missing=PICKLED, instead=INSTEAD)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ def cart(vectors: Sequence[TaskVector], *, rank: float = 0.08, strength: float =
     """Adds to the mean of the vectors what is left of each around it, cut to its leading singular vectors.
 
     Embeddings, projections and classifiers are averaged: of matrices, the authors' code cuts those of attention and
-    MLP only. It cuts the stacked queries, keys and values as one matrix; here, as in Transformers, they are three.
+    MLP only. It cuts the stacked queries, keys and values as one matrix; here, as in Transformers, they are three. And
+    it rounds the number of singular vectors down: 30 of 384 at .08, here 31.
 
     Args:
         vectors: Vectors of one base.

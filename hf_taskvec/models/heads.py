@@ -173,7 +173,7 @@ def _read(path: Path, key: str, shape: tuple[int, int], dtype: torch.dtype) -> T
         if head.shape != shape or head.dtype != dtype or digest != _digest(key, head):
             raise ValueError("not what was written")
         return head
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except _DAMAGED as error:
         logger.warning("the kept head %s is damaged (%s); it is computed anew", path, error)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.hub.access import AnyPath, HubAccess
-from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, Folder, Wanted, fetch_folder
+from hf_taskvec.hub.fetch import CHECKPOINT, INSTEAD, PICKLED, Folder, Wanted, fetch_folder
 from hf_taskvec.text import shortened
 from hf_taskvec.weights.folders import check_inside, read_json
 from hf_taskvec.weights.safetensors import open_safetensors, shard_files
@@ -201,10 +201,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _no_weights(folder: Path, where: str) -> CheckpointError:
     if (folder / OPEN_CLIP_CONFIG).exists():
         return CheckpointError(f"{where} {_OPEN_CLIP}")
-    if (folder / "adapter_config.json").exists():
-        return CheckpointError(f"{where} holds a peft adapter, not a whole model; use TaskVector.from_adapter")
-    if (folder / "task_vector_config.json").exists():
-        return CheckpointError(f"{where} holds a task vector, not a model; use TaskVector.from_pretrained")
+    for name, text in INSTEAD.items():
+        if (folder / name).exists():
+            return CheckpointError(f"{where} {text}")
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return CheckpointError(

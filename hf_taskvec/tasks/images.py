@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hf_taskvec.errors import DataError
 from hf_taskvec.text import shortened
@@ -107,4 +107,6 @@ def _from_integers(image: Image.Image, where: str) -> tuple[Image.Image, str]:
 
 
 def _told(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its message shows the address of a buffer
+        return "it is in no format of images that Pillow knows"
     return shortened(str(error) or type(error).__name__, 200)

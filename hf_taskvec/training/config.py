@@ -163,6 +163,8 @@ def _check_numbers(args: TaskVectorConfig) -> None:
             raise ValueError(f"{name} must be a finite number, got {type(value).__name__} {value!r:.80}")
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         raise ValueError(f"num_train_epochs must be above 0, got {args.num_train_epochs}")
+    if args.max_steps == 0:
+        raise ValueError("max_steps must be above 0, or -1 for as many as num_train_epochs gives, got 0")
 
 
 def _check_inherited(args: TaskVectorConfig) -> None:

@@ -290,10 +290,10 @@ class TaskVectorTrainer(ObjectiveTrainer):
         return result
 
     def _checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
+        wanted = self.args.resume_from_checkpoint if wanted is None else wanted
         if wanted is not True:
             return Path(wanted) if wanted else None
-        checkpoint = last_checkpoint(self.folder.path)
-        if checkpoint is None:
+        if (checkpoint := last_checkpoint(self.folder.path)) is None:
             raise ValueError(
                 f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint that is whole; train() "
                 "without it starts anew"

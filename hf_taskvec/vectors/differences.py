@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +14,13 @@ from torch import Tensor
 from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError, UnknownNameError
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
-from hf_taskvec.weights.arithmetic import PIECE, check_finite, dot, equal, rounding_noise
+from hf_taskvec.vectors.rounding import check_rounding, hidden_dtype, same_but_for_rounding
+from hf_taskvec.weights.arithmetic import PIECE, check_finite
 from hf_taskvec.weights.deltas import Deltas, DifferenceDeltas, TensorDeltas
 from hf_taskvec.weights.dtypes import DTYPE_CODES
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.names import PROJECTION, VISION_PREFIX, differences, is_clip, shapes_of
 
-MAX_ROUNDING = 0.5  # share of a vector's norm above which it is more noise than change
 logger = logging.getLogger(__name__)
 
 
@@ -119,12 +118,13 @@ def difference(
     _check_alike(ours, theirs, base, finetuned)
     _check_floating(ours, "the base")
     _check_floating(theirs, "the fine-tuned model")
-    left_out = _changed_outside(base, finetuned, ours, coverage)
+    hidden = hidden_dtype(ours, theirs)
+    left_out = _changed_outside(base, finetuned, ours, coverage, hidden)
     lazy = DifferenceDeltas({name: theirs[name] for name in ours}, ours)
     deltas = lazy if mapped else TensorDeltas(dict(lazy))
     if not _check_entries(deltas):
         logger.warning("The fine-tuned weights are those of the base: every entry of the vector is zero")
-    rounding = _check_rounding(ours, theirs, deltas, coverage)
+    rounding = check_rounding(ours, theirs, deltas, hidden=hidden, allowed=coverage.allow_rounding)
     info = dataclasses.replace(
         info,
         base_hashes=tensor_hashes(ours),
@@ -143,6 +143,12 @@ def _check_alike(
     lines = differences(shapes_of(ours), shapes_of(theirs), left_name="the base", right_name="the fine-tuned model")
     if not lines:
         return
+    if any(".lora_A." in name for name in finetuned):
+        raise IncompatibleVectorsError(
+            "the fine-tuned model is a PeftModel, whose factors are apart from its weights: save it and use "
+            "TaskVector.from_adapter, or pass its merge_and_unload()",
+            details=lines,
+        )
     if prefix := _prefix(ours, finetuned):
         raise IncompatibleVectorsError(
             f"names of the fine-tuned model begin with {prefix!r}, as of a CLIP inside another module: save the inner "
@@ -206,11 +212,15 @@ def _prefix(ours: Iterable[str], theirs: Iterable[str]) -> str:
 
 
 def _changed_outside(
-    base: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], covered: Mapping[str, Tensor], coverage: Coverage
+    base: Mapping[str, Tensor],
+    finetuned: Mapping[str, Tensor],
+    covered: Mapping[str, Tensor],
+    coverage: Coverage,
+    hidden: torch.dtype | None,
 ) -> list[str]:
     """The parameters that changed, by more than rounding, and are not covered, and those that a pattern leaves out."""
     names = [name for name in base if name not in covered and name in finetuned]
-    changed = [name for name in names if not _same_but_for_rounding(base[name], finetuned[name])]
+    changed = [name for name in names if not same_but_for_rounding(base[name], finetuned[name], hidden)]
     if changed and not (coverage.vision_only or coverage.patterns):
         alone = changed == [PROJECTION]
         raise IncompatibleVectorsError(
@@ -225,54 +235,3 @@ def _changed_outside(
         shown = listed(map(repr, changed), room=120)
         logger.warning("Left out of the vector: %d parameters that changed too, %s", len(changed), shown)
     return changed
-
-
-def _same_but_for_rounding(before: Tensor, after: Tensor) -> bool:
-    if equal(before, after):
-        return True
-    if before.dtype == after.dtype or before.shape != after.shape or not after.is_floating_point():
-        return False
-    before, after = before.cpu(), after.cpu()
-    return torch.equal(before.to(after.dtype), after) or torch.equal(after.to(before.dtype), before)
-
-
-def _check_rounding(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], deltas: Deltas, coverage: Coverage
-) -> float:
-    """The share of the difference's norm that the fine-tuned weights' rounding explains; told, and refused if large."""
-    rounded = [name for name in ours if _is_narrower(theirs[name], ours[name])]
-    widened = [name for name in ours if _is_narrower(ours[name], theirs[name])]
-    square = math.fsum(dot(deltas[name], deltas[name]) for name in deltas) if rounded or widened else 0.0
-    if square == 0:
-        return 0.0
-    if widened:
-        share = _share(ours, theirs, widened, deltas, square)
-        logger.warning(
-            "The base is in %s, narrower than the fine-tuned weights. If they started from a wider copy of it, %.0f %% "
-            "of the vector's norm is rounding",
-            ours[widened[0]].dtype,
-            100 * share,
-        )
-    if not rounded:
-        return 0.0
-    share, dtype = _share(theirs, ours, rounded, deltas, square), theirs[rounded[0]].dtype
-    text = (
-        f"{share:.0%} of the vector's norm is rounding: the fine-tuned weights are in {dtype}, narrower than the base"
-    )
-    if share > MAX_ROUNDING and not coverage.allow_rounding:
-        raise IncompatibleVectorsError(
-            f"{text}. Take the fine-tuned weights in the dtype they were trained in, or pass allow_rounding=True"
-        )
-    logger.warning("%s", text)
-    return share
-
-
-def _share(
-    rounded: Mapping[str, Tensor], other: Mapping[str, Tensor], names: Iterable[str], deltas: Deltas, square: float
-) -> float:
-    noise = math.fsum(rounding_noise(rounded[name], other[name], deltas[name]) for name in names)
-    return math.sqrt(min(1.0, noise / square))
-
-
-def _is_narrower(one: Tensor, other: Tensor) -> bool:
-    return torch.finfo(one.dtype).eps > torch.finfo(other.dtype).eps
