@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import io
 import subprocess
+import time
 import typing
+import unittest.mock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,11 +36,25 @@ REPOSITORIES = {
     "DC-Merge": "3c443e4",  # github.com/Tobeginwith/DC-Merge
     "core-space-merging": "85176fa",  # github.com/apanariello4/core-space-merging
     "merge-and-rebase": "345c570",  # github.com/apanariello4/merge-and-rebase
+    "SVC": "6ad2b31",  # github.com/lyymuwu/SVC
+    "AdaRank": "dfa5358",  # github.com/david3684/AdaRank, which has CART
     "tall_masks": "d10af8b",  # github.com/nik-dim/tall_masks
     "fusion_bench": "54c9e8c",  # github.com/tanganke/fusion_bench
 }
 REBASE = "src/merge_and_rebase/merge/methods/functional/"
 Functions = Mapping[str, Callable[..., Any]]
+
+
+@dataclass
+class Named:
+    """Tensors by name with a sum: what the authors' classes of vectors are to their functions."""
+
+    vector: dict[str, Tensor]
+
+    def __radd__(self, other: Any) -> Named:
+        return self if other == 0 else Named({name: other.vector[name] + own for name, own in self.vector.items()})
+
+    __add__ = __radd__
 
 
 @dataclass
@@ -52,6 +70,7 @@ def functions(clone: Path, file: str, names: Sequence[str], *, known: Mapping[st
     body = [node for node in ast.walk(ast.parse(source)) if isinstance(node, wanted) and node.name in names]
     space: dict[str, Any] = {"torch": torch, "tqdm": lambda items, **_: items, "OrderedDict": dict}
     space |= {"parse_dtype": lambda name: getattr(torch, name), "_FORM_MODES": {"delta", "absolute"}}
+    space |= {"time": time, "deepcopy": copy.deepcopy, "TaskVector": Named, "CPU_DEVICE": "cpu"}
     space |= {"state_dict_sum": summed, "log_wandb_mask_sparsity": lambda mask: None, "StateDictType": dict}
     space |= vars(typing) | vars(nn) | {"nn": nn, "F": nn.functional, "Tensor": Tensor} | dict(known or {})
     exec(compile(ast.Module(body=list(body), type_ignores=[]), file, "exec"), space)
@@ -130,6 +149,56 @@ def wudi(folder: Path, theirs: str, **ours: Any) -> str:
     return difference(merged.deltas["w"], their_merge(deltas, torch.ones(3), settings))
 
 
+BLOCK = "vision_model.encoder.layers.0"
+NAMES = {
+    f"{BLOCK}.self_attn.q_proj.weight": (64, 64),
+    f"{BLOCK}.mlp.fc1.weight": (96, 64),
+    f"{BLOCK}.mlp.fc1.bias": (96,),
+    "vision_model.embeddings.position_embedding.weight": (17, 64),
+}
+
+
+def towers(count: int) -> list[dict[str, Tensor]]:
+    """Deltas of some parameters of a CLIP, with a part that all vectors share."""
+    shared = {name: random(*shape, seed=90 + index) for index, (name, shape) in enumerate(NAMES.items())}
+    return [{name: shared[name] + random(*NAMES[name], seed=seed) for name in NAMES} for seed in range(count)]
+
+
+def whole(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    return difference(*(torch.cat([deltas[name].flatten() for name in NAMES]) for deltas in (ours, theirs)))
+
+
+def svc(folder: Path, count: int, of: str) -> str:
+    """SVC of task arithmetic, scaled as by their TA, or of our TSV-M; what they send to the GPU stays here."""
+    names = ["TA", "coef_cal_multi_ranks", "Align", "layer_wise_Align"]
+    theirs = functions(folder / "SVC", "merge_func.py", names)
+    vectors = [TaskVector(deltas) for deltas in towers(count)]
+    merged = Named(dict(merge(vectors, "average" if of == "task_arithmetic" else of).deltas))
+    settings = SimpleNamespace(right_only=False, target=-1, alpha=1.0 if of == "tsv_m" else 1 / count)
+    stay = unittest.mock.patch.object(Tensor, "cuda", lambda self: self)
+    with contextlib.redirect_stdout(io.StringIO()), stay:
+        if of == "task_arithmetic":
+            theirs["TA"](merged, vectors, settings)
+        theirs["layer_wise_Align"](merged, [Named(dict(vector.deltas)) for vector in vectors], settings)
+    return whole(merge(vectors, "svc", of=of).deltas, merged.vector)
+
+
+def cart(folder: Path, count: int, strength: float) -> str:
+    """CART, by four directions of each matrix: ours rounds their number, their code cuts it."""
+    names = ["_get_truncated_task_vectors", "_get_origin", "_merge_weights"]
+    theirs = functions(folder / "AdaRank", "vision/src/models/merge_vit/static.py", names)
+    deltas, zeros = towers(count), {name: torch.zeros(shape, dtype=torch.float64) for name, shape in NAMES.items()}
+    model = SimpleNamespace(device="cpu", task_vectors=[Named(own) for own in deltas])
+    model.config = SimpleNamespace(prior=strength, initial_rank_ratio=4 / 64, tasks=range(count))
+    model.pretrained_model = SimpleNamespace(state_dict=lambda: zeros)
+    for name in names:
+        setattr(model, name, partial(theirs[name], model))
+    with contextlib.redirect_stdout(io.StringIO()):
+        model._merge_weights("CART")
+    merged = merge([TaskVector(own) for own in deltas], "cart", rank=4 / 64, strength=strength)
+    return whole(merged.deltas, model._merged_state_dict)
+
+
 def main(args: RepositoriesArguments) -> None:
     folder = Path(args.folder)
     header("repository", "what", "difference")
@@ -143,6 +212,10 @@ def main(args: RepositoriesArguments) -> None:
         line("merge-and-rebase", f"actmat, weights {weights}", actmat(folder, len(weights), weights))
     line("merge-and-rebase", "wudi in closed form", wudi(folder, "closed_form", solver="exact"))
     line("merge-and-rebase", "wudi, 20 steps of Adam", wudi(folder, "gd", steps=20, learning_rate=1e-2))
+    for of, count in (("task_arithmetic", 8), ("task_arithmetic", 3), ("tsv_m", 4)):
+        line("SVC", f"svc of {of}, {count} vectors", svc(folder, count, of))
+    for count, strength in ((8, 1.0), (3, 2.3)):
+        line("AdaRank", f"cart, {count} vectors, strength {strength}", cart(folder, count, strength))
 
 
 if __name__ == "__main__":
