@@ -208,7 +208,7 @@ def test_ctrl_c_tells_what_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    assert f"1 finished parameters are kept in {journal(tmp_path)}" in caplog.text
+    assert f"is kept in {journal(tmp_path)}; the same goes on there" in caplog.text
     assert len(list(journal(tmp_path).iterdir())) == 1
 
 

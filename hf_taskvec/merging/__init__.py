@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from hf_taskvec.merging.checkpoints import merge_checkpoints
 from hf_taskvec.merging.conditioning import condition
 from hf_taskvec.merging.registry import METHODS, MergeMethod, get_method, list_methods, merge_method, methods_table
 from hf_taskvec.merging.run import merge
@@ -17,6 +18,7 @@ __all__ = [
     "get_method",
     "list_methods",
     "merge",
+    "merge_checkpoints",
     "merge_method",
     "methods_table",
 ]

@@ -7,7 +7,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -65,6 +65,7 @@ def merge(
     factors: Sequence[float] | None = None,
     statistics: Sequence[StatisticsSource] | None = None,
     over_processes: bool = False,
+    resume: bool | None = None,
     **settings: Any,
 ) -> TaskVector:
     """Merges vectors of one base into one.
@@ -76,8 +77,7 @@ def merge(
         vectors: The vectors; folders and Hub ids, with `@revision` if wanted, are opened.
         method: Name of a merge method; `list_methods` tells them.
         output_dir: Where to write the result, parameter by parameter; it is returned memory-mapped. The folder appears
-            whole or not at all; a slow method that is killed goes on where it stopped when it is called again. Without
-            it the result is in memory.
+            whole or not at all. Without it the result is in memory.
         dtype: Dtype of the result, also by name; float32, or float64 if the vectors are.
         scaling: Factor of the result; methods return it unscaled.
         device: Where to compute, and where a result in memory lies; by default where the vectors are. What is written
@@ -93,6 +93,9 @@ def merge(
         over_processes: Whether all processes of a launcher (`accelerate launch`, `torchrun`) call it to merge together
             into `output_dir`, which they all see: parameters are dealt by size, each process writes its shards, and the
             result is that of one process, bit for bit. Thresholds over whole vectors are taken by each of them.
+        resume: Whether a merge into `output_dir` that is killed goes on where it stopped when it is called again. The
+            journal beside the folder takes as much room as the result in float32, and its key a pass over all vectors,
+            so only slow methods keep one unless this says otherwise.
         **settings: Settings of the method; numbers and arrays of NumPy and PyTorch become Python's.
 
     Returns:
@@ -113,14 +116,99 @@ def merge(
         >>> merge(pair, "ties", density=1.0).deltas["w"]
         tensor([2., 0.])
     """
+    group = processes() if over_processes and output_dir is not None else None
+    if output_dir is not None:
+        check_output_folder(output_dir, marker=CONFIG_NAME)
+    plan = plan_merge(
+        vectors,
+        method,
+        dtype=dtype,
+        scaling=scaling,
+        device=device,
+        recipe=recipe,
+        missing=missing,
+        allow_zero=allow_zero,
+        factors=factors,
+        statistics=statistics,
+        settings=settings,
+    )
+    merged, kind = plan.vector, plan.dtype or plan.vector.dtype
+    if output_dir is None:
+        return _in_memory(finished(merged, plan.scaling, kind))
+    kept = plan.method.resumable if resume is None else resume
+    room = merged.num_entries * (kind.itemsize + kept * merged.dtype.itemsize)
+    check_space(output_dir, room, "result and its journal" if kept else "result")
+    if group is not None:
+        check_alike(plan.facts() | {"the dtype": kind}, "a merge")
+    with ExitStack() as stack:
+        if kept:
+            merged = stack.enter_context(_journal(output_dir, plan.key, group)).keep(merged)
+        _write(finished(merged, plan.scaling), output_dir, kind, group)
+    return TaskVector.from_pretrained(output_dir)
+
+
+@dataclass(frozen=True)
+class PlannedMerge:
+    """A merge that nothing speaks against, computed when the deltas of its result are taken.
+
+    Attributes:
+        vector: The result, lazy and unscaled, with its provenance.
+        scaling: The factor that it is to get.
+        dtype: The dtype that it is to get, if one was named.
+        method: The method.
+        settings: All its settings.
+        vectors: The vectors, before they are moved to a device.
+        names: The exact source of each; empty if it was a vector already.
+        statistics: Those that the method looks at.
+    """
+
+    vector: TaskVector
+    scaling: float
+    dtype: torch.dtype | None
+    method: MergeMethod
+    settings: Mapping[str, Any]
+    vectors: Sequence[TaskVector]
+    names: Sequence[str]
+    statistics: Sequence[Statistics]
+
+    def key(self) -> str:
+        """One hash over everything that the unscaled deltas depend on; reads all vectors."""
+        source = (self.method.merge.__module__, *(value.fingerprint for value in self.statistics))
+        return journal_key(self.vectors, self.method.name, self.settings, source=source)
+
+    def facts(self) -> dict[str, object]:
+        """What processes that merge together must have in common."""
+        sources = [self.names, [vector.info for vector in self.vectors]]
+        facts = {"the method": self.method.name, "its settings": self.settings, "the scaling": self.scaling}
+        return {**facts, "the list of vectors": sources}
+
+
+def plan_merge(
+    vectors: Sequence[Source],
+    method: str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    scaling: float = 1.0,
+    device: str | torch.device | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    missing: Missing = "refuse",
+    allow_zero: bool = False,
+    factors: Sequence[float] | None = None,
+    statistics: Sequence[StatisticsSource] | None = None,
+    settings: Mapping[str, Any],
+) -> PlannedMerge:
+    """Opens and checks what is merged; arguments and errors are those of `merge`.
+
+    Example:
+        >>> plan = plan_merge([TaskVector({"w": torch.ones(2)})] * 2, "average", settings={})
+        >>> plan.vector["w"]
+        tensor([1., 1.])
+    """
     sources, chosen = as_sources(vectors), get_method(method)
     each, factor = check_factors(factors, len(sources)), as_scaling(scaling)
     settled, looked_at = chosen.settled(sources, settings), as_statistics(statistics, sources, chosen)
     check_known("treatment of missing parameters", missing, get_args(Missing))
-    group = processes() if over_processes and output_dir is not None else None
     place, narrow = None if device is None else as_device(device), None if dtype is None else as_dtype(dtype)
-    if output_dir is not None:
-        check_output_folder(output_dir, marker=CONFIG_NAME)
     names, opened = _opened(sources, missing=missing)
     measured = [open_statistics(source) for source in looked_at]
     values = [value for _, value in measured]
@@ -134,19 +222,7 @@ def merge(
     if not allow_zero:
         check_changes(opened)
     merged = _merged(placed, chosen, settled, recipe, values)
-    if output_dir is None:
-        return _in_memory(_finished(merged, factor, narrow or merged.dtype))
-    check_space(output_dir, merged.num_entries * (kind := narrow or merged.dtype).itemsize, "result")
-    if group is not None:
-        facts = {"the method": method, "its settings": settled, "the scaling": factor, "the dtype": kind}
-        check_alike(facts | {"the list of vectors": [names, [vector.info for vector in opened]]}, "a merge")
-    with ExitStack() as stack:
-        if chosen.resumable:
-            source = (chosen.merge.__module__, *(value.fingerprint for value in values))
-            key = partial(journal_key, opened, method, settled, source=source)
-            merged = stack.enter_context(_journal(output_dir, key, group)).keep(merged)
-        _write(_finished(merged, factor), output_dir, kind, group)
-    return TaskVector.from_pretrained(output_dir)
+    return PlannedMerge(merged, factor, narrow, chosen, settled, opened, names, values)
 
 
 def _repeatable(
@@ -264,8 +340,13 @@ def _on_device(vector: TaskVector, device: torch.device) -> TaskVector:
     return TaskVector(lazy, vector.info)
 
 
-def _finished(vector: TaskVector, factor: float, dtype: torch.dtype | None = None) -> TaskVector:
-    """The lazy vector with each delta scaled, rounded to a dtype if one is given, and refused if it overflows."""
+def finished(vector: TaskVector, factor: float, dtype: torch.dtype | None = None) -> TaskVector:
+    """The lazy vector with each delta scaled, rounded to a dtype if one is given, and refused if it overflows.
+
+    Example:
+        >>> finished(TaskVector({"w": torch.ones(2)}), 0.5)["w"]
+        tensor([0.5000, 0.5000])
+    """
 
     def compute(name: str) -> Tensor:
         delta = vector.deltas[name]

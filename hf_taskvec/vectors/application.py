@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,7 +76,14 @@ def add_in_place(vector: Parts, module: nn.Module, scaling: float) -> None:
             named[name].copy_(added(name, named[name], vector.deltas[name], scaling))
 
 
-def check_fits(vector: Parts, weights: Mapping[str, Tensor], *, allow_other_base: bool, where: str) -> list[str]:
+def check_fits(
+    vector: Parts,
+    weights: Mapping[str, Tensor],
+    *,
+    allow_other_base: bool,
+    where: str,
+    hashes: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
+) -> list[str]:
     """Raises unless `weights`, under canonical names, are those of the vector's base.
 
     Args:
@@ -84,6 +91,7 @@ def check_fits(vector: Parts, weights: Mapping[str, Tensor], *, allow_other_base
         weights: The weights.
         allow_other_base: Whether other values will do.
         where: Whose weights they are, for the message.
+        hashes: Tells the hashes of some of the weights, where they are known.
 
     Returns:
         The parameters in which they differ from the base, if that is allowed.
@@ -97,12 +105,13 @@ def check_fits(vector: Parts, weights: Mapping[str, Tensor], *, allow_other_base
     if lines := differences(ours, theirs, left_name="the vector", right_name="the model"):
         raise IncompatibleVectorsError(f"vector and model differ: {listed(lines, separator='; ')}", details=lines)
     info, known = vector.info, vector.info.base_hashes
-    hashes = tensor_hashes({name: weights[name] for name in ours if name in known})
-    other = [name for name, value in hashes.items() if known[name] != value]
+    names = [name for name in ours if name in known]
+    values = tensor_hashes({name: weights[name] for name in names}) if hashes is None else hashes(names)
+    other = [name for name, value in values.items() if known[name] != value]
     if other and not allow_other_base:
         raise BaseMismatchError(
             f"the vector {info.label!r} was made from {info.base or 'another base'}, and {where} has other values in "
-            f"{len(other)} of {len(hashes)} parameters, first {', '.join(map(repr, other[:3]))}. Load the base it was "
+            f"{len(other)} of {len(values)} parameters, first {', '.join(map(repr, other[:3]))}. Load the base it was "
             "made from, bring the vector to this one by hf_taskvec.editing.transport(vector, to=base), or pass "
             "allow_other_base=True.",
             details=other,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +33,8 @@ from hf_taskvec.models.open_clip import as_transformers
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.arithmetic import equal
+from hf_taskvec.weights.continued import continue_sharded
+from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.folders import (
     atomic_folder,
     check_inside,
@@ -39,12 +43,14 @@ from hf_taskvec.weights.folders import (
     read_json,
     write_json,
 )
+from hf_taskvec.weights.kept import kept_folder
 from hf_taskvec.weights.names import aligned_names, canonical_names, shapes_of
 from hf_taskvec.weights.safetensors import open_safetensors, write_sharded
 
 if TYPE_CHECKING:
     from hf_taskvec.models.base import Base
 
+logger = logging.getLogger(__name__)
 APPLIED_NAME = "task_vector_applied.json"
 TOWER = Wanted((*WEIGHTS, CONFIG), required=CHECKPOINT.required, missing=PICKLED)
 Edit = Callable[[str, Tensor], Tensor]  # canonical name and weight of a parameter -> its new weight
@@ -66,6 +72,7 @@ class Checkpoint:
         weights: The parameters by the names they have there; memory-mapped if they come from a file.
         copy_side_files: Writes what a checkpoint has beside its weights into a folder.
         config: Its configuration, if there is one.
+        files: Its weight files, if it lies in a folder.
     """
 
     name: str
@@ -73,6 +80,19 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     copy_side_files: Callable[[Path], None]
     config: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def hashes(self, names: Iterable[str]) -> dict[str, str]:
+        """The hash of each of some parameters by canonical names, taken once."""
+        chosen = list(names)
+        self._hashes.update(tensor_hashes({name: self.tensors[name] for name in chosen if name not in self._hashes}))
+        return {name: self._hashes[name] for name in sorted(chosen)}
+
+    def stamp(self) -> list[object]:
+        """What tells these weights from others without reading them: path, size and time of each file."""
+        known = [(path, path.stat()) for path in self.files]
+        return [[os.path.realpath(path), status.st_size, status.st_mtime_ns] for path, status in known]
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -170,7 +190,7 @@ def open_checkpoint(
     files = weight_files(folder.path)
     for file in files:
         check_inside(file, folder.path)
-    return _checked(os.fspath(source) if embedded else folder.name, folder.commit, folder.path, open_safetensors(files))
+    return _checked(os.fspath(source) if embedded else folder.name, folder.commit, folder.path, files)
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -180,20 +200,20 @@ def _open_file(path: Path) -> Checkpoint:
             "run code: load them where you trust them and save_pretrained() the model"
         )
     beside = path.parent if path.name.startswith("model") else None  # whose configuration is the file's, if any
-    return _checked(path.stem, None, beside, open_safetensors([path]))
+    return _checked(path.stem, None, beside, [path])
 
 
-def _checked(name: str, commit: str | None, folder: Path | None, weights: Mapping[str, Tensor]) -> Checkpoint:
-    config = read_config(folder)
+def _checked(name: str, commit: str | None, folder: Path | None, files: Sequence[Path]) -> Checkpoint:
+    weights, config = open_safetensors(files), read_config(folder)
     check_not_quantised(config, name)
     if converted := as_transformers(weights):
-        return Checkpoint(name, commit, converted, partial(_refuse_copy, name))
+        return Checkpoint(name, commit, converted, partial(_refuse_copy, name), files=tuple(files))
 
     def copy(target: Path) -> None:
         for path in side_files(folder) if folder is not None else []:
             shutil.copyfile(path, target / path.name)
 
-    checkpoint = Checkpoint(name, commit, weights, copy, config)
+    checkpoint = Checkpoint(name, commit, weights, copy, config, tuple(files))
     _ = checkpoint.names  # refuses two names of one parameter
     return checkpoint
 
@@ -261,7 +281,12 @@ def checkpoint_of(
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, output_dir: AnyPath, edit: Edit, *, applied: Mapping[str, Any] | None = None
+    checkpoint: Checkpoint,
+    output_dir: AnyPath,
+    edit: Edit,
+    *,
+    applied: Mapping[str, Any] | None = None,
+    key: str | None = None,
 ) -> None:
     """Writes an edited checkpoint as a folder, parameter by parameter.
 
@@ -273,9 +298,12 @@ def write_checkpoint(
         output_dir: A new folder, or one that this function wrote and nothing was added to.
         edit: The new weight of each parameter.
         applied: What `task_vector_applied.json` in the folder is to tell.
+        key: A hash of all that the weights depend on. With it, a process that is killed leaves what it has written
+            beside the folder, and the next with the same key goes on from there.
 
     Raises:
         OutputExistsError: If the folder holds something else.
+        NoSpaceError: If the disk has less room than it needs.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -287,14 +315,19 @@ def write_checkpoint(
     known = check_checkpoint_folder(output_dir)
     weights, names = checkpoint.weights, checkpoint.names
 
-    def edited() -> Iterator[tuple[str, Tensor]]:
-        for name, weight in weights.items():
-            yield name, edit(names[name], weight) if name in names else weight
+    def edited(name: str) -> Tensor:
+        weight = weights[name]
+        return edit(names[name], weight) if name in names else weight
 
+    shapes, dtypes = shapes_of(weights), {name: weight.dtype for name, weight in weights.items()}
     check_space(output_dir, sum(weight.nbytes for weight in weights.values()), "checkpoint")
-    with atomic_folder(output_dir, marker=APPLIED_NAME, own=lambda name: name in known) as target:
-        dtypes = {name: weight.dtype for name, weight in weights.items()}
-        write_sharded(target, "model", edited(), shapes=shapes_of(weights), dtype=dtypes)
+    with ExitStack() as stack:
+        kept = None if key is None else stack.enter_context(kept_folder(output_dir, key))
+        target = stack.enter_context(atomic_folder(output_dir, marker=APPLIED_NAME, own=lambda name: name in known))
+        if kept is None:
+            write_sharded(target, "model", ((n, edited(n)) for n in weights), shapes=shapes, dtype=dtypes)
+        elif there := continue_sharded(target, "model", edited, shapes=shapes, dtype=dtypes, kept=kept):
+            logger.info("%d of %d weights were there already", there, len(weights))
         checkpoint.copy_side_files(target)
         files = sorted(path.name for path in target.iterdir())
         write_json(target / APPLIED_NAME, {**(applied or {}), "files": files})

@@ -94,6 +94,8 @@ def difference(
     info: VectorInfo,
     *,
     mapped: bool = False,
+    looked_at: bool = True,
+    hashes: Callable[[Iterable[str]], dict[str, str]] | None = None,
 ) -> tuple[Deltas, VectorInfo]:
     """The deltas from one set of weights to another, under canonical names, and their provenance.
 
@@ -103,6 +105,8 @@ def difference(
         coverage: What is covered.
         info: Provenance to complete.
         mapped: Whether the weights stay as they are, in files, so that each delta can be taken when it is used.
+        looked_at: Whether every entry is read now; who does not must look for NaN and Inf when the deltas are used.
+        hashes: Tells the hashes of some of the base's weights, where they are known.
 
     Raises:
         IncompatibleVectorsError: If names or shapes differ, if weights outside what is covered changed, or if most of
@@ -122,12 +126,12 @@ def difference(
     left_out = _changed_outside(base, finetuned, ours, coverage, hidden)
     lazy = DifferenceDeltas({name: theirs[name] for name in ours}, ours)
     deltas = lazy if mapped else TensorDeltas(dict(lazy))
-    if not _check_entries(deltas):
+    if looked_at and not _check_entries(deltas):
         logger.warning("The fine-tuned weights are those of the base: every entry of the vector is zero")
     rounding = check_rounding(ours, theirs, deltas, hidden=hidden, allowed=coverage.allow_rounding)
     info = dataclasses.replace(
         info,
-        base_hashes=tensor_hashes(ours),
+        base_hashes=tensor_hashes(ours) if hashes is None else hashes(ours),
         include_projection=PROJECTION in ours,
         settings={**info.settings, **coverage.patterns},
         left_out=(info.left_out or 0) + len(left_out) or None,

@@ -13,8 +13,11 @@ from hf_taskvec.hub.access import AnyPath, split_revision
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.models.embedded import EMBEDDED_BASES
 from hf_taskvec.vectors.adapter_config import CONFIG as ADAPTER_NAME
-from hf_taskvec.vectors.checkpoints import open_checkpoint
-from hf_taskvec.vectors.files import CONFIG_NAME
+from hf_taskvec.vectors.checkpoints import Checkpoint, open_checkpoint
+from hf_taskvec.vectors.differences import Coverage
+from hf_taskvec.vectors.files import CONFIG_NAME, vector_fingerprint
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.pairs import between_checkpoints
 from hf_taskvec.vectors.vector import TaskVector
 
 
@@ -51,16 +54,52 @@ def open_weights(source: AnyPath) -> Weights:
         >>> open_weights("hf-taskvec/tiny-clip").kind
         'checkpoint'
     """
-    place, revision = split_revision(source)
-    marker = None if os.path.isfile(place) or os.fspath(place) in EMBEDDED_BASES else _marker(place, revision)
+    marker, place, revision = _marked(source)
     if marker is None:
         checkpoint = open_checkpoint(place, revision=revision)
         return Weights(os.fspath(source), checkpoint.tensors, commit=checkpoint.commit)
-    if marker == ADAPTER_NAME:
-        vector = TaskVector.from_adapter(place, revision=revision)
-    else:
-        vector = TaskVector.from_pretrained(place, revision=revision)
+    vector = _vector(marker, place, revision)
     return Weights(os.fspath(source), vector.deltas, vector)
+
+
+def vector_from(source: AnyPath, before: Checkpoint, coverage: Coverage) -> tuple[TaskVector, object]:
+    """The vector, adapter or difference of a checkpoint from its base at a Hub id or in a folder.
+
+    Differences are taken from the files when they are used, and not looked at before that.
+
+    Returns:
+        The vector, and what tells its weights from others.
+
+    Raises:
+        CheckpointError: If there is nothing of the kind.
+        IncompatibleVectorsError: If a checkpoint does not fit its base.
+
+    Example:
+        >>> base = open_checkpoint("hf-taskvec/tiny-clip")
+        >>> vector_from("hf-taskvec/tiny-clip", base, Coverage())[0].is_zero
+        True
+    """
+    marker, place, revision = _marked(source)
+    if marker is None:
+        after = open_checkpoint(place, revision=revision)
+        info = VectorInfo(task=os.path.basename(os.fspath(place)) or None)
+        return TaskVector(*between_checkpoints(before, after, coverage, info, looked_at=False)), after.stamp()
+    if coverage.patterns:
+        raise ValueError(f"include= and exclude= are for checkpoints; {place} holds a vector or an adapter")
+    vector = _vector(marker, place, revision)
+    return vector, vector_fingerprint(vector.deltas)
+
+
+def _vector(marker: str, place: AnyPath, revision: str | None) -> TaskVector:
+    open_it = TaskVector.from_adapter if marker == ADAPTER_NAME else TaskVector.from_pretrained
+    return open_it(place, revision=revision)
+
+
+def _marked(source: AnyPath) -> tuple[str | None, AnyPath, str | None]:
+    """The file that says what a source is, its place and its revision."""
+    place, revision = split_revision(source)
+    is_checkpoint = os.path.isfile(place) or os.fspath(place) in EMBEDDED_BASES
+    return None if is_checkpoint else _marker(place, revision), place, revision
 
 
 def _marker(place: AnyPath, revision: str | None) -> str | None:

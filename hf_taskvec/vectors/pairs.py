@@ -35,9 +35,16 @@ def between_models(
 
 
 def between_checkpoints(
-    before: Checkpoint, after: Checkpoint, coverage: Coverage, info: VectorInfo
+    before: Checkpoint, after: Checkpoint, coverage: Coverage, info: VectorInfo, *, looked_at: bool = True
 ) -> tuple[Deltas, VectorInfo]:
     """The deltas from one checkpoint to another, each taken from the files when it is used, and their provenance.
+
+    Args:
+        before: The base.
+        after: The fine-tuned checkpoint.
+        coverage: What is covered.
+        info: Provenance to complete.
+        looked_at: Whether every entry is read, so that NaN, Inf and a difference that is all zero are told now.
 
     Raises:
         CheckpointError: If they are of two kinds of model, or quantised.
@@ -55,7 +62,9 @@ def between_checkpoints(
     names = after.names_onto(before.tensors, before.body)
     theirs = {names[name]: weight for name, weight in after.tensors.items()}
     with _of_one_kind(before, after):
-        return difference(before.tensors, theirs, coverage, info, mapped=True)
+        return difference(
+            before.tensors, theirs, coverage, info, mapped=True, looked_at=looked_at, hashes=before.hashes
+        )
 
 
 @contextmanager

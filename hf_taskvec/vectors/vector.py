@@ -16,19 +16,15 @@ from hf_taskvec.hub.access import HubAccess, HubKeywords
 from hf_taskvec.hub.publisher import Publishable
 from hf_taskvec.vectors.algebra import Algebra
 from hf_taskvec.vectors.application import add_in_place, check_fits, module_of, named_as
-from hf_taskvec.vectors.checkpoints import (
-    check_checkpoint_folder,
-    checkpoint_of,
-    open_checkpoint,
-    write_checkpoint,
-)
+from hf_taskvec.vectors.applied import applied_key, write_applied
+from hf_taskvec.vectors.checkpoints import check_checkpoint_folder, checkpoint_of, open_checkpoint
 from hf_taskvec.vectors.compression import compress
 from hf_taskvec.vectors.differences import Coverage, difference
 from hf_taskvec.vectors.factors import AdapterParts
 from hf_taskvec.vectors.files import read_vector, write_vector
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.pairs import between_checkpoints, between_models
-from hf_taskvec.weights.arithmetic import added, check_scaling
+from hf_taskvec.weights.arithmetic import check_scaling
 from hf_taskvec.weights.safetensors import MAX_SHARD_SIZE
 
 if TYPE_CHECKING:
@@ -343,6 +339,7 @@ class TaskVector(Algebra, Publishable):
         scaling: float = 1.0,
         revision: str | None = None,
         allow_other_base: bool = False,
+        resume: bool = False,
         **hub: Unpack[HubKeywords],
     ) -> None:
         """Writes base plus vector as a checkpoint folder for `from_pretrained`; no model is built.
@@ -357,6 +354,8 @@ class TaskVector(Algebra, Publishable):
             scaling: The factor of the vector.
             revision: Branch, tag or commit of the base; by default the one the vector was made from if it names it.
             allow_other_base: Whether to add the vector to weights other than those it was made from; recorded.
+            resume: Whether a call that is killed leaves what it has written for the next one to go on from; the key
+                of that takes a pass over the vector.
             **hub: `token`, `cache_dir`, `local_files_only`, `force_download`; see `HubAccess`.
 
         Raises:
@@ -379,22 +378,6 @@ class TaskVector(Algebra, Publishable):
         self.info.check_readable()
         check_checkpoint_folder(output_dir)
         checkpoint = checkpoint_of(base, self.info, revision=revision, access=HubAccess.of(hub))
-        where = repr(checkpoint.name)
-        names = checkpoint.names_onto(self.deltas.shapes)
-        named = {names[name]: weight for name, weight in checkpoint.tensors.items()}
-        other = check_fits(self, named, allow_other_base=allow_other_base, where=where)
         self.check_finite()
-
-        def edit(name: str, weight: Tensor) -> Tensor:
-            delta = self.deltas.get(names[name])
-            return weight if delta is None else added(name, weight, delta, scaling)
-
-        info = {key: value for key, value in self.info.to_dict().items() if key != "base_hashes"}
-        applied = {
-            "base": checkpoint.name,
-            "base_revision": checkpoint.commit,
-            "scaling": scaling,
-            "other_base": bool(other),
-            "vector": info,
-        }
-        write_checkpoint(checkpoint, output_dir, edit, applied=applied)
+        key = applied_key(self, checkpoint, scaling) if resume else None
+        write_applied(self, checkpoint, output_dir, scaling=scaling, allow_other_base=allow_other_base, key=key)

@@ -77,6 +77,21 @@ def write_safetensors(
     Returns:
         The SHA-256, if it was asked for.
     """
+    expected = iter(shapes)
+    digest = hashlib.sha256() if hashed else None
+    with writer(path, digest.update if digest else None) as write:
+        write(memoryview(header_of(shapes, dtype)))
+        for name, tensor in tensors:
+            if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):
+                raise ValueError(f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit the announced header")
+            write(bytes_of(tensor, dtype_of(dtype, name)))
+        if (missing := next(expected, None)) is not None:
+            raise ValueError(f"tensor {missing!r} was announced and not written")
+    return digest.hexdigest() if digest else None
+
+
+def header_of(shapes: Mapping[str, Sequence[int]], dtype: Dtypes) -> bytes:
+    """What a file of tensors in this order begins with."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -86,18 +101,12 @@ def write_safetensors(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # the data start on a cache line
-    expected = iter(shapes)
-    digest = hashlib.sha256() if hashed else None
-    with writer(path, digest.update if digest else None) as write:
-        write(memoryview(struct.pack("<Q", len(text)) + text))
-        for name, tensor in tensors:
-            if name != next(expected, None) or tuple(tensor.shape) != tuple(shapes[name]):
-                raise ValueError(f"tensor {name!r} of shape {tuple(tensor.shape)} does not fit the announced header")
-            data = tensor.detach().to("cpu", dtype_of(dtype, name)).contiguous().view(-1).view(torch.uint8)
-            write(data.numpy().data)
-        if (missing := next(expected, None)) is not None:
-            raise ValueError(f"tensor {missing!r} was announced and not written")
-    return digest.hexdigest() if digest else None
+    return struct.pack("<Q", len(text)) + text
+
+
+def bytes_of(tensor: Tensor, dtype: torch.dtype) -> memoryview:
+    """The values of a tensor as a file holds them."""
+    return memoryview(tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def dtype_of(dtype: Dtypes, name: str) -> torch.dtype:
@@ -120,11 +129,7 @@ def write_sharded(
     Returns:
         The SHA-256 of each weight file by its name, if `hashed`.
     """
-    _check_shard_size(max_shard_size)
-    sizes = {name: math.prod(shape) * dtype_of(dtype, name).itemsize for name, shape in shapes.items()}
-    plan = split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
-        sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
-    )
+    plan = shard_plan(stem, shapes, dtype, max_shard_size)
     stream = iter(tensors)
     digests = {}
     for filename, names in plan.filename_to_tensors.items():
@@ -136,6 +141,19 @@ def write_sharded(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / f"{stem}.safetensors.index.json", index)
     return digests
+
+
+def shard_plan(stem: str, shapes: Mapping[str, Sequence[int]], dtype: Dtypes, max_shard_size: int | str) -> Any:
+    """Which tensors go into which file, in their order.
+
+    Raises:
+        ValueError: If the size is none.
+    """
+    _check_shard_size(max_shard_size)
+    sizes = {name: math.prod(shape) * dtype_of(dtype, name).itemsize for name, shape in shapes.items()}
+    return split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
+        sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
+    )
 
 
 def _check_shard_size(size: int | str) -> None:

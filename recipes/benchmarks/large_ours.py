@@ -10,17 +10,11 @@ from merging_meter import Meter
 
 meter = Meter()
 with meter.timed("import"):
-    from hf_taskvec.merging import merge
-    from hf_taskvec.vectors.vector import TaskVector
+    from hf_taskvec.merging import merge_checkpoints
 
 if __name__ == "__main__":
     folder, count, method, settings, out = sys.argv[1:]
-    base = Path(folder) / "base"
-    with meter.timed("load"):
-        tuned = [Path(folder) / f"task-{index}" for index in range(int(count))]
-        vectors = [TaskVector.from_checkpoints(base, place) for place in tuned]
-    with meter.timed("merge"):
-        merged = merge(vectors, method, output_dir=Path(out) / "vector", **json.loads(settings))
-    with meter.timed("save"):
-        merged.save_checkpoint(base, Path(out) / "model")
+    tuned = [Path(folder) / f"task-{index}" for index in range(int(count))]
+    with meter.timed("merge and save"):
+        merge_checkpoints(Path(folder) / "base", tuned, method, output_dir=out, **json.loads(settings))
     meter.report()

@@ -1,0 +1,81 @@
+"""A hidden folder beside an output, for what long work has finished: a process that is killed leaves it to the next."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_taskvec.errors import TaskVecError
+from hf_taskvec.weights.temporary import held
+
+logger = logging.getLogger(__name__)
+DIGITS = 16
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ATTEMPTS = 100  # to hold a folder that other work clears away meanwhile
+
+
+@contextmanager
+def kept_folder(output_dir: str | os.PathLike[str], key: str) -> Iterator[Path | None]:
+    """Yields a folder for finished parts of a result, and removes it if the block ends without an error.
+
+    Its name holds the key, so that each work has its own. The process that uses it holds it; a second one that does
+    the same gets none. Folders of other work into the same place whose processes are gone are removed.
+
+    Args:
+        output_dir: Where the result goes.
+        key: A hash of what it depends on.
+    """
+    target = Path(os.path.abspath(output_dir))
+    folder = target.with_name(f".{target.name}.{key[:DIGITS]}.journal")
+    _clear_others(folder, target)
+    with _held(folder) as free:
+        try:
+            yield folder if free else None
+        except BaseException as error:
+            full = isinstance(error, OSError) and error.errno in _FULL
+            again = full or isinstance(error, TaskVecError)  # it would end like that again
+            if free and (again or not any(folder.iterdir())):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif free and isinstance(error, KeyboardInterrupt):
+                logger.warning("Stopped: what is finished of %s is kept in %s; the same goes on there", target, folder)
+            raise
+        if free:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Makes a folder and holds it while the block runs; tells whether it could be had."""
+    for _ in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("The journal %s cannot be written (%s); the merge goes on without", folder, error)
+            yield False
+            return
+        with held(folder) as free:
+            if not free and not folder.exists():  # cleared away before it was held
+                continue
+            if free is None:
+                logger.warning("%s cannot be locked; the merge keeps no journal", folder.parent)
+            elif not free:
+                logger.warning("Another process merges the same into %s; this one keeps no journal", folder.parent)
+            yield bool(free)
+            return
+    yield False
+
+
+def _clear_others(folder: Path, target: Path) -> None:
+    """Removes what is kept of other work into `target`, unless it is going on."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{{DIGITS}}}\.journal")
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        if path != folder and pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with held(path) as dead:
+                if dead:
+                    shutil.rmtree(path, ignore_errors=True)
