@@ -248,6 +248,18 @@ def test_a_file_gives_settings_and_the_command_line_wins(place: Path, tmp_path: 
     assert "Did you mean 'method'?" in result.stderr
 
 
+def test_with_a_base_merge_makes_a_checkpoint_of_checkpoints(place: Path, tmp_path: Path) -> None:
+    clip, out = "hf-taskvec/tiny-clip", tmp_path / "model"
+    argv = ["merge", clip, clip, "--base", clip, "--exclude", "text_model.*", "--method", "average", "-o", out]
+    assert answer(*argv) == {"folder": str(out), "method": "average", "checkpoints": 2}
+    assert {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
+    assert "holds a checkpoint already" in refusal(*argv)
+    assert call(*argv, "--overwrite", "-q").stdout == f"{out}\n"
+    assert "--dtype is for merges of vectors" in refusal(*argv, "--overwrite", "--dtype", "float16")
+    assert "whose base --base names" in refusal("merge", place / "one", "--exclude", "*", "-o", tmp_path / "b")
+    assert "--base is for `merge`" in refusal("validate", write_recipe(tmp_path, place), "--base", clip)
+
+
 def test_validate_lets_a_good_merge_pass_and_writes_nothing(place: Path, tmp_path: Path) -> None:
     told = answer("validate", write_recipe(tmp_path, place))
     assert told["ok"] is True

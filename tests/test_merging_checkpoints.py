@@ -229,11 +229,11 @@ def test_a_full_disk_leaves_nothing_of_a_merge_of_checkpoints(models: Path, tmp_
 def test_a_merge_of_checkpoints_holds_no_model_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).bfloat16()
     for number in range(3):
-        weights = {f"layers.{index}.w": random + number for index in range(48)}
+        weights = {f"layers.{index}.w": random + number for index in range(64)}
         save_file(weights, tmp_path / f"{number}.safetensors")
     del weights
     files = [tmp_path / f"{number}.safetensors" for number in range(3)]
-    merge_checkpoints(files[0], files[1:], "ties", output_dir=tmp_path / "out")  # what it allocates once for good
+    merge_checkpoints(files[0], files[1:], output_dir=tmp_path / "out")  # what it allocates once for good
     peak, before = 0, anonymous_bytes()
     plain = continued.bytes_of
 
@@ -243,5 +243,5 @@ def test_a_merge_of_checkpoints_holds_no_model_in_memory(tmp_path: Path, monkeyp
         return plain(tensor, dtype)
 
     monkeypatch.setattr(continued, "bytes_of", watched)
-    merge_checkpoints(files[0], files[1:], "ties", output_dir=tmp_path / "out")
-    assert peak < 100 << 20  # two vectors would take 400 MB, the result in float32 200 MB
+    merge_checkpoints(files[0], files[1:], output_dir=tmp_path / "out")
+    assert peak < 120 << 20  # of that 64 MiB may wait for the writer; the result in float32 would take 256 MiB

@@ -43,6 +43,15 @@ class MergeSettings:
     statistics: list[str] = arg(
         "Hub ids or folders of the vectors' statistics, in their order, for a method that looks at data.", default=[]
     )
+    base: str | None = arg(
+        "Hub id or folder of the checkpoint that all were made from: merge checkpoints too, into a checkpoint.",
+        default=None,
+    )
+    include: list[str] = arg("With --base: patterns of the parameters to merge; all if left out.", default=[])
+    exclude: list[str] = arg("With --base: patterns of parameters that stay the base's.", default=[])
+    resume: bool | None = arg(
+        "Whether a killed merge goes on where it was; a slow method and one with --base do anyway.", default=None
+    )
     repeat: str | None = arg("Hub id or folder of a merged vector whose recipe to run again.", default=None)
 
 
@@ -68,13 +77,71 @@ def recipe_of(settings: MergeSettings) -> MergeRecipe:
 
 def run_merge(settings: MergeSettings) -> TaskVector:
     """Merges and saves the result."""
-    return recipe_of(settings).run(output_dir=settings.output_dir, device=settings.device, overwrite=settings.overwrite)
+    check_without_base(settings)
+    return recipe_of(settings).run(
+        output_dir=settings.output_dir,
+        device=settings.device,
+        overwrite=settings.overwrite,
+        resume=settings.resume,
+    )
+
+
+def check_without_base(settings: MergeSettings) -> None:
+    """Refuses what only merges of checkpoints have.
+
+    Raises:
+        ValueError: If a setting of theirs is given.
+    """
+    if settings.base is not None:
+        raise ValueError("--base is for `merge`, where it makes checkpoints of checkpoints: leave it out")
+    if settings.include or settings.exclude:
+        raise ValueError("--include and --exclude choose parameters of checkpoints, whose base --base names")
+
+
+def run_checkpoint_merge(settings: MergeSettings) -> str:
+    """Merges checkpoints of one base into a checkpoint, and tells where it is."""
+    from hf_taskvec.merging import merge_checkpoints
+
+    others = ("repeat", "dtype", "allow_zero", "resume")
+    if odd := [name for name in others if getattr(settings, name)] + ["missing"] * (settings.missing != "refuse"):
+        raise ValueError(f"--{odd[0].replace('_', '-')} is for merges of vectors; with --base leave it out")
+    check_free(settings.output_dir, overwrite=settings.overwrite)
+    merge_checkpoints(
+        str(settings.base),
+        settings.vectors,
+        settings.method,
+        output_dir=settings.output_dir,
+        scaling=settings.scaling,
+        include=settings.include,
+        exclude=settings.exclude,
+        device=settings.device,
+        factors=settings.factors or None,
+        statistics=settings.statistics or None,
+        **settings.settings,
+    )
+    return f"{settings.method} of {len(settings.vectors)} checkpoints is in {Path(settings.output_dir)}"
+
+
+def check_free(output_dir: str, *, overwrite: bool) -> None:
+    """Raises an `OutputExistsError` if a folder holds a checkpoint that is not to be replaced."""
+    from hf_taskvec.vectors.checkpoints import APPLIED_NAME
+
+    if not overwrite and (Path(output_dir) / APPLIED_NAME).exists():
+        raise OutputExistsError(
+            f"{output_dir} holds a checkpoint already; choose another --output-dir, or replace it with --overwrite"
+        )
 
 
 def merge(settings: MergeSettings) -> Outcome:
     """Merges, and tells where the result is."""
+    folder = str(Path(settings.output_dir))
+    if settings.base is not None:
+        told = run_checkpoint_merge(settings)
+        return Outcome(
+            {"folder": folder, "method": settings.method, "checkpoints": len(settings.vectors)}, told, [folder]
+        )
     merged = run_merge(settings)
-    folder, count = str(Path(settings.output_dir)), len(merged.info.parents)
+    count = len(merged.info.parents)
     data = {"folder": folder, "method": merged.info.method, "vectors": count, "norm": merged.norm()}
     return Outcome(data, f"{merged.info.label} of {count} vectors is in {folder}", [folder])
 
@@ -83,6 +150,7 @@ def validate(settings: MergeSettings) -> Outcome:
     """Looks at a merge before it."""
     from hf_taskvec.merging.validation import validate as validate_merge
 
+    check_without_base(settings)
     findings = validate_merge(
         recipe_of(settings), output_dir=settings.output_dir, device=settings.device, overwrite=settings.overwrite
     )
@@ -110,13 +178,9 @@ class ApplySettings:
 def apply(settings: ApplySettings) -> Outcome:
     """Writes base plus vector as a checkpoint that Transformers loads."""
     from hf_taskvec.merging.sources import open_source
-    from hf_taskvec.vectors.checkpoints import APPLIED_NAME
 
     folder = Path(settings.output_dir)
-    if not settings.overwrite and (folder / APPLIED_NAME).exists():
-        raise OutputExistsError(
-            f"{folder} holds a checkpoint already; choose another --output-dir, or replace it with --overwrite"
-        )
+    check_free(settings.output_dir, overwrite=settings.overwrite)
     packed = open_packed(settings.vector)
     if (packed is None) is not (settings.task is None):
         raise ValueError(
@@ -142,11 +206,13 @@ VERBS = [
     ),
     Verb(
         "merge",
-        "Merges vectors into one.\n\nThe result keeps the recipe in its provenance, for --repeat.",
+        "Merges vectors into one, or checkpoints of a base into a checkpoint.\n\n"
+        "The result keeps the recipe in its provenance, for --repeat.",
         MergeSettings,
         merge,
         [
             "hf-taskvec merge out/mnist/vector user/gtsrb@main --method ties -s density=0.2 -o out/ties",
+            "hf-taskvec merge user/llama-math user/llama-code --base meta-llama/Llama-3.2-1B -o out/model",
             "hf-taskvec merge --config recipe.yaml",
             "hf-taskvec merge --repeat out/ties -o out/ties-again",
         ],

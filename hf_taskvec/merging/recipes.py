@@ -99,6 +99,7 @@ class MergeRecipe:
         output_dir: str | os.PathLike[str] | None = None,
         device: str | None = None,
         overwrite: bool = True,
+        resume: bool | None = None,
     ) -> TaskVector:
         """Merges, and keeps the recipe with exact revisions in the result's provenance; over all processes if launched.
 
@@ -106,6 +107,7 @@ class MergeRecipe:
             output_dir: As in `merge`.
             device: As in `merge`.
             overwrite: Whether a vector that `output_dir` holds already is replaced.
+            resume: As in `merge`.
 
         Raises:
             UnknownNameError, ValueError: As `check`, before a vector is opened; and all that `merge` raises.
@@ -126,6 +128,7 @@ class MergeRecipe:
             factors=self.factors or None,
             statistics=self.statistics or None,
             over_processes=True,
+            resume=resume,
             **self.settings,
         )
 

@@ -84,13 +84,13 @@ def ties_of(config: Mapping[str, Any]) -> Mapping[str, str]:
         >>> ties_of({"architectures": ["LlamaForCausalLM"]})  # by default they are not
         {}
     """
-    if config.get("model_type") in _CLIP_TYPES:  # whose class need not be imported
+    tied = config.get("tie_word_embeddings")
+    if config.get("model_type") in _CLIP_TYPES or tied is False:  # the class need not be imported, which takes seconds
         return {}
     kind = model_class(config)
     ties = getattr(kind, "_tied_weights_keys", None)
     if not isinstance(ties, Mapping):
         return {}
-    tied = config.get("tie_word_embeddings")
     if tied is None:
         tied = getattr(kind.config_class(), "tie_word_embeddings", False)
     return dict(ties) if tied else {}

@@ -137,11 +137,11 @@ class Checkpoint:
         """The attribute that holds the body of the model in its class, as `vit`; empty if it is not known."""
         return str(getattr(model_class(self.config), "base_model_prefix", ""))
 
-    def names_onto(self, onto: Collection[str], *bodies: str) -> dict[str, str]:
+    def names_onto(self, onto: Collection[str], *others: Checkpoint) -> dict[str, str]:
         """The name in another set of each canonical name; see `aligned_names`."""
         if set(onto) <= set(self.tensors):
             return {name: name for name in self.tensors}
-        return aligned_names(self.tensors, onto, [self.body, *bodies])
+        return aligned_names(self.tensors, onto, [self.body, *(other.body for other in others)])
 
     @classmethod
     def of_base(cls, base: Base) -> Checkpoint:

@@ -230,7 +230,7 @@ def _changed_outside(
         raise IncompatibleVectorsError(
             f"{listed(map(repr, changed), room=200)} changed too, but the vector does not cover it: "
             + ("pass include_projection=True, or " if alone else "pass ")
-            + "vision_only=True to leave it out",
+            + "vision_only=True to leave it out, or include= with what the vector is to cover",
             details=changed,
         )
     if coverage.patterns:

@@ -59,7 +59,7 @@ def between_checkpoints(
         architecture=None if is_clip(before.tensors) else before.architecture,
         left_out=_changed_statistics(before, after) or None,
     )
-    names = after.names_onto(before.tensors, before.body)
+    names = after.names_onto(before.tensors, before)
     theirs = {names[name]: weight for name, weight in after.tensors.items()}
     with _of_one_kind(before, after):
         return difference(

@@ -99,11 +99,11 @@ def _intact(path: Path, record: Path, header: bytes, sizes: Mapping[str, int]) -
         if file.read(len(header)) != header:
             return []
         for digest, (name, size) in zip(told, sizes.items(), strict=False):
-            found, left = xxhash.xxh3_128(), size
+            content, left = xxhash.xxh3_128(), size
             while left and (piece := file.read(min(left, 1 << 24))):
-                found.update(piece)
+                content.update(piece)
                 left -= len(piece)
-            if left or found.hexdigest() != digest:
+            if left or content.hexdigest() != digest:
                 logger.warning("%r in %s is damaged; it is computed again", name, path)
                 break
             digests.append(digest)
