@@ -23,11 +23,7 @@ SOURCES = {path.relative_to(PACKAGE): path.read_text(encoding="utf-8") for path 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES = 400  # of a file
 MOST_MARKS = 5  # that switch the formatter off
-<<<<<<< HEAD
 MOST_CODE = 21_900  # lines; what grows beyond it needs a reason
-=======
-MOST_CODE = 21_900  # lines; what grows beyond it needs a reason
->>>>>>> 0e28fa0 (The bound on code: 21,500)
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
