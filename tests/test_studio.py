@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import CLIPModel
 from typer.testing import CliRunner
 
@@ -213,6 +215,25 @@ def test_the_tower_in_stages_gives_the_logits_of_an_edited_model(pattern: str, b
 
     assert len(labels) == len(exam.labels) == 30
     torch.testing.assert_close(ours.sort(dim=0).values, logits.sort(dim=0).values, rtol=1e-4, atol=1e-4)
+
+
+def test_what_several_visitors_measure_at_once_is_what_each_measures_alone(bench: Bench) -> None:
+    base, pixels = tiny_base(), bench.exams[0].pixels
+    before = {name: value.clone() for name, value in parameters_of(base.model).items()}
+    changes = [{name: scale * delta for name, delta in moved(3).deltas.items()} for scale in (0.5, -1.0)]
+    alone = [bench.tower.run(pixels, deltas) for deltas in changes]
+    disturbed = []
+
+    def visit(number: int) -> Tensor:
+        features = bench.tower.run(pixels, changes[number % 2])
+        disturbed.extend(name for name, value in parameters_of(base.model).items() if not value.equal(before[name]))
+        return features
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(visit, range(40)))
+    assert disturbed == []
+    for number, features in enumerate(together):
+        torch.testing.assert_close(features, alone[number % 2])
 
 
 def test_a_measurement_is_the_evaluation_of_the_merged_model(bank: Bank, bench: Bench) -> None:

@@ -181,6 +181,7 @@ def test_the_keyboard_alone_moves_a_slider_and_opens_an_image(page: Any) -> None
         page.keyboard.press("ArrowRight")
     page.wait_for_function(f"location.href !== {json.dumps(before)}")
     page.wait_for_function("new URLSearchParams(location.search).get('factors').startsWith('0.5,')")
+    shows(page, "#bars", "24 test images a task.")
     page.locator("#flips button").first.wait_for()
     page.locator("#flips button").first.focus()
     page.keyboard.press("Enter")

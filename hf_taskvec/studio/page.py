@@ -234,6 +234,8 @@ class _Page:
                 shown: Shown = {self.bars: bars}
                 if blocks == 1 or not busy:
                     shown |= self._strip(visit, task, blocks)
+                if blocks == 1:
+                    shown[self.logits] = ""  # not again: by then somebody may be reading those of an image
                 yield shown
         except REFUSALS as error:
             yield {self.note: drawn_note([str(error)], bad=True)}
@@ -242,7 +244,7 @@ class _Page:
         exam = None if task < 0 else task
         turned = self.desk.flips(visit, blocks=blocks, exam=exam)
         pictures = [(self._picture(flip), self._caption(flip)) for flip in turned]
-        return {self.strip: turned, self.gallery: gr.Gallery(pictures, selected_index=None), self.logits: ""}
+        return {self.strip: turned, self.gallery: gr.Gallery(pictures, selected_index=None)}
 
     def _picture(self, flip: Flip) -> np.ndarray[Any, Any]:
         pixels = self.desk.bench.exams[flip.exam].pixels[flip.image].permute(1, 2, 0).numpy()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -57,10 +60,10 @@ def _project(used: Any, states: Tensor) -> Tensor:
 
 
 class Tower:
-    """From images in uint8 to unit features, from any stage on, with some parameters changed.
+    """From images in uint8 to unit features, from any stage on, with some parameters changed; for several threads.
 
     Args:
-        base: The model; it is left alone.
+        base: The model; it is left alone, and whoever reads it meanwhile finds it as it is.
 
     Example:
         >>> from hf_taskvec import load_base
@@ -72,14 +75,15 @@ class Tower:
     """
 
     def __init__(self, base: Base) -> None:
-        tower = base.model.vision_model
+        self._running = threading.Lock()  # `functional_call` changes modules for as long as it runs
+        tower, visual_projection = _with_same_weights(base.model.vision_model, base.model.visual_projection)
         embedding = {"normalize": Normalize(base), "embeddings": tower.embeddings, "norm": tower.pre_layrnorm}
         self.stages = [Stage(_embed, embedding)]
         for layer in tower.encoder.layers:
             attend = _attend_at_class_token if layer is tower.encoder.layers[-1] else _attend
             self.stages.append(Stage(attend, {"attention": layer.self_attn, "norm": layer.layer_norm1}))
             self.stages.append(Stage(_think, {"mlp": layer.mlp, "norm": layer.layer_norm2}))
-        projection = {"norm": tower.post_layernorm, "projection": base.model.visual_projection}
+        projection = {"norm": tower.post_layernorm, "projection": visual_projection}
         self.stages.append(Stage(_project, projection))
         known = {id(value): canonical_name(name) for name, value in base.model.named_parameters()}
         self._names = [{local: known[id(value)] for local, value in s.named_parameters()} for s in self.stages]
@@ -107,7 +111,14 @@ class Tower:
         """
         for number in range(start, len(self.stages) if end is None else end):
             stage, names = self.stages[number], self._names[number]
-            own = dict(stage.named_parameters())
-            changed = {local: own[local] + deltas[name] for local, name in names.items() if name in deltas}
-            states = functional_call(stage, changed, (states,)) if changed else stage(states)
+            with self._running:
+                own = dict(stage.named_parameters())
+                changed = {local: own[local] + deltas[name] for local, name in names.items() if name in deltas}
+                states = functional_call(stage, changed, (states,)) if changed else stage(states)
         return states
+
+
+def _with_same_weights(*modules: nn.Module) -> list[Any]:
+    """Modules of one's own on the very tensors of others."""
+    tensors = [value for module in modules for value in itertools.chain(module.parameters(), module.buffers())]
+    return copy.deepcopy(list(modules), {id(value): value for value in tensors})
