@@ -162,6 +162,34 @@ def plot_front(points: Sequence[tuple[float, float]], *, front: Sequence[int], n
     return figure
 
 
+def plot_disentanglement(
+    maps: Mapping[str, Sequence[Sequence[float]]], *, factors: Sequence[float], tasks: tuple[str, str]
+) -> Figure:
+    """Maps of the disentanglement error of two vectors, one a model, on one colour scale; lower is better.
+
+    Args:
+        maps: For each model ξ by the factor of the first vector (row) and of the second (column).
+        factors: The factors.
+        tasks: The names of the two tasks.
+
+    Example:
+        >>> figure = plot_disentanglement({"ordinary": [[0, 1], [1, 0]]}, factors=[0, 1], tasks=("digits", "shapes"))
+        >>> figure.axes[0].get_xlabel()
+        'factor of digits'
+    """
+    figure = Figure(figsize=(1 + 3.2 * len(maps), 3.4), layout="constrained", dpi=120)
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    top = max(0.01, *(value for errors in maps.values() for row in errors for value in row))
+    for axes, (title, errors) in zip(panels, maps.items(), strict=True):
+        columns = list(zip(*errors, strict=True))  # the first factor goes to the right
+        image = axes.imshow(columns, origin="lower", vmin=0, vmax=top, cmap="viridis")
+        axes.set_xticks(range(len(factors)), [f"{factor:g}" for factor in factors])
+        axes.set_yticks(range(len(factors)), [f"{factor:g}" for factor in factors])
+        axes.set(title=title, xlabel=f"factor of {tasks[0]}", ylabel=f"factor of {tasks[1]}")
+    figure.colorbar(image, ax=panels, label="disentanglement error")
+    return figure
+
+
 def _plot_tasks(axes: Axes, report: Report) -> None:
     positions = range(len(report.results))
     bars: tuple[tuple[str, list[float | None], str], ...] = (

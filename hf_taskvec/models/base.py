@@ -59,6 +59,23 @@ class Base:
         return None if self.model.config.model_type == "clip" else str(self.model.config.model_type)
 
     @property
+    def linearized(self) -> bool:
+        """Whether it is what `linearize` made of a base: linear in its weights."""
+        return bool(getattr(self.model.vision_model, "linearized", False))
+
+    def check_not_linearized(self, needed_by: str) -> None:
+        """Raises a `ValueError` if it is: what needs the layers of a tower, or writes it as a file, finds none there.
+
+        Args:
+            needed_by: What asks, for the message.
+        """
+        if self.linearized:
+            raise ValueError(
+                f"{needed_by} does not take {self.name!r} in its tangent space, of which only image features are "
+                "known; pass the base that linearize was given, or evaluate(linearized, tasks)"
+            )
+
+    @property
     def device(self) -> torch.device:
         """The device the model is on."""
         device: torch.device = next(self.model.parameters()).device
@@ -84,6 +101,7 @@ class Base:
             ("device", repr(str(weight.device))),
             *([("edited", True)] if self.edited else []),
             *([("transductive", True)] if self.transductive else []),
+            *([("linearized", True)] if self.linearized else []),
         ]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -94,6 +112,7 @@ class Base:
 
         Raises:
             OutputExistsError: If the folder holds something else.
+            ValueError: If it is linearised: a file cannot say so.
 
         Example:
             >>> import tempfile
@@ -102,6 +121,7 @@ class Base:
             ...     load_base(folder).model.num_parameters() == load_base().model.num_parameters()
             True
         """
+        self.check_not_linearized("save_pretrained")
         with atomic_folder(folder, marker=SAVED, own=_is_weights) as temporary:
             self.model.save_pretrained(temporary)
             self.processor.save_pretrained(temporary)

@@ -74,12 +74,18 @@ def pooled(tower: Any) -> Any:
     layers = tower.encoder.layers
     if not isinstance(layers[-1], CLIPEncoderLayer):
         return tower
-    encoder = _with(tower.encoder, layers=nn.ModuleList([*layers[:-1], ClassTokenLayer(layers[-1])]))
-    return _with(tower, encoder=encoder)
+    encoder = with_children(tower.encoder, layers=nn.ModuleList([*layers[:-1], ClassTokenLayer(layers[-1])]))
+    return with_children(tower, encoder=encoder)
 
 
-def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """A shallow copy of a module with other children in the named places."""
+def with_children(module: nn.Module, **children: nn.Module) -> nn.Module:
+    """A shallow copy of a module with other children in the named places.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> with_children(layers, **{"1": nn.Linear(1, 1)})[1], layers[1]
+        (Linear(in_features=1, out_features=1, bias=True), Identity())
+    """
     changed = copy.copy(module)
     changed._modules = {**module._modules, **children}
     return changed

@@ -98,6 +98,7 @@ def given(base: Base, vectors: Vectors, tasks: Tasks) -> Given:
     """
     tasks = as_tasks(tasks)
     check_base(base)
+    base.check_not_linearized("routing")
     by_task = vectors_by_task(vectors, tasks)
     for task in by_task:
         check_known("head for task", task, [task.name for task in tasks])

@@ -251,6 +251,7 @@ def check_settings(
     """Refuses settings of a collection before an image is read; see `collect_statistics`."""
     if not isinstance(model, Base):
         raise TypeError(f"statistics are collected of a Base, got {type(model).__name__}; load one by load_base")
+    model.check_not_linearized("collect_statistics")
     if isinstance(kinds, str) or not kinds:
         raise ValueError(f"kinds must be a list of what to measure, such as ['gram'], got {kinds!r}")
     for kind in kinds:

@@ -103,6 +103,8 @@ def alternating_tuning_and_merging(
     tasks = as_tasks(tasks, needed_by="alternating tuning and merging")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if args.tangent:
+        raise ValueError("tangent must be False: each round starts elsewhere, and a tangent space has one point")
     check_positive("scaling", scaling)
     get_method(method).check(tasks, settings)
     check_known("part of the tasks", train_on, get_args(Split))

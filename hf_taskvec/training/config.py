@@ -82,6 +82,13 @@ class TaskVectorConfig(TrainingArguments):
     pull_to_base: float = field(
         default=0.0, metadata={"help": "Factor of the squared distance from the base's weights, added to the loss."}
     )
+    tangent: bool = field(
+        default=False,
+        metadata={
+            "help": "Train in the tangent space of the base (arXiv 2305.12827): the model is linear in its weights, "
+            "and vectors add up with less interference. The vector is for linearize(base)."
+        },
+    )
     record_epochs: bool = field(default=True, metadata={"help": "Keep the vector of each epoch's end."})
     record_steps: list[int] = field(default_factory=list, metadata={"help": "Optimiser steps whose vectors to keep."})
     record_fractions: list[float] = field(
@@ -114,6 +121,7 @@ class TaskVectorConfig(TrainingArguments):
             raise ValueError("trainable_parameters is empty, so nothing would be trained; ['*'] trains all of them")
         _check_numbers(self)
         _check_inherited(self)
+        _check_tangent(self)
         self.track_gradients = self.track_gradients or self.record_gradients
         if self.full_batch:
             apply_full_batch(self)
@@ -165,6 +173,13 @@ def _check_numbers(args: TaskVectorConfig) -> None:
         raise ValueError(f"num_train_epochs must be above 0, got {args.num_train_epochs}")
     if args.max_steps == 0:
         raise ValueError("max_steps must be above 0, or -1 for as many as num_train_epochs gives, got 0")
+
+
+def _check_tangent(args: TaskVectorConfig) -> None:
+    """Raises a `ValueError` that names a setting that has no place in the tangent space."""
+    for name in ("gradient_checkpointing", "activation_checkpointing", "torch_compile"):
+        if args.tangent and getattr(args, name):
+            raise ValueError(f"{name} must be False in the tangent space, where one pass gives value and derivative")
 
 
 def _check_inherited(args: TaskVectorConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def refuse(arguments: Iterable[str], known: Sequence[str]) -> None:
         raise TypeError(f"TaskVectorTrainer takes no argument {name!r}.{hint} It takes {', '.join(known)}")
 
 
-def checked_args(base: Any, args: Any) -> TaskVectorConfig:
+def checked_args(base: Any, args: Any, *, tangent: bool = False) -> TaskVectorConfig:
     """The settings, or the default ones; raises a `TypeError` if they or the base are of another kind."""
     if not isinstance(base, Base):
         raise TypeError(
@@ -43,7 +44,10 @@ def checked_args(base: Any, args: Any) -> TaskVectorConfig:
         )
     if args is not None and not isinstance(args, TaskVectorConfig):
         raise TypeError(f"args must be a TaskVectorConfig, got {type(args).__name__}")
-    return args or TaskVectorConfig()
+    base.check_not_linearized("training")
+    if not tangent:
+        return args or TaskVectorConfig()
+    return dataclasses.replace(args or TaskVectorConfig(), tangent=True)
 
 
 def objective_of(task: Any) -> Objective:

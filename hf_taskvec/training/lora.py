@@ -42,6 +42,7 @@ def add_adapter(model: ImageClassifier, peft_config: Any, args: TaskVectorConfig
         "include_projection": args.include_projection,
         "track_gradients": args.track_gradients,
         "full_batch": args.full_batch,
+        "tangent": args.tangent,
         **{name: getattr(args, name) for name in PENALTIES},
         "trainable_parameters": args.trainable_parameters != ["*"],
     }

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from hf_taskvec.errors import CheckpointError, OutputExistsError
 from hf_taskvec.text import listed
 from hf_taskvec.weights.folders import read_json, write_json
@@ -272,6 +274,21 @@ def epoch_name(epoch: float) -> str:
     short = f"{epoch:g}"
     whole = float(short) % 1 == 0
     return f"epoch-{short}" if whole == (epoch % 1 == 0) else f"epoch-{epoch:.12g}"
+
+
+def what_is_left(folder: Path, state: TrainerState) -> str:
+    """What an interrupted run leaves behind, and how to go on.
+
+    Example:
+        >>> state = TrainerState(max_steps=9)
+        >>> what_is_left(Path("nowhere"), state)
+        'interrupted at step 0 of 9, before the first checkpoint: start it again'
+    """
+    checkpoint = last_checkpoint(folder) if folder.is_dir() else None
+    where = f"interrupted at step {state.global_step} of {state.max_steps}"
+    if checkpoint is None:
+        return f"{where}, before the first checkpoint: start it again"
+    return f"{where}; {checkpoint} is left: train(resume_from_checkpoint=True) goes on there, as train_vector does"
 
 
 def what_lies_in(folder: Path) -> str:

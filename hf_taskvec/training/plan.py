@@ -91,7 +91,8 @@ def run_plan(args: TaskVectorConfig) -> dict[str, Any]:
     A batch counts over all processes and accumulated passes: how it is shared out changes nothing.
     """
     values = {name: getattr(args, name) for name in _DECISIVE}
-    values |= {name: value for name in PENALTIES if (value := getattr(args, name))}  # plans of older runs have none
+    later = (*PENALTIES, "tangent")  # which plans of older runs do not tell
+    values |= {name: value for name in later if (value := getattr(args, name))}
     values["data_seed"] = args.data_seed if args.data_seed is not None else args.seed
     values["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return values

@@ -66,6 +66,7 @@ def _settings(args: TaskVectorConfig) -> dict[str, Any]:
         "fp16": args.fp16,
         "label_smoothing_factor": args.label_smoothing_factor,
         "full_batch": args.full_batch,
+        "tangent": args.tangent,
         **{name: getattr(args, name) for name in PENALTIES},
         "optim_args": args.optim_args,
         "max_steps": max(args.max_steps, 0),

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalPrediction
 from hf_taskvec.cards.publish import push_series_to_hub, push_to_hub
 from hf_taskvec.errors import CheckpointError, UnknownNameError
 from hf_taskvec.models.base import Base
+from hf_taskvec.models.tangent import linearize
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import keep_batch
 from hf_taskvec.training.config import TaskVectorConfig
@@ -39,6 +40,7 @@ from hf_taskvec.training.output import (
     comparable,
     epoch_name,
     last_checkpoint,
+    what_is_left,
     what_lies_in,
 )
 from hf_taskvec.training.penalties import training_loss
@@ -76,6 +78,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         optimizers: Optimiser and schedule, instead of those `args` names.
         peft_config: A `peft.LoraConfig`: low-rank factors are trained instead of the weights, and the vector covers the
             weights that they change.
+        tangent: Whether to train in the tangent space of the base, as `args.tangent` says too; see `linearize`.
         **refused: Arguments of `Trainer` that a base and a task take the place of; each is refused by name.
 
     Raises:
@@ -106,17 +109,19 @@ class TaskVectorTrainer(ObjectiveTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         peft_config: Any = None,
+        tangent: bool = False,
         **refused: Any,
     ) -> None:
         refuse(refused, inspect.getfullargspec(TaskVectorTrainer.__init__).kwonlyargs)
-        args = checked_args(base, args)
+        args = checked_args(base, args, tangent=tangent)
         self.base, self.objective = base, objective_of(task)
         with args.main_process_first(local=True, desc="decoding images"):
             train = self.objective.images(base, "train")
             validation = self.objective.images(base, "validation") if args.eval_strategy != "no" else None
         if args.full_batch:
             prepare_full_batch(args, len(train), base)
-        model = with_master_weights(self.objective.classifier(base, include_projection=args.include_projection))
+        start = linearize(base) if args.tangent else base
+        model = with_master_weights(self.objective.classifier(start, include_projection=args.include_projection))
         model.freeze_except(args.trainable_parameters)
         if peft_config is not None:
             add_adapter(model, peft_config, args)
@@ -283,7 +288,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
             try:
                 result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
             except KeyboardInterrupt:
-                logger.warning("%s", self._what_is_left())
+                logger.warning("%s", what_is_left(self.folder.path, self.state))
                 raise
             self._ended = time.perf_counter()
         self._tell(writes)
@@ -326,14 +331,6 @@ class TaskVectorTrainer(ObjectiveTrainer):
         kept = (args.record_epochs, args.record_steps, args.record_fractions, args.record_gradients)
         return args.save_strategy != "no" or any(kept)
 
-    def _what_is_left(self) -> str:
-        """What an interrupted run leaves behind, and how to go on."""
-        checkpoint = last_checkpoint(self.folder.path) if self.folder.path.is_dir() else None
-        where = f"interrupted at step {self.state.global_step} of {self.state.max_steps}"
-        if checkpoint is None:
-            return f"{where}, before the first checkpoint: start it again"
-        return f"{where}; {checkpoint} is left: train(resume_from_checkpoint=True) goes on there, as train_vector does"
-
     def _tell(self, writes: bool) -> None:
         """Says where the vectors are and what else the run left, and warns of a vector of zeros."""
         if not self.is_world_process_zero():
@@ -368,8 +365,8 @@ class TaskVectorTrainer(ObjectiveTrainer):
         if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint
             write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})  # first: it is ours
             self.recorder.save(Path(output_dir))  # here and not in on_save, for by then older checkpoints are gone
-        elif self._adapter:
-            raise ValueError("a low-rank run has no whole model to save: task_vector().save_checkpoint() writes one")
+        elif self._adapter or self.args.tangent:
+            raise ValueError("this run has no whole model to save; task_vector().save_pretrained() writes its vector")
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import Parts
+from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.arithmetic import added
 from hf_taskvec.weights.fingerprint import tensor_hashes
 from hf_taskvec.weights.names import aligned_names, differences, parameters_of
 
 if TYPE_CHECKING:
     from hf_taskvec.models.base import Base
+
+logger = logging.getLogger(__name__)
 
 
 def module_of(model: nn.Module | Base) -> nn.Module:
@@ -64,6 +68,7 @@ def add_in_place(vector: Parts, module: nn.Module, scaling: float) -> None:
         CheckpointError: If the model holds a parameter in another form than its file, from which it is copied.
         NonFiniteError: If the result is not finite.
     """
+    tell_of_tangent(vector.info, module)
     named = named_as(vector, module)
     memory = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     for name in vector.deltas.shapes:
@@ -74,6 +79,16 @@ def add_in_place(vector: Parts, module: nn.Module, scaling: float) -> None:
             )
         with torch.no_grad():
             named[name].copy_(added(name, named[name], vector.deltas[name], scaling))
+
+
+def tell_of_tangent(info: VectorInfo, module: nn.Module | None = None) -> None:
+    """Warns if a vector of a tangent space is added to an ordinary model, or written as one."""
+    if info.tangent and not getattr(getattr(module, "vision_model", None), "linearized", False):
+        logger.warning(
+            "the vector %r was trained in the tangent space of its base and is added to the ordinary model, where it "
+            "does something else; add it to hf_taskvec.editing.linearize(base)",
+            info.label,
+        )
 
 
 def check_fits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hf_taskvec.hub.access import AnyPath
-from hf_taskvec.vectors.application import check_fits
+from hf_taskvec.vectors.application import check_fits, tell_of_tangent
 from hf_taskvec.vectors.checkpoints import Checkpoint, write_checkpoint
 from hf_taskvec.vectors.compatibility import Parts
 from hf_taskvec.vectors.files import vector_fingerprint
@@ -37,6 +37,8 @@ def write_applied(
         where=repr(checkpoint.name),
         hashes=lambda wanted: {names[n]: value for n, value in checkpoint.hashes(own[w] for w in wanted).items()},
     )
+
+    tell_of_tangent(vector.info)
 
     def edit(name: str, weight: Tensor) -> Tensor:
         delta = vector.deltas.get(names[name])

@@ -146,6 +146,7 @@ class Checkpoint:
     @classmethod
     def of_base(cls, base: Base) -> Checkpoint:
         """That of a base in memory."""
+        base.check_not_linearized("save_checkpoint")
 
         def copy(target: Path) -> None:
             base.model.config.save_pretrained(target)

@@ -145,6 +145,11 @@ class VectorInfo:
         """Whether test images were used in the making, of this vector or of one it was merged from."""
         return any(one.settings.get("transductive") is True for one in self.lineage())
 
+    @property
+    def tangent(self) -> bool:
+        """Whether this vector, or one it was merged from, was trained in the tangent space of its base."""
+        return any(one.settings.get("tangent") is True for one in self.lineage())
+
     def lineage(self) -> Iterator[VectorInfo]:
         """This provenance, then that of every vector it was merged from, and of what those were merged from."""
         yield self
