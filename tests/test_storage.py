@@ -314,6 +314,27 @@ def test_what_could_not_be_read_again_is_refused_before_the_work(tmp_path: Path,
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("x" * 2000, "has 2000 characters"),
+        ("a\x00b", "holds control characters"),
+        ("\ud800", "holds control characters"),
+        ("__metadata__", "is no name for a tensor"),
+    ],
+)
+def test_a_name_that_could_not_be_read_again_is_refused_before_the_work(tmp_path: Path, name: str, wrong: str) -> None:
+    with pytest.raises(CheckpointError, match=wrong):
+        TaskVector(Killing({name: torch.zeros(1)})).save_pretrained(tmp_path / "v")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_vector_without_parameters_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no tensor to write"):
+        TaskVector({}).save_pretrained(tmp_path / "v")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), torch.tensor(float("inf"))])
 def test_numbers_that_no_file_can_hold_never_come_in(value: object) -> None:
     with pytest.raises(ValueError, match="must be finite"):

@@ -16,6 +16,7 @@ from transformers import CLIPModel
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError, NonFiniteError
 from hf_taskvec.merging import merge
 from hf_taskvec.models.base import Base
+from hf_taskvec.training import TaskVectorConfig
 from hf_taskvec.vectors.compatibility import check_not_zero
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
@@ -98,9 +99,10 @@ def test_vectors_of_other_bases_do_not_add() -> None:
         _ = tiny_vector(tiny_clip(seed=0)) + tiny_vector(tiny_clip(seed=7))
 
 
-def test_integer_deltas_are_refused() -> None:
-    with pytest.raises(IncompatibleVectorsError, match="'a' has dtype"):
-        TaskVector({"a": torch.zeros(2, dtype=torch.int64)})
+def test_deltas_of_a_dtype_that_does_not_add_are_refused() -> None:
+    for dtype in (torch.int64, torch.bool, torch.float8_e5m2):  # what could be neither added nor saved
+        with pytest.raises(IncompatibleVectorsError, match=f"'a' has dtype {dtype}; a delta is in torch.float64"):
+            TaskVector({"a": torch.zeros(2).to(dtype)})
 
 
 def test_adding_something_else_is_a_type_error() -> None:
@@ -281,6 +283,23 @@ def test_a_dtype_or_device_may_be_named() -> None:
     assert A.to("meta").device == torch.device("meta")
     with pytest.raises(ValueError, match=r"dtype must be one of torch\.float64"):
         A.to(torch.int8)
+    with pytest.raises(ValueError, match="the device 'gpu' cannot be used"):
+        A.to("gpu")
+
+
+def test_what_an_error_quotes_is_cut() -> None:
+    long = "x" * 5000
+    quoting: list[Callable[[], object]] = [
+        lambda: A[long],
+        lambda: A.to(long),
+        lambda: VectorInfo(settings={long: float("nan")}),
+        lambda: A.push_to_hub("user/a", tags=[long, 5]),
+        lambda: TaskVectorConfig(label_names=[long]),
+    ]
+    for call in quoting:
+        with pytest.raises((KeyError, ValueError, TypeError)) as error:
+            call()
+        assert len(str(error.value)) <= 600
 
 
 def test_only_a_model_takes_a_vector() -> None:

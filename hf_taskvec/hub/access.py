@@ -196,5 +196,5 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     """One text or several, as a tuple."""
     items = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     if not all(isinstance(item, str) and item.strip() for item in items):
-        raise TypeError(f"{name} must be a list of texts, got {value!r}")
+        raise TypeError(f"{name} must be a list of texts, got {value!r:.200}")
     return items

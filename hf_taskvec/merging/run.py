@@ -40,7 +40,7 @@ from hf_taskvec.vectors.sharing import share_of, write_vector_together
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_scaling, is_finite
 from hf_taskvec.weights.deltas import LazyDeltas
-from hf_taskvec.weights.dtypes import as_dtype
+from hf_taskvec.weights.dtypes import as_device, as_dtype
 from hf_taskvec.weights.folders import check_output_folder, check_space
 from hf_taskvec.weights.lowrank import LowRankDeltas
 from hf_taskvec.weights.processes import check_alike, from_first, processes
@@ -286,19 +286,6 @@ def as_scaling(value: Any) -> float:
     if abs(number) >= MAX_SCALING:
         raise NonFiniteError(f"scaling must be below 2**63, or the result overflows, got {number:g}")
     return number
-
-
-def as_device(device: str | torch.device) -> torch.device:
-    """A device that can be used, with its index: each thread has a current device of its own.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:300]
-        raise ValueError(f"the device {str(device)[:80]!r} cannot be used: {reason}") from None
 
 
 def _opened(sources: Sequence[Source], *, missing: Missing) -> tuple[list[str], list[TaskVector]]:

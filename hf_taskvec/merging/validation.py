@@ -19,13 +19,12 @@ from hf_taskvec.hub.client import hub_errors, with_retries
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.merging.engine import AHEAD
 from hf_taskvec.merging.recipes import MergeRecipe, check_replaced
-from hf_taskvec.merging.run import as_device
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.compatibility import check_one_base, check_same_shapes
 from hf_taskvec.vectors.files import CONFIG_NAME, STEM, read_info
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.dtypes import DTYPES
+from hf_taskvec.weights.dtypes import DTYPES, as_device
 from hf_taskvec.weights.folders import check_output_folder, check_space
 
 _WEIGHTS = f"{STEM}*.safetensors"

@@ -187,7 +187,7 @@ def _check_inherited(args: TaskVectorConfig) -> None:
     for name, (allowed, reason) in _UNSUPPORTED.items():
         value = getattr(args, name)
         if value not in allowed:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, allowed[:2]))}, got {value!r}: {reason}")
+            raise ValueError(f"{name} must be {' or '.join(map(repr, allowed[:2]))}, got {value!r:.200}: {reason}")
     for name in ("learning_rate", *PENALTIES):
         if getattr(args, name) < 0:
             raise ValueError(f"{name} must be a number of at least 0, got {getattr(args, name)}")

@@ -17,7 +17,7 @@ from hf_taskvec.vectors.compatibility import check_compatible, is_zero
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.arithmetic import check_finite, check_scaling, dot, finite, is_number, same
 from hf_taskvec.weights.deltas import Deltas, deltas_of
-from hf_taskvec.weights.dtypes import DTYPES, as_dtype
+from hf_taskvec.weights.dtypes import DTYPE_CODES, DTYPES, as_device, as_dtype
 from hf_taskvec.weights.lowrank import filled
 from hf_taskvec.weights.names import PROJECTION, canonical_name, layer_of
 
@@ -76,10 +76,12 @@ class Algebra:
 
         Raises:
             NonFiniteError: If a delta overflows the dtype.
+            ValueError: If there is no such dtype, or the device cannot be used.
         """
         if isinstance(dtype, torch.device) or (isinstance(dtype, str) and dtype.removeprefix("torch.") not in DTYPES):
             dtype, device = None, dtype
         kind = None if dtype is None else as_dtype(dtype)
+        device = None if device is None else as_device(device)
         moved = {name: delta.to(device=device, dtype=kind) for name, delta in self.deltas.items()}
         if kind is not None and torch.finfo(kind).max < torch.finfo(self.dtype).max:
             moved = {name: finite(delta, name, f"in {kind}") for name, delta in moved.items()}
@@ -145,7 +147,7 @@ class Algebra:
             if known in self.deltas:
                 return self.deltas[known]
         close = nearest(str(name), list(self.deltas))
-        raise KeyError(f"no parameter {name!r} in the vector." + (f" Did you mean {close!r}?" if close else ""))
+        raise KeyError(f"no parameter {name!r:.200} in the vector." + (f" Did you mean {close!r}?" if close else ""))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self.deltas or canonical_name(name) in self.deltas)
@@ -248,5 +250,6 @@ def _check_tensors(deltas: Mapping[str, Tensor]) -> None:
             raise TypeError(f"a delta's name must be text, got {type(name).__name__} {name!r:.80}")
         if delta.layout != torch.strided:
             raise IncompatibleVectorsError(f"{name!r} has the layout {delta.layout}; a delta must be dense")
-        if not delta.is_floating_point():
-            raise IncompatibleVectorsError(f"{name!r} has dtype {delta.dtype}; a delta must be floating")
+        if delta.dtype not in DTYPE_CODES:
+            known = ", ".join(map(str, DTYPE_CODES))
+            raise IncompatibleVectorsError(f"{name!r} has dtype {delta.dtype}; a delta is in {known}")

@@ -45,7 +45,7 @@ def plain(value: Any, where: str, *, depth: int = 0) -> Any:
         return value
     if isinstance(value, Mapping):
         pairs = [(key.value if isinstance(key, Enum) else key, item) for key, item in value.items()]
-        return {str(key): plain(item, f"{where}[{key!r}]", depth=depth + 1) for key, item in pairs}
+        return {str(key): plain(item, f"{where[-300:]}[{key!r:.80}]", depth=depth + 1) for key, item in pairs}
     if isinstance(value, (list, tuple, range)):
         return [plain(item, where, depth=depth + 1) for item in value]
     if isinstance(value, (set, frozenset)):

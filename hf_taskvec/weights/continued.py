@@ -48,7 +48,8 @@ def continue_sharded(
     Example:
         >>> from tempfile import mkdtemp
         >>> out, kept = Path(mkdtemp()), Path(mkdtemp())
-        >>> continue_sharded(out, "model", torch.ones, shapes={}, dtype=torch.float32, kept=kept)
+        >>> ones = {"w": torch.ones(2)}
+        >>> continue_sharded(out, "model", ones.get, shapes={"w": [2]}, dtype=torch.float32, kept=kept)
         0
     """
     plan = shard_plan(stem, shapes, dtype, max_shard_size)

@@ -1,4 +1,4 @@
-"""Dtypes that a delta can have, by value or by name."""
+"""Dtypes and devices that a delta can have, by value or by name."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
         hint = f". Did you mean {close!r}?" if close else ""
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPE_CODES))}, got {dtype!s:.80}{hint}")
     return DTYPES[name]
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A device that can be used, with its index: each thread has a current device of its own.
+
+    Raises:
+        ValueError: If it cannot.
+
+    Example:
+        >>> as_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise ValueError(f"the device {str(device)[:80]!r} cannot be used: {reason}") from None

@@ -8,7 +8,7 @@ import math
 import re
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +76,10 @@ def write_safetensors(
 
     Returns:
         The SHA-256, if it was asked for.
+
+    Raises:
+        CheckpointError: If a name is none that `open_safetensors` reads.
+        ValueError: If there is no tensor.
     """
     expected = iter(shapes)
     digest = hashlib.sha256() if hashed else None
@@ -91,7 +95,13 @@ def write_safetensors(
 
 
 def header_of(shapes: Mapping[str, Sequence[int]], dtype: Dtypes) -> bytes:
-    """What a file of tensors in this order begins with."""
+    """What a file of tensors in this order begins with.
+
+    Raises:
+        CheckpointError: If a name is none that `open_safetensors` reads.
+        ValueError: If there is no tensor.
+    """
+    _check_names(shapes, "the weights")
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -128,6 +138,9 @@ def write_sharded(
 
     Returns:
         The SHA-256 of each weight file by its name, if `hashed`.
+
+    Raises:
+        CheckpointError, ValueError: As `write_safetensors`.
     """
     plan = shard_plan(stem, shapes, dtype, max_shard_size)
     stream = iter(tensors)
@@ -147,13 +160,24 @@ def shard_plan(stem: str, shapes: Mapping[str, Sequence[int]], dtype: Dtypes, ma
     """Which tensors go into which file, in their order.
 
     Raises:
-        ValueError: If the size is none.
+        CheckpointError: If a name is none that `open_safetensors` reads.
+        ValueError: If the size is none, or there is no tensor.
     """
     _check_shard_size(max_shard_size)
+    _check_names(shapes, f"{stem}.safetensors")
     sizes = {name: math.prod(shape) * dtype_of(dtype, name).itemsize for name, shape in shapes.items()}
     return split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
         sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
     )
+
+
+def _check_names(names: Collection[str], where: str) -> None:
+    if not names:
+        raise ValueError(f"there is no tensor to write into {where}")
+    for name in names:
+        if name == "__metadata__":
+            raise CheckpointError(f"{name!r} is no name for a tensor: safetensors files keep their notes under it")
+        check_text(name, f"a name in {where}")
 
 
 def _check_shard_size(size: int | str) -> None:
