@@ -246,6 +246,20 @@ def test_a_measurement_is_the_evaluation_of_the_merged_model(bank: Bank, bench: 
     )
 
 
+def test_entanglement_counts_the_predictions_that_another_vector_changes(bank: Bank, bench: Bench) -> None:
+    setting = Setting((1.0, 2.0), (2, 0), "ties")
+    changed = bench.entanglement(bank, setting, [0, None])
+    one, two = bank.levers[0].vector, bank.levers[1].vector.covering(bank.levers[0].vector.deltas.shapes)
+    rows = bench.blocks[0][1]
+    alone, both = (
+        bench.tower.run(bench.exams[0].pixels[:rows], dict(vector.deltas)) @ bench.exams[0].head.T
+        for vector in (one, one + 2 * two)
+    )
+    expected = float((alone.argmax(dim=-1) != both.argmax(dim=-1)).float().mean())
+    assert changed[0].tolist() == [0.0, pytest.approx(expected)]
+    assert changed[1].isnan().all()
+
+
 def test_what_no_setting_changes_is_computed_once(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, starts = Bench(tiny_base(), [colours_task()], quick=8, most=8), []
     run = Tower.run

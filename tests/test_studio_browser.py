@@ -136,10 +136,14 @@ def test_every_control_does_what_it_says(page: Any, address: str) -> None:
     shows(page, "#bars", "24 test images a task.")
     page.get_by_role("tab", name="How alike the vectors are").click()
     assert page.locator("#cosines td").count() == page.locator("#conflicts td").count() == 5
+    page.locator("#entangled td").nth(4).wait_for()
+    move(page, 0, 1.0)
+    page.locator("#entangled td").nth(4).wait_for()
     page.get_by_role("tab", name="Copy").click()
     shows(page, "#python", "merge(vectors")
     shows(page, "#yaml", "method: ties")
-    assert "method=ties" in page.locator("#link textarea, #link input").first.input_value()
+    page.wait_for_function("document.querySelector('#link textarea, #link input').value === location.href")
+    assert page.url.startswith(address + "?method=ties")
     page.locator("#tune").click()
     shows(page, "#note", "Chosen on validation images")
     page.locator("#reset").click()
@@ -225,14 +229,14 @@ def test_a_link_with_wild_values_opens_the_page(query: str, browser: Any, addres
         assert "add=" not in page.url or page.locator("#added-0").count() == 0 or "factors=0.3" in page.url
 
 
-def test_a_newcomer_merges_forgets_and_publishes_without_reading_anything(tmp_path: Path) -> None:
+def test_a_newcomer_merges_forgets_and_publishes_without_reading_anything(browser: Any, tmp_path: Path) -> None:
     """As `recipes/benchmarks/newcomer.py` times it, without the installing."""
     import newcomer
 
     diary = newcomer.Diary()
     with newcomer.hub() as variables:
         environment = {**newcomer.bare(str(tmp_path)), **variables, "PYTHONPATH": str(Path(__file__).parents[1])}
-        newcomer.walk(START, environment, diary, chromium=CHROMIUM)
+        newcomer.walk(START, environment, browser, diary)
     seen = {step: note for step, _, note in diary.rows}
     merged, forgotten = (
         newcomer.TOLD.match(seen[step]) for step in ("merge: digits to 1", "forget: all to 0, digits to -1")

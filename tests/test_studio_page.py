@@ -105,6 +105,16 @@ def test_several_tasks_that_are_added_leave_the_sum_as_it_is(desk: Desk, sources
     assert (again.setting, notes) == (desk.first.setting, [])
 
 
+def test_only_vectors_whose_tasks_have_a_bar_are_told_to_disturb_each_other(desk: Desk, sources: list[str]) -> None:
+    names, changed = desk.entangled(desk.first)
+    assert (names, changed.tolist()) == (["colours"], [[0.0]])
+    longer = desk.with_vector(desk.first, sources[0])
+    names, changed = desk.entangled(replace(longer, setting=replace(longer.setting, factors=(1.0, 0.3, -1.0))))
+    assert names == ["colours", "colours (2)"]
+    assert changed.diagonal().tolist() == [0.0, 0.0]
+    assert changed[0, 1] > 0  # it takes the task away again
+
+
 def test_the_doctor_speaks_in_words(desk: Desk) -> None:
     long = replace(desk.home.levers[0].moments[0], vector=5 * desk.home.levers[0].vector)
     other = Bank([replace(desk.home.levers[0], moments=(long,)), desk.home.levers[1]])
@@ -135,11 +145,17 @@ def test_names_of_others_are_harmless_in_every_drawing() -> None:
         drawn_logits([ClassLogits(HOSTILE, 1.0, 2.0, True)], task=HOSTILE),
         drawn_heat(torch.eye(1), [HOSTILE], title=HOSTILE),
         drawn_note([HOSTILE]),
+        drawn_note([], link=f"https://hub/{HOSTILE}"),
     ]
     for picture in pictures:
         assert "<img" not in picture
         assert not {"\u202e", "\x1b"} & set(picture)
         assert html.escape("<img src=x") in picture
+
+
+def test_only_an_address_becomes_a_link() -> None:
+    assert 'href="https://hub/a%22b"' in drawn_note(["there:"], link='https://hub/a"b')
+    assert "href" not in drawn_note(["there:"], link="javascript:alert(1)")
 
 
 def test_the_bars_are_as_long_as_they_say() -> None:

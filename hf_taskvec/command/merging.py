@@ -143,7 +143,7 @@ def merge(settings: MergeSettings) -> Outcome:
     merged = run_merge(settings)
     count = len(merged.info.parents)
     data = {"folder": folder, "method": merged.info.method, "vectors": count, "norm": merged.norm()}
-    return Outcome(data, f"{merged.info.label} of {count} vectors is in {folder}", [folder])
+    return Outcome(data, f"{merged.info.label} of {count} vector{'s' * (count != 1)} is in {folder}", [folder])
 
 
 def validate(settings: MergeSettings) -> Outcome:

@@ -54,6 +54,7 @@ def desk_of(settings: StudioSettings) -> Desk:
 
     check_positive("images", settings.images)
     check_positive("most_images", settings.most_images)
+    typer.echo("Opening vectors and test images …", err=True)
     names, control, base = list(settings.tasks), list(settings.control), load_base(settings.base)
     if not settings.vectors and not names:
         names = ["studio"]
@@ -82,7 +83,6 @@ def studio(settings: StudioSettings) -> Outcome:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
         raise DataError('the studio needs Gradio: pip install "hf-taskvec[studio]"') from None
-    typer.echo("Opening vectors and test images …", err=True)
     page, url = serve(
         desk_of(settings), server_name=settings.host, server_port=settings.port, inbrowser=settings.browser
     )

@@ -127,7 +127,7 @@ def plain(text: object) -> str:
 def reason(error: HfHubHTTPError) -> str:
     """What an HTTP error means, and the remedy."""
     status = error.response.status_code
-    said = plain(error.server_message or f"status {status}")
+    said = plain(error.server_message or f"status {status}").removesuffix(".")
     if status == 401:
         return f"{said}: the token is invalid or has expired; log in again (hf auth login)"
     if status == 403:

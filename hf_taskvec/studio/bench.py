@@ -123,16 +123,46 @@ class Bench:
 
     def expert(self, bank: Bank, lever: int, exam: int, *, blocks: int = 1) -> float:
         """The accuracy of the base plus one vector alone on a task."""
-        alone = [0.0] * len(bank.levers)
-        alone[lever] = 1.0
-        setting = Setting(tuple(alone), bank.start.moments)
+        setting = _only(bank, {lever: 1.0}, bank.start.moments)
         hits = []
         for block in range(blocks):
             begin, end = self.blocks[block]
-            pixels, labels = self.exams[exam].pixels[begin:end], self.exams[exam].labels[begin:end]
-            features = self._features(pixels, bank.delta(setting))
-            hits.append((features @ self.exams[exam].head.T).argmax(dim=-1) == labels)
+            hits.append(self._predicted(bank, setting, exam, block) == self.exams[exam].labels[begin:end])
         return float(torch.cat(hits).float().mean())
+
+    def entanglement(self, bank: Bank, setting: Setting, exams: Sequence[int | None]) -> Tensor:
+        """How often each vector changes what is predicted for the tasks of the others, (levers, levers).
+
+        By row the task's own vector, by column the one that is added to it, both as the sliders stand: the share of the
+        task's first images for which the sum of the two predicts another class than the own one alone. A pair's two
+        shares sum up to its disentanglement error (arXiv 2305.12827).
+
+        Args:
+            bank: The vectors.
+            setting: Where the sliders stand; the method does not count.
+            exams: The task of each vector, `None` where no task here is its own; its row is NaN.
+        """
+        count = len(bank.levers)
+        changed = torch.full((count, count), float("nan"))
+        for own, exam in enumerate(exams):
+            if exam is None:
+                continue
+            pairs = [{other: setting.factors[other], own: setting.factors[own]} for other in range(count)]
+            told = [self._predicted(bank, _only(bank, pair, setting.moments), exam, 0) for pair in pairs]
+            changed[own] = torch.stack([(one != told[own]).float().mean() for one in told])
+        return changed
+
+    def _predicted(self, bank: Bank, setting: Setting, exam: int, block: int) -> Tensor:
+        """The classes that a setting predicts for the images of one task in a block."""
+        deltas = bank.delta(setting)
+        start = self.tower.first_changed(deltas)
+        states = self._before(block, start)
+        if states is None:
+            start, states = 0, self._pixels(block)
+        begin, end = self.blocks[block]
+        counts = [len(one.labels[begin:end]) for one in self.exams]
+        features = self._features(states.split(counts)[exam], deltas, start=start)
+        return (features @ self.exams[exam].head.T).argmax(dim=-1)
 
     def _kept(self, bank: Bank, setting: Setting, block: int) -> tuple[Tensor, ...]:
         unmoved = not any(setting.factors)  # the base is the base by any method and moments
@@ -170,3 +200,8 @@ class Bench:
         states = torch.cat([self.tower.run(batch, {}, end=stage) for batch in pixels.split(BATCH)])
         self._states[block, stage] = states
         return states
+
+
+def _only(bank: Bank, factors: Mapping[int, float], moments: tuple[int, ...]) -> Setting:
+    """The sum of some vectors and none of the others."""
+    return Setting(tuple(factors.get(number, 0.0) for number in range(len(bank.levers))), moments)

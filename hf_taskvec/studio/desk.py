@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from hf_taskvec.cards.publish import push_to_hub
 from hf_taskvec.doctor.diagnosis import diagnose
 from hf_taskvec.errors import DataError
@@ -92,6 +94,7 @@ class Desk:
         self.methods = methods_at_hand()
         self._banks: Kept[tuple[str, ...], Bank] = Kept(KEPT_BANKS)
         self._experts: Kept[tuple[int, int], list[float | None]] = Kept(4 * KEPT_BANKS)
+        self._entangled: Kept[tuple[int, Setting], Tensor] = Kept(4 * KEPT_BANKS)
         self._tuning = threading.Lock()
 
     @property
@@ -178,6 +181,17 @@ class Desk:
         base, now = self.measured(visit, blocks=blocks)
         before = None if visit.last is None else self.bench.measure(self.bank(visit), visit.last, blocks=blocks)
         return board(self.bench, base, now, before, self.experts(visit, blocks=blocks))
+
+    def entangled(self, visit: Visit) -> tuple[list[str], Tensor]:
+        """The vectors whose tasks have a bar, and how often the one of a column changes predictions of a row's task."""
+        bank, names = self.bank(visit), [task.name for task in self.bench.tasks]
+        tasks = [lever.vector.info.task for lever in bank.levers]
+        exams = [names.index(task) if task in names else None for task in tasks]
+        rows = [number for number, exam in enumerate(exams) if exam is not None]
+        known = replace(visit.setting, method=SUM)
+        key = (bank.key, known)
+        changed = self._entangled.get(key, lambda: self.bench.entanglement(bank, known, exams))
+        return [bank.levers[number].name for number in rows], changed[rows][:, rows]
 
     def experts(self, visit: Visit, *, blocks: int = 1) -> list[float | None]:
         """The accuracy of each task's own vector, `None` where no vector is of the task."""

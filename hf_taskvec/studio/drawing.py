@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from torch import Tensor
 
@@ -140,13 +141,16 @@ def _cell(value: float, whole: float, *, percent: bool) -> str:
     return f'<td style="background:rgba({colour},{0.75 * shade:.2f})">{text}</td>'
 
 
-def drawn_note(lines: Sequence[str], *, bad: bool = False) -> str:
-    """Sentences for the visitor, each on its line.
+def drawn_note(lines: Sequence[str], *, bad: bool = False, link: str | None = None) -> str:
+    """Sentences for the visitor, each on its line, and a link after them.
 
     Example:
         >>> drawn_note(["<b>"])
         '<div class="tv-told" role="status">&lt;b&gt;</div>'
     """
     told = "<br>".join(safe(line, 600) for line in lines)
+    if link is not None and link.startswith(("https://", "http://")):
+        place = html.escape(quote(link, safe=":/?#@&=%"))
+        told += f' <a href="{place}" target="_blank" rel="noopener">{safe(link, 600)}</a>'
     kind = "tv-told tv-bad" if bad else "tv-told"
     return f'<div class="{kind}" role="{"alert" if bad else "status"}">{told}</div>' if told else ""

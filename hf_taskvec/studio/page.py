@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,11 @@ REFUSALS = (TaskVecError, ValueError, OSError)  # what a visitor can meet; told 
 ALL_TASKS = "all tasks"
 MOST_QUERY = 10_000  # characters of a link
 _SIDE = 96  # of an image in the strip, in pixels
-_KEEP_LINK = "(link) => { history.replaceState(null, '', link || location.pathname); }"
+_KEEP_LINK = "(link) => { history.replaceState(null, '', link || location.pathname); return location.href; }"
 _ADDRESS = "(session, address) => [session, window.location.search]"
+LIKENESS = "How alike the vectors are"
+ENTANGLED = """Predictions for a row's task that a column's vector changes, in percent (a pair's two sum up to its
+disentanglement error)"""
 INTRODUCTION = """## Task vectors under your fingers
 
 Each slider adds a task vector to one small CLIP: 0 leaves it out, 1 is the fine-tuned model, below 0 it forgets. The
@@ -80,7 +83,7 @@ class _Page:
         self.desk, self.controls = desk, _Controls()
         with gr.Blocks(title="hf_taskvec studio", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
             self.visit = gr.State(desk.first)
-            self.strip = gr.State([])
+            self.strip, self.looking = gr.State([]), gr.State(False)  # whether the vectors' likeness is on the screen
             self.address = gr.Textbox(visible=False)
             gr.Markdown(INTRODUCTION)
             with gr.Row():
@@ -88,7 +91,7 @@ class _Page:
                     self._levers()
                 with gr.Column(scale=7, min_width=300):
                     self._measures()
-                    with gr.Tabs():
+                    with gr.Tabs() as self.tabs:
                         self._flips_tab()
                         self._likeness_tab()
                         self._copy_tab()
@@ -121,7 +124,8 @@ class _Page:
             )
             self.tune = gr.Button("Tune for me", elem_id="tune", scale=1, min_width=110)
             self.reset = gr.Button("All to 0", elem_id="reset", scale=1, min_width=90)
-        self.bars = gr.HTML(drawn_board(self.desk.board(self.desk.first)), elem_id="bars")
+        busy = self.desk.all_blocks > 1
+        self.bars = gr.HTML(drawn_board(self.desk.board(self.desk.first), busy=busy), elem_id="bars")
         self.note = gr.HTML(elem_id="note")
 
     def _flips_tab(self) -> None:
@@ -147,9 +151,10 @@ class _Page:
             self.logits = gr.HTML(elem_id="logits")
 
     def _likeness_tab(self) -> None:
-        with gr.Tab("How alike the vectors are"):
+        with gr.Tab(LIKENESS):
             self.cosines = gr.HTML(elem_id="cosines")
             self.conflicts = gr.HTML(elem_id="conflicts")
+            self.entangled = gr.HTML(elem_id="entangled")
             self.doctor = gr.Button("Ask the doctor", elem_id="doctor")
             self.findings = gr.HTML(elem_id="findings")
 
@@ -182,7 +187,7 @@ class _Page:
         moves = [*self.controls.sliders, *self.controls.epochs.values()]
         inputs = [self.visit, self.method, *moves]
         everything = [self.visit, self.strip, self.method, self.bars, self.note, self.link, self.python, self.yaml]
-        everything += [self.gallery, self.logits, self.cosines, self.conflicts, self.source, *moves]
+        everything += [self.gallery, self.logits, self.cosines, self.conflicts, self.entangled, self.source, *moves]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         told: dict[str, Any] = {**quiet, "outputs": [self.visit, self.bars, self.note]}
 
@@ -195,14 +200,15 @@ class _Page:
             self.add.click(self._added, [self.visit, self.source], everything, **quiet),
             self.source.submit(self._added, [self.visit, self.source], everything, **quiet),
         ]
-        looks = {"fn": self._settled, "inputs": [self.visit, self.task], "outputs": everything, **quiet}
+        looks = {"fn": self._settled, "inputs": [self.visit, self.task, self.looking], "outputs": everything, **quiet}
         settles = [*(event.then(**looks) for event in (moved, *enters)), self.task.input(**looks)]
         gr.on([*triggers, self.reset.click, self.tune.click], None, cancels=settles, **quiet)
         for number, slider in self.controls.epochs.items():
             relabel = partial(self._relabelled, number)
             slider.input(relabel, [self.visit, slider], [slider], trigger_mode="always_last", **quiet)
+        self.tabs.select(self._looked, [self.visit], [self.looking, self.entangled], **quiet)
         self.gallery.select(self._clicked, [self.visit, self.strip], [self.logits], **quiet)
-        self.link.change(None, [self.link], None, js=_KEEP_LINK, **quiet)
+        self.link.change(None, [self.link], [self.link], js=_KEEP_LINK, **quiet)  # it becomes the whole address
         self.doctor.click(self._diagnosed, [self.visit], [self.findings], **quiet)
         self.push.click(self._pushed, [self.visit, self.repository], [self.note], **quiet)
 
@@ -224,7 +230,7 @@ class _Page:
             return {self.visit: visit, self.bars: gr.skip(), self.note: drawn_note([str(error)], bad=True)}
         return {self.visit: visit, self.bars: bars, self.note: note}
 
-    def _settled(self, visit: Visit, task: int) -> Iterator[Shown]:
+    def _settled(self, visit: Visit, task: int, looking: bool) -> Iterator[Shown]:
         """What may come later: what is copied, the likeness of the vectors, more images, and those that flip."""
         try:
             yield {**self._copies(visit), **self._likeness(visit)}
@@ -237,6 +243,8 @@ class _Page:
                 if blocks == 1:
                     shown[self.logits] = ""  # not again: by then somebody may be reading those of an image
                 yield shown
+            if looking:
+                yield self._entanglement(visit)
         except REFUSALS as error:
             yield {self.note: drawn_note([str(error)], bad=True)}
 
@@ -261,7 +269,7 @@ class _Page:
         try:
             codes = bank.codes(setting)
             python = setting.python(bank.sources(setting), codes=codes, base=self.desk.base.name)
-            yaml = setting.yaml(bank.sources(setting)) if not codes else _no_recipe(codes)
+            yaml = setting.yaml(bank.sources(setting), codes=codes)
         except REFUSALS as error:
             python = yaml = f"# {error}"
         return {**shown, self.python: python, self.yaml: yaml}
@@ -276,7 +284,18 @@ class _Page:
         return {
             self.cosines: drawn_heat(cosines, names, title=told),
             self.conflicts: drawn_heat(conflicts, names, title=against, percent=True),
+            self.entangled: "",
         }
+
+    def _looked(self, visit: Visit, tab: gr.SelectData) -> Iterator[Shown]:
+        """Somebody opened a tab."""
+        yield {self.looking: tab.value == LIKENESS}
+        if tab.value == LIKENESS:
+            yield self._entanglement(visit)
+
+    def _entanglement(self, visit: Visit) -> Shown:
+        names, changed = self.desk.entangled(visit)
+        return {self.entangled: drawn_heat(changed, names, title=ENTANGLED, percent=True) if len(names) > 1 else ""}
 
     def _everywhere(self, visit: Visit, note: str = "") -> Shown:
         """A visit on every control, as after a link."""
@@ -347,7 +366,7 @@ class _Page:
     def _pushed(self, visit: Visit, repository: str) -> Iterator[str]:
         yield drawn_note(["Measuring on all images, then pushing …"])
         try:
-            yield drawn_note([f"Published: {self.desk.push(visit, repository)}"])
+            yield drawn_note(["Published:"], link=self.desk.push(visit, repository))
         except REFUSALS as error:
             yield drawn_note([str(error)], bad=True)
 
@@ -378,8 +397,3 @@ def _told_of(levers: Sequence[Lever]) -> str:
     (lever,) = levers
     series = " over its epochs" if len(lever.moments) > 1 else ""
     return f"{lever.name} is of this base (norm {lever.moments[-1].norm:.3g}); its slider{series} is below the others."
-
-
-def _no_recipe(codes: Mapping[str, str]) -> str:
-    lines = ["# A recipe names folders and Hub ids of vectors; save these as vectors first:"]
-    return "\n".join([*lines, *(f"# {code}.save_pretrained(...)  # {source}" for source, code in codes.items())])

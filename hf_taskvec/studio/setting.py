@@ -85,14 +85,17 @@ class Setting:
             f"model = merged.apply_to(load_base({'' if base is None else repr(base)}))"
         )
 
-    def yaml(self, sources: Sequence[str]) -> str:
-        """The merge as a file for `hf-taskvec merge --config`.
+    def yaml(self, sources: Sequence[str], *, codes: Mapping[str, str] = MappingProxyType({})) -> str:
+        """The merge as a file for `hf-taskvec merge --config`; where a source names no vector, what to do about it.
 
         Example:
             >>> print(Setting((0.5,), (0,), "average").yaml(["out/digits"]).splitlines()[1])
             vectors:
         """
         recipe = self.recipe(sources)
+        if codes:
+            saves = [f"# {code}.save_pretrained(...)  # {source}" for source, code in codes.items()]
+            return "\n".join(["# A recipe names folders and Hub ids of vectors; save these as vectors first:", *saves])
         values = {
             "vectors": list(recipe.vectors),
             "method": recipe.method,

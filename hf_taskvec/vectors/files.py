@@ -44,7 +44,8 @@ FILES = Wanted(
     (f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json", CONFIG_NAME, "README.md"),
     required=(CONFIG_NAME, f"{STEM}*.safetensors"),
     missing=f"holds no task vector: it lacks {CONFIG_NAME} or {STEM}.safetensors. A whole fine-tuned model becomes one "
-    "by TaskVector.from_checkpoints(base, finetuned)",
+    "by TaskVector.from_checkpoints(base, finetuned); of vectors that were packed, "
+    "MultiTaskVector.from_pretrained(...).for_task(task) gives one",
     checked_later=f"{STEM}*.safetensors",
 )
 SCHEMA_VERSION = 1

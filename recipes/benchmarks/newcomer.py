@@ -71,8 +71,10 @@ def main(args: NewcomerArguments) -> str:
             with diary.step(f"pip install {package}"):
                 words = [str(environment / "bin" / "pip"), "install", "--quiet", package]
                 subprocess.run(words, check=True, env=bare(room))
-        with hub() as variables:
-            walk(environment / "bin" / "hf-taskvec", {**bare(room), **variables}, diary, chromium=args.chromium)
+        with hub() as variables, sync_playwright() as driver:
+            path = args.chromium or shutil.which("chromium") or shutil.which("chromium-browser")
+            browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            walk([str(environment / "bin" / "hf-taskvec")], {**bare(room), **variables}, browser, diary)
     print(diary.table)
     return diary.table
 
@@ -95,40 +97,31 @@ def hub() -> Iterator[dict[str, str]]:
             server.terminate()
 
 
-def walk(
-    command: Path | list[str], environment: Mapping[str, str], diary: Diary, *, chromium: str | None = None
-) -> None:
+def walk(command: list[str], environment: Mapping[str, str], browser: Any, diary: Diary) -> None:
     """From the first start of the studio to a vector that was published and is there again.
 
     Args:
         command: `hf-taskvec`, as it is called.
         environment: Its variables.
+        browser: Playwright's.
         diary: Where the steps are noted.
-        chromium: The browser.
     """
-    words = [str(word) for word in (command if isinstance(command, list) else [command])]
-    with sync_playwright() as driver, tempfile.TemporaryDirectory() as folder:
-        path = chromium or shutil.which("chromium") or shutil.which("chromium-browser")
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        start = subprocess.Popen(
-            [*words, "studio"], cwd=folder, env=dict(environment), stderr=subprocess.PIPE, text=True
-        )
-        with start as server:
+    with tempfile.TemporaryDirectory() as folder:
+        with diary.step("hf-taskvec studio"):
+            server = subprocess.Popen(
+                [*command, "studio"], cwd=folder, env=dict(environment), stderr=subprocess.PIPE, text=True
+            )
+            address = next((line for line in server.stderr or () if "http://" in line), None)
+        with server:
             try:
-                with diary.step("hf-taskvec studio"):
-                    address = next(line for line in server.stderr or () if "http://" in line).split("http://")[1]
-                use(browser, f"http://{address.split(';')[0].strip()}", diary)
+                if address is None:
+                    raise RuntimeError(f"the studio ended with exit code {server.wait()} before it was there")
+                use(browser, re.findall(r"http://[^;\s]+", address)[0], diary)
             finally:
                 server.terminate()
         with diary.step("hf-taskvec pull user/first") as seen:
-            done = subprocess.run(
-                [*words, "pull", "user/first", "-o", "mine"],
-                cwd=folder,
-                env=dict(environment),
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+            words = [*command, "pull", "user/first", "-o", "mine"]
+            done = subprocess.run(words, cwd=folder, env=dict(environment), capture_output=True, text=True, check=True)
             seen.append(done.stdout.strip())
 
 
