@@ -90,6 +90,16 @@ def test_a_setting_is_the_merge_of_the_scaled_vectors(method: str, bank: Bank) -
         torch.testing.assert_close(delta, expected.deltas[name])
 
 
+def test_a_merge_is_slow_until_one_by_its_method_was_fast(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = open_bank(tiny_base(), [str(place / "two")])
+    setting = Setting((0.5,), (0,), "ties")
+    assert [bank.is_slow(one) for one in (setting, Setting((0.5,), (0,)), Setting((0.0,), (0,), "ties"))] == [1, 0, 0]
+    for limit in (60.0, 0.0):
+        monkeypatch.setattr("hf_taskvec.studio.bank.SLOW", limit)
+        bank.delta(setting)
+        assert bank.is_slow(setting) is (limit == 0)
+
+
 def test_a_vector_at_0_does_not_count(bank: Bank) -> None:
     alone = merge([bank.levers[0].vector], "average")
     for name, delta in bank.delta(Setting((1.0, 0.0), (2, 0), "average")).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from hf_taskvec.vectors.vector import TaskVector
 
 _KEYS = itertools.count()
 KEPT_MERGES = 16  # of methods other than the sum, which are computed anew for each setting
+SLOW = 0.3  # seconds of a merge from which on it is told that one is being made
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Bank:
         self._vectors = [
             TaskVector(self._places(row), vector.info) for row, vector in zip(self.stack, vectors, strict=True)
         ]
+        self._took: dict[str, float] = {}  # seconds of the last merge by each method
         self._merges: Kept[Setting, dict[str, Tensor]] = Kept(KEPT_MERGES)
 
     def _places(self, row: Tensor) -> dict[str, Tensor]:
@@ -133,9 +136,16 @@ class Bank:
             return self._places(total)
         return self._merges.get(setting, lambda: self._merge(rows, setting.method))
 
+    def is_slow(self, setting: Setting) -> bool:
+        """Whether the merge of a setting may take a while: it is no sum, and the last one by its method was slow."""
+        return setting.method != SUM and any(setting.factors) and self._took.get(setting.method, SLOW) >= SLOW
+
     def _merge(self, rows: Mapping[int, float], method: str) -> dict[str, Tensor]:
+        start = time.perf_counter()
         merged = merge([self._vectors[row] for row in rows], method, factors=list(rows.values()))
-        return {name: merged.deltas[name] for name in merged.deltas}
+        deltas = {name: merged.deltas[name] for name in merged.deltas}
+        self._took[method] = time.perf_counter() - start
+        return deltas
 
     def merged(self, setting: Setting) -> TaskVector:
         """The merged vector of a setting, with its provenance and, where a recipe names all, how to repeat it.

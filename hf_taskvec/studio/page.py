@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from hf_taskvec.studio.board import Flip, logits_of
 from hf_taskvec.studio.desk import Desk, Visit
 from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
 from hf_taskvec.studio.setting import HIGHEST, LOWEST, ROOM, STEP, Setting
-from hf_taskvec.text import listed, printable, shortened
+from hf_taskvec.studio.words import added_note, lever_label, moment_label
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 REFUSALS = (TaskVecError, ValueError, OSError)  # what a visitor can meet; told on the page
@@ -107,7 +107,7 @@ class _Page:
                 self.controls.sliders.append(_slider(lever, factor, name=f"factor-{number}"))
                 if len(lever.moments) > 1:
                     last = len(lever.moments) - 1
-                    self.controls.epochs[number] = _epochs(_moment_label(lever, last), last, name=f"moment-{number}")
+                    self.controls.epochs[number] = _epochs(moment_label(lever, last), last, name=f"moment-{number}")
             for number in range(ROOM):  # what a visitor adds
                 hidden = gr.Slider(
                     LOWEST, HIGHEST, value=0, step=STEP, visible=False, elem_id=f"added-{number}", buttons=[]
@@ -212,7 +212,7 @@ class _Page:
         self.doctor.click(self._diagnosed, [self.visit], [self.findings], **quiet)
         self.push.click(self._pushed, [self.visit, self.repository], [self.note], **quiet)
 
-    def _moved(self, visit: Visit, method: str, *values: float) -> Shown:
+    def _moved(self, visit: Visit, method: str, *values: float) -> Iterator[Shown]:
         """The first thing after a move: the bars on few images."""
         count = len(self.controls.sliders)
         factors, moments = values[:count], list(self.desk.bank(visit).start.moments)
@@ -221,7 +221,10 @@ class _Page:
                 moments[number] = min(max(int(value), 0), moments[number])
         cut = tuple(min(max(float(value), LOWEST), HIGHEST) for value in factors[: len(moments)])
         setting = Setting(cut, tuple(moments), method)
-        return self._first_look(self.desk.moved(visit, setting, at=time.monotonic()))
+        visit = self.desk.moved(visit, setting, at=time.monotonic())
+        if self.desk.bank(visit).is_slow(setting):
+            yield {self.note: drawn_note([f"Merging by {method} …"])}
+        yield self._first_look(visit)
 
     def _first_look(self, visit: Visit, note: str = "") -> Shown:
         try:
@@ -303,12 +306,12 @@ class _Page:
         home = len(self.desk.home.levers)
         for number, slider in enumerate(self.controls.sliders):
             if number < len(bank.levers):
-                label = _label(bank.levers[number]) + ("" if number < home else " · added")
+                label = lever_label(bank.levers[number]) + ("" if number < home else " · added")
                 shown[slider] = gr.Slider(value=visit.setting.factors[number], visible=True, label=label)
         for number, slider in self.controls.epochs.items():
             if number < len(bank.levers) and (last := len(bank.levers[number].moments) - 1):
                 moment = visit.setting.moments[number]
-                label = _moment_label(bank.levers[number], moment)
+                label = moment_label(bank.levers[number], moment)
                 shown[slider] = gr.Slider(value=moment, maximum=last, visible=True, label=label)
         return {**shown, self.method: visit.setting.method}
 
@@ -340,13 +343,13 @@ class _Page:
         yield {self.note: drawn_note([f"Looking at {source} …"])}
         try:
             longer = self.desk.with_vector(visit, source)
-            told = _told_of(self.desk.bank(longer).levers[len(visit.setting.factors) :])
+            told = added_note(self.desk.bank(longer).levers[len(visit.setting.factors) :])
             yield {**self._everywhere(longer, drawn_note([told])), self.source: ""}
         except REFUSALS as error:
             yield {self.note: drawn_note([str(error)], bad=True)}
 
     def _relabelled(self, number: int, visit: Visit, moment: float) -> Any:
-        return gr.Slider(label=_moment_label(self.desk.bank(visit).levers[number], int(moment)))
+        return gr.Slider(label=moment_label(self.desk.bank(visit).levers[number], int(moment)))
 
     def _clicked(self, visit: Visit, strip: list[Flip], chosen: gr.SelectData) -> str:
         if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(strip):
@@ -372,28 +375,8 @@ class _Page:
 
 
 def _slider(lever: Lever, factor: float, *, name: str) -> Any:
-    return gr.Slider(LOWEST, HIGHEST, value=factor, step=STEP, label=_label(lever), elem_id=name, buttons=[])
+    return gr.Slider(LOWEST, HIGHEST, value=factor, step=STEP, label=lever_label(lever), elem_id=name, buttons=[])
 
 
 def _epochs(label: str, last: int, *, name: str, visible: bool = True) -> Any:
     return gr.Slider(0, last, value=last, step=1, label=label, elem_id=name, visible=visible, buttons=[])
-
-
-def _label(lever: Lever) -> str:
-    return shortened(printable(f"{lever.name} · norm {lever.moments[-1].norm:.1f}"), 60)
-
-
-def _moment_label(lever: Lever, moment: int) -> str:
-    here = lever.moments[moment]
-    when = {"gradient": "the gradient alone"}.get(here.label, f"epoch {here.label}")
-    return f"{lever.name}: {when} of {lever.moments[-1].label}, norm {here.norm:.2g}"
-
-
-def _told_of(levers: Sequence[Lever]) -> str:
-    """What was added."""
-    if len(levers) > 1:
-        names = listed(lever.name for lever in levers)
-        return f"{len(levers)} vectors of this base ({names}); their sliders are below the others, at 0."
-    (lever,) = levers
-    series = " over its epochs" if len(lever.moments) > 1 else ""
-    return f"{lever.name} is of this base (norm {lever.moments[-1].norm:.3g}); its slider{series} is below the others."
