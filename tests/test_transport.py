@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from editing import carrying, choosing, likening
 from torch import Tensor
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from hf_taskvec import Base, TaskVector, VectorInfo, gradient_vector
+from hf_taskvec import Base, Task, TaskVector, VectorInfo, evaluate, gradient_vector, load_base
 from hf_taskvec.cards.render import render_vector_card, transport_words
 from hf_taskvec.command.app import app
 from hf_taskvec.editing import transport
@@ -26,7 +27,9 @@ from hf_taskvec.errors import BaseMismatchError, DataError, IncompatibleVectorsE
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.tasks.pixels import load_pixels
 from hf_taskvec.weights.names import canonical, parameters_of
-from tests.bases import colours_task, tiny_base
+from recipes import analogies
+from recipes import transport as recipe
+from tests.bases import colours_task, save_colour_dataset, tiny_base
 from tests.helpers import equal_vectors
 from tests.toys import toy_base, toy_task
 
@@ -352,6 +355,67 @@ def test_bad_input_is_refused(old: Base, changed: dict[str, Any], error: type[Ex
 def test_a_base_without_proof_is_told(old: Base, caplog: pytest.LogCaptureFixture) -> None:
     transport(TaskVector(vector_of(old).deltas), to=old, method="orthogonal_shift", source=old)
     assert "no fingerprint of its base" in caplog.text
+
+
+# -- the recipes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "STEPS", (1, 2))
+    for module in (carrying, likening):
+        monkeypatch.setattr(module, "RATES", (1e-3,))
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_the_recipe_of_transport_goes_on_and_writes_its_page(old: Base, tmp_path: Path) -> None:
+    for base, name in ((old, "old"), (noisy(old, 0.05, seed=2, name="new"), "new")):
+        base.save_pretrained(tmp_path / name)
+    save_colour_dataset(tmp_path / "data" / "colours")
+    for seed in (0, 1):
+        vector = vector_of(load_base(tmp_path / "old"), seed=seed, name="colours")
+        vector.save_pretrained(tmp_path / "out" / f"seed-{seed}" / "colours" / "vector")
+    wanted = recipe.TransportArguments(
+        folder=str(tmp_path / "out"),
+        to=str(tmp_path / "new"),
+        tasks=["colours"],
+        base=str(tmp_path / "old"),
+        data_dir=str(tmp_path / "data"),
+        ways=["base", "plain", "rebasin, gradfix", "gradient", "few-shot"],
+        results_dir=str(tmp_path / "results"),
+        table=str(tmp_path / "page.md"),
+    )
+    page = recipe.main(wanted)
+    assert page == recipe.main(wanted) == (tmp_path / "page.md").read_text()
+    assert len(list((tmp_path / "results").glob("seed-1-colours-*.json"))) == 2 * 5  # each with its plan
+    accuracy = evaluate(load_base(tmp_path / "new"), Task.from_dataset(tmp_path / "data" / "colours")).accuracy
+    assert f"\n| colours | {100 * accuracy:.1f} ± 0.0 |" in page
+    assert "`rebasin, gradfix`: at least 15 points over the new base on" in page
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_the_recipe_of_analogies_makes_its_vectors_and_writes_its_page(old: Base, tmp_path: Path) -> None:
+    old.save_pretrained(tmp_path / "old")
+    for name in analogies.TASKS:
+        save_colour_dataset(tmp_path / "data" / name)
+    wanted = analogies.AnalogiesArguments(
+        data_dir=str(tmp_path / "data"),
+        base=str(tmp_path / "old"),
+        seeds=[0],
+        epochs=1,
+        max_train=12,
+        max_validation=6,
+        max_test=12,
+        results_dir=str(tmp_path / "results"),
+        table=str(tmp_path / "page.md"),
+    )
+    page = analogies.main(wanted)
+    assert page == analogies.main(wanted)
+    assert {"mnist", "mnist-ink", "quickdraw5", "gtsrb-odd-light"} <= {
+        path.name for path in (tmp_path / "results" / "seed-0").iterdir()
+    }
+    rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in page.splitlines() if row.startswith("| ")}
+    assert {"ink", "light"} <= set(rows)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

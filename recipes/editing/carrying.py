@@ -100,10 +100,15 @@ def page(results: Results, tasks: Sequence[str], *, images: int, seeds: int, val
         test=test,
         command=command_line(),
         accuracies=accuracy_table(results, tasks),
-        meanings="\n".join(f"- `{way}`: {words}." for way, words in WAYS.items() if words),
+        meanings="\n".join(f"- `{way}`: {words}." for way, words in WAYS.items() if words and way in tried(results)),
         differences=difference_table(results, tasks),
         sentences="\n".join(sentences(results, tasks)),
     )
+
+
+def tried(results: Results) -> list[str]:
+    """The ways that were tried, in their order."""
+    return list(dict.fromkeys(way for way, _ in results))
 
 
 def values(results: Results, way: str, task: str) -> list[float]:
@@ -117,17 +122,19 @@ def differences(results: Results, way: str, other: str, task: str) -> list[float
 
 def accuracy_table(results: Results, tasks: Sequence[str]) -> str:
     """Accuracies by task and way, and their means over the tasks."""
-    rows = [[task, *(str(Mean.of(values(results, way, task))) for way in WAYS)] for task in tasks]
+    ways = tried(results)
+    rows = [[task, *(str(Mean.of(values(results, way, task))) for way in ways)] for task in tasks]
     means = []
-    for way in WAYS:
+    for way in ways:
         each = zip(*(values(results, way, task) for task in tasks), strict=True)
         means.append(str(Mean.of([sum(one) / len(tasks) for one in each])))
-    return table(["task", *WAYS], [*rows, ["**mean**", *means]], align="l" + "r" * len(WAYS))
+    return table(["task", *ways], [*rows, ["**mean**", *means]], align="l" + "r" * len(ways))
 
 
 def difference_table(results: Results, tasks: Sequence[str]) -> str:
     """Points of the ways that look at images over the base and over few-shot fine-tuning."""
-    ways = ["gradfix", "gradfix, force", "theseus", "theseus, gradfix"]
+    looking = ("gradfix", "gradfix, force", "theseus", "theseus, gradfix")
+    ways = [way for way in tried(results) if way in looking]
     heads = ["task", *(f"{way} − {other}" for way in ways for other in ("base", "few-shot"))]
     rows = []
     for task in tasks:
@@ -138,8 +145,8 @@ def difference_table(results: Results, tasks: Sequence[str]) -> str:
 
 def sentences(results: Results, tasks: Sequence[str]) -> Iterator[str]:
     """How many tasks reach the aims, for each way."""
-    for way in list(WAYS)[1:]:
-        if way == "few-shot":
+    for way in tried(results):
+        if way in ("base", "few-shot"):
             continue
         over = [Mean.of(differences(results, way, "base", task)).value >= 0.15 for task in tasks]
         above = [Mean.of(differences(results, way, "few-shot", task)).value > 0 for task in tasks]
