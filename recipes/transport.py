@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import interrupts  # noqa: F401
-from editing.carrying import WAYS, Results, measure, page
+from editing.carrying import SCALINGS, WAYS, Results, measure, page
 
 from hf_taskvec import TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -55,6 +55,7 @@ def main(args: TransportArguments) -> str:
             plan = {
                 "to": fingerprint(tensor_hashes(parameters_of(new.model))),
                 "vector": vector_fingerprint(vector.deltas),
+                "scalings": list(SCALINGS),
                 "images_per_class": args.images_per_class,
                 "max_validation": args.max_validation,
                 "max_test": args.max_test,
@@ -68,6 +69,7 @@ def main(args: TransportArguments) -> str:
     text = page(
         results,
         [task.name for task in tasks],
+        base=new.name,
         images=args.images_per_class,
         seeds=len(seeds),
         validation=args.max_validation,

@@ -397,15 +397,15 @@ def test_the_recipe_of_transport_goes_on_and_writes_its_page(old: Base, tmp_path
 def test_the_recipe_of_analogies_makes_its_vectors_and_writes_its_page(old: Base, tmp_path: Path) -> None:
     old.save_pretrained(tmp_path / "old")
     for name in analogies.TASKS:
-        save_colour_dataset(tmp_path / "data" / name)
+        save_colour_dataset(tmp_path / "data" / name, train=120)
     wanted = analogies.AnalogiesArguments(
         data_dir=str(tmp_path / "data"),
         base=str(tmp_path / "old"),
         seeds=[0],
         epochs=1,
         max_train=12,
-        max_validation=6,
-        max_test=12,
+        max_validation=30,
+        max_test=30,
         results_dir=str(tmp_path / "results"),
         table=str(tmp_path / "page.md"),
     )

@@ -33,7 +33,7 @@ CHAINS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "theseus, gradfix": [("theseus", {}), ("gradfix", {})],
 }
 RATES = (1e-4, 3e-4, 1e-3)
-SCALINGS = (0.5, 1.0, 2.0, 4.0)  # of a vector as long as the old base's
+SCALINGS = (0.1, 0.2, 0.5, 1.0, 2.0)  # of a vector as long as the old base's
 Results = dict[tuple[str, str], list[dict[str, Any]]]  # by way and task, one a seed
 
 
@@ -67,12 +67,12 @@ def _brought(old: Base, new: Base, few: Task, vector: TaskVector, way: str) -> T
 
 PAGE = """# Transport to another base
 
-The vectors of {tasks} tasks, made on the embedded tiny-clip by `quickstart.py`, brought to a second base of the same
-architecture that another seed and other pairs made ([settings](../configs/tiny_clip_second.yaml)). {images} labelled
-training images a class are shown. Test accuracy in percent, mean ± 95 % interval over {seeds} seeds (of fine-tuning
-and of which images are shown). Every vector is brought to the length of the old base's and scaled by 0, 0.5, 1, 2 or 4,
-every fine-tuning run, of the same parameters, stopped after 0, 1, 2, 4, ..., 32 steps at a rate of 1e-4, 3e-4 or 1e-3:
-what is best on validation images (at most {validation} a task; {test} test images) is taken.
+The vectors of {tasks} tasks, made on the embedded tiny-clip by `quickstart.py`, brought to {base}, of the same
+architecture. {images} labelled training images a class are shown. Test accuracy in percent, mean ± 95 % interval over
+{seeds} seeds (of fine-tuning and of which images are shown). Every vector is brought to the length of the old base's
+and scaled by 0, 0.1, 0.2, 0.5, 1 or 2; every fine-tuning run, of the same parameters, is stopped after 0, 1, 2, 4, ...,
+32 steps at a rate of 1e-4, 3e-4 or 1e-3: what is best on validation images (at most {validation} a task; {test} test
+images) is taken.
 
     {command}
 
@@ -90,10 +90,13 @@ Points over the new base, and over fine-tuning on the same images: paired by see
 """
 
 
-def page(results: Results, tasks: Sequence[str], *, images: int, seeds: int, validation: int, test: int) -> str:
+def page(
+    results: Results, tasks: Sequence[str], *, base: str, images: int, seeds: int, validation: int, test: int
+) -> str:
     """The page of all results."""
     return PAGE.format(
         tasks=len(tasks),
+        base=base,
         images=images,
         seeds=seeds,
         validation=validation,
