@@ -9,9 +9,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import Image as DatasetImage
 from editing import carrying, choosing, likening
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -397,9 +401,10 @@ def test_the_recipe_of_transport_goes_on_and_writes_its_page(old: Base, tmp_path
 def test_the_recipe_of_analogies_makes_its_vectors_and_writes_its_page(old: Base, tmp_path: Path) -> None:
     old.save_pretrained(tmp_path / "old")
     for name in analogies.TASKS:
-        save_colour_dataset(tmp_path / "data" / name, train=120)
+        save_colour_dataset(tmp_path / "data" / name)
     wanted = analogies.AnalogiesArguments(
         data_dir=str(tmp_path / "data"),
+        examples=["ink"],
         base=str(tmp_path / "old"),
         seeds=[0],
         epochs=1,
@@ -411,11 +416,33 @@ def test_the_recipe_of_analogies_makes_its_vectors_and_writes_its_page(old: Base
     )
     page = analogies.main(wanted)
     assert page == analogies.main(wanted)
-    assert {"mnist", "mnist-ink", "quickdraw5", "gtsrb-odd-light"} <= {
-        path.name for path in (tmp_path / "results" / "seed-0").iterdir()
-    }
+    made = {path.name for path in (tmp_path / "results" / "seed-0").iterdir()}
+    assert {"mnist", "mnist-ink", "quickdraw5", "ink-0.json", "ink-4.json"} <= made
+    assert "quickdraw5-ink" not in made  # the fourth is not trained on
     rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in page.splitlines() if row.startswith("| ")}
-    assert {"ink", "light"} <= set(rows)
+    assert "ink" in rows
+
+
+def test_the_parts_of_the_analogies_are_what_they_are_called() -> None:
+    random = np.random.default_rng(0)
+    greys = random.integers(0, 256, size=400)
+    rows = {
+        "image": [Image.new("RGB", (4, 4), (int(grey),) * 3) for grey in greys],
+        "label": [i % 4 for i in range(400)],
+    }
+    features = Features({"image": DatasetImage(), "label": ClassLabel(names=list("abcd"))})
+    data = Dataset.from_dict(rows, features=features)
+    task = Task.from_dataset(DatasetDict(train=data, test=data.select(range(40))), name="signs")
+    quarters = likening.light({"gtsrb": task})
+    middle = np.median([likening.brightness(row) for row in task.load("train")])
+    for part, odd, dark in zip(quarters, (0, 0, 1, 1), (False, True, False, True), strict=True):
+        for row in part.load("test"):
+            assert row["label"] % 2 == odd
+            assert (likening.brightness(row) < middle) == dark
+    assert sum(len(part.load("test")) for part in quarters) == 40
+    ink = likening.changed(task, "ink", likening.inverted)
+    for before, after in zip(task.load("test"), ink.load("test"), strict=True):
+        assert likening.brightness(before) + likening.brightness(after) == 255
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
