@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from hf_taskvec import TaskVector, VectorInfo, evaluate, get_task, load_base, merge
 from hf_taskvec.cards.publish import push_series_to_hub
 from hf_taskvec.command.app import app
+from hf_taskvec.editing import disentanglement
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, DataError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.intervals import paired_difference
@@ -256,18 +257,16 @@ def test_a_measurement_is_the_evaluation_of_the_merged_model(bank: Bank, bench: 
     )
 
 
-def test_entanglement_counts_the_predictions_that_another_vector_changes(bank: Bank, bench: Bench) -> None:
-    setting = Setting((1.0, 2.0), (2, 0), "ties")
-    changed = bench.entanglement(bank, setting, [0, None])
-    one, two = bank.levers[0].vector, bank.levers[1].vector.covering(bank.levers[0].vector.deltas.shapes)
-    rows = bench.blocks[0][1]
-    alone, both = (
-        bench.tower.run(bench.exams[0].pixels[:rows], dict(vector.deltas)) @ bench.exams[0].head.T
-        for vector in (one, one + 2 * two)
-    )
-    expected = float((alone.argmax(dim=-1) != both.argmax(dim=-1)).float().mean())
-    assert changed[0].tolist() == [0.0, pytest.approx(expected)]
-    assert changed[1].isnan().all()
+def test_entanglement_is_the_two_halves_of_the_disentanglement_error(bank: Bank) -> None:
+    tasks = [colours_task(), dataclasses.replace(colours_task(), name="shades")]
+    bench, setting = Bench(tiny_base(), tasks, quick=30, most=30), Setting((1.0, 1.0), (2, 0), "ties")
+    changed = bench.entanglement(bank, setting, [0, 1])
+    pair = {"colours": bank.levers[0].vector, "shades": bank.levers[1].vector.covering(bank.shapes)}
+    expected = disentanglement(tiny_base(), pair, tasks, factors=[1.0], images=None, progress=False)
+    halves = [float(differs.mean()) for differs in expected.differs]
+    assert sum(halves) > 0
+    assert changed.flatten().tolist() == pytest.approx([0.0, halves[0], halves[1], 0.0])
+    assert bench.entanglement(bank, setting, [0, None])[1].isnan().all()
 
 
 def test_what_no_setting_changes_is_computed_once(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:

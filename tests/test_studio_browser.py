@@ -136,9 +136,9 @@ def test_every_control_does_what_it_says(page: Any, address: str) -> None:
     shows(page, "#bars", "24 test images a task.")
     page.get_by_role("tab", name="How alike the vectors are").click()
     assert page.locator("#cosines td").count() == page.locator("#conflicts td").count() == 5
-    page.locator("#entangled td").nth(4).wait_for()
+    shows(page, "#entangled", "needs two vectors whose tasks have a bar")
     move(page, 0, 1.0)
-    page.locator("#entangled td").nth(4).wait_for()
+    shows(page, "#entangled", "needs two vectors whose tasks have a bar")
     page.get_by_role("tab", name="Copy").click()
     shows(page, "#python", "merge(vectors")
     shows(page, "#yaml", "method: ties")

@@ -298,7 +298,9 @@ class _Page:
 
     def _entanglement(self, visit: Visit) -> Shown:
         names, changed = self.desk.entangled(visit)
-        return {self.entangled: drawn_heat(changed, names, title=ENTANGLED, percent=True) if len(names) > 1 else ""}
+        if len(names) < 2:
+            return {self.entangled: drawn_note(["The disentanglement error needs two vectors whose tasks have a bar."])}
+        return {self.entangled: drawn_heat(changed, names, title=ENTANGLED, percent=True)}
 
     def _everywhere(self, visit: Visit, note: str = "") -> Shown:
         """A visit on every control, as after a link."""
