@@ -33,7 +33,7 @@ from hf_taskvec.weights.packed import Packed, in_factors, in_levels
 from tests.bases import colours_task, tiny_base
 from tests.helpers import equal_vectors, tiny_clip
 from tests.hub_server import HubServer
-from tests.test_command import answer, refusal
+from tests.test_command import answer, call, refusal
 
 SHAPES = {"a.weight": (12, 8), "a.bias": (12,), "conv": (4, 3, 2, 2), "scale": ()}
 TASKS = ("birds", "user/cars", "texts")
@@ -530,12 +530,16 @@ def test_the_command_knows_artefacts(hub: HubServer, tmp_path: Path, real: dict[
         == evaluate(MultiTaskVector.from_pretrained(packed).apply_to(base), colours_task()).accuracy
     )
     token = {"HF_TOKEN": "write-user"}
-    assert hub
     with pytest.MonkeyPatch.context() as patch:
         for name, value in token.items():
             patch.setenv(name, value)
         assert "/user/packed/commit/" in answer("push", packed, "user/packed")["url"]
         assert "no one checkpoint" in refusal("push", packed, "user/packed", "--checkpoint", "--scaling", "1")
+    assert [(row["repo_id"], row["kind"]) for row in answer("list")] == [("user/packed", "multi-task")]
+    assert call("list", "--kind", "vector", "-q").stdout.split() == []
+    commit = hub.store.get("model", "user/packed").head.id
+    assert call("pull", "user/packed", "-q").stdout == f"user/packed@{commit}\n"
+    assert call("info", "user/packed", "-q").stdout == "vectors of several tasks\n"
     assert answer("pull", "user/packed", "-o", tmp_path / "pulled")["method"] == "emr"
     assert MultiTaskVector.from_pretrained(tmp_path / "pulled").tasks == ("colours", "shades")
 

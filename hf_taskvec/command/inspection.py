@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ def info(settings: InfoSettings) -> Outcome:
     from hf_taskvec.cards.description import describe
 
     if (packed := open_packed(settings.source)) is not None:
-        return shown(packed, settings.source)
+        told = shown(packed, settings.source)
+        return replace(told, names=[told.data["what"]])
     description = describe(settings.source, base=settings.base, spectrum=settings.spectrum)
     rows = [_layer_row(name, layer, spectrum=settings.spectrum) for name, layer in description.layers.items()]
     text = f"{facts(description.facts)}\n\n{columns(list(rows[0]), [list(row.values()) for row in rows])}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hf_taskvec.command.outcome import Outcome
@@ -88,7 +88,8 @@ def pull(settings: PullSettings) -> Outcome:
         if settings.output_dir is not None:
             check_packed_replaced(settings.output_dir, overwrite=settings.overwrite)
             packed.save_pretrained(settings.output_dir)
-        return shown(packed, settings.output_dir or "the Hub's cache")
+        told = shown(packed, settings.output_dir or "the Hub's cache")
+        return replace(told, names=[settings.output_dir or f"{packed.info.repo_id}@{packed.info.repo_commit}"])
     exact, vector = open_source(settings.repo_id)
     if settings.output_dir is not None:
         vector.save_pretrained(settings.output_dir)
