@@ -210,6 +210,9 @@ def test_a_folder_of_epochs_is_a_vector_with_moments(bank: Bank, place: Path, tm
     ]
     with pytest.raises(CheckpointError, match="holds no task vector"):
         open_bank(tiny_base(), [str(tmp_path)])
+    shutil.copytree(place / "two", tmp_path / "run" / "two")
+    with pytest.raises(CheckpointError, match="not the epochs of one run; name those you want: "):
+        open_bank(tiny_base(), [str(tmp_path / "run")])
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------

@@ -119,6 +119,12 @@ def open_levers(base: Base, source: str) -> list[Lever]:
         code = f"TaskVector.from_adapter({_call(place, revision)}, vision_only=True)"
         return [Lever(Path(str(place)).name, (Moment(label_of(vector.info), exact, vector, code),))]
     if os.path.isdir(place) and (moments := _moments(base, Path(place).glob("*"))):
+        times = {(one.vector.info.task, _when(one)) for one in moments}
+        if len({task for task, _ in times}) > 1 or len(times) < len(moments):
+            others = listed(one.source for one in moments)
+            raise CheckpointError(
+                f"{source} holds vectors that are not the epochs of one run; name those you want: {others}"
+            )
         return [Lever(moments[-1].vector.info.label, tuple(moments))]
     TaskVector.from_pretrained(place, revision=revision)  # tells what is missing
     raise CheckpointError(f"{source} holds no vector")
