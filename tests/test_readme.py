@@ -62,7 +62,7 @@ def test_every_recipe_it_names_exists() -> None:
 
 FENCE = r"```{}\n(.*?)```"
 BLOCKS = re.findall(FENCE.format("python"), README, flags=re.DOTALL)
-FIRST, FOREIGN, ANY_MODEL, OWN_DATA, MERGING, LOOKING, IN_ORDER, HUB = BLOCKS
+FIRST, FOREIGN, ANY_MODEL, OWN_DATA, MERGING, LOOKING, IN_ORDER, ROBUST, HUB = BLOCKS
 FROM_THE_FIRST = """
 import dataclasses
 from hf_taskvec import Report, TaskVector, load_base
@@ -107,15 +107,19 @@ def run_in_a_shell(lines: str, example: str, folder: Path) -> str:
 
 FOR_MERGING = """
 merged.save_pretrained("out/mnist/vector")
+merged.save_pretrained("out/quickstart/seed-0/digits/vector")
 push_to_hub(merged, "user/gtsrb-vector")
 """
 
 
 def test_its_lines_on_the_hub_and_on_merging_run_as_written(offline_trial: str, tmp_path: Path) -> None:
     assert offline_trial.startswith("export HF_ENDPOINT=")
-    printed = run_in_a_shell(offline_trial, FROM_THE_FIRST + HUB + FOR_MERGING + MERGING + LOOKING + IN_ORDER, tmp_path)
+    printed = run_in_a_shell(
+        offline_trial, FROM_THE_FIRST + HUB + FOR_MERGING + MERGING + LOOKING + IN_ORDER + ROBUST, tmp_path
+    )
     assert TaskVector.from_pretrained(tmp_path / "out" / "ties").info.method == "ties"
     assert (tmp_path / "out" / "sequence" / "sequence.safetensors").is_file()
+    assert "| digits-gaussian_noise-3 |" in printed
     assert "PublishedVector(repo_id='user/digits-and-shapes', base='hf-taskvec/tiny-clip'" in printed
 
 

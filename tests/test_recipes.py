@@ -20,6 +20,7 @@ from hf_taskvec.arguments import parse_recipe
 from hf_taskvec.errors import ArgumentsError, OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
+from hf_taskvec.weights.folders import read_json
 from recipes import (
     add_vectors,
     compare_compressions,
@@ -30,6 +31,7 @@ from recipes import (
     learn_coefficients,
     one_after_another,
     quickstart,
+    robustness,
 )
 from tests.bases import save_colour_dataset, save_tiny_base
 from tests.helpers import finetuned
@@ -245,6 +247,23 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     assert "average-1" not in kept  # no order changes it
     rows = {row.split("|")[1].strip(): row.split("|")[2:] for row in page.splitlines() if row.startswith("| `")}
     assert rows["`average`"][0] == rows["`average`, all at once"][0]
+    corrupted = robustness.RobustnessArguments(
+        folder=str(tmp_path / "out"),
+        tasks=["first", "second"],
+        base=str(base),
+        data_dir=str(tmp_path / "data"),
+        methods=["average"],
+        strengths=[1, 5],
+        alphas=[0, 1],
+        max_test=4,
+        results_dir=str(tmp_path / "corrupted"),
+        output_dir=str(tmp_path / "robustness"),
+    )
+    page = robustness.main(corrupted)
+    assert page == robustness.main(corrupted)
+    assert (tmp_path / "robustness" / "robustness.png").is_file()
+    assert len(read_json(tmp_path / "corrupted" / "base.json")["first"]) == 1 + 7 * 2
+    assert page.count("\n| individual |") == page.count("\n| average |") == 1
 
 
 def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:

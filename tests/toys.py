@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from hf_taskvec import Base, get_task
-from hf_taskvec.tasks.subsets import SubsetTask, subset
+from hf_taskvec import Base, Task, get_task
+from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.theory.equivalence import in_dtype
 from tests.helpers import tiny_config
 
@@ -38,7 +38,7 @@ def wide_base() -> Base:
     return in_dtype(toy_base(), torch.float64)
 
 
-def toy_task(name: str = "digits", *, images: int = 50) -> SubsetTask:
+def toy_task(name: str = "digits", *, images: int = 50) -> Task:
     """A builtin task on a few images."""
     return subset(get_task(name), max_train=images, max_validation=30, max_test=40)
 

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hf_taskvec.evaluation.report import Report
+from hf_taskvec.evaluation.wise_ft import Interpolation
 from hf_taskvec.weights.folders import write_bytes
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
@@ -136,6 +137,35 @@ def _plot_gains(axes: Axes, scalings: Sequence[float], gains: Mapping[str, Seque
         means = [100 * fmean(column) for column in zip(*gains.values(), strict=True)]
         axes.plot(scalings, means, label="mean", color="black", linewidth=2.5)
     axes.axhline(0, color="grey", linestyle=":", label="_zero")
+
+
+def plot_wise_ft(curves: Mapping[str, Interpolation], *, split: str = "test") -> Figure:
+    """Target against control accuracy along the way from the base, an open mark, to the fine-tuned model.
+
+    Args:
+        curves: Curves of `wise_ft`, by what each is called.
+        split: The part of the tasks that was measured.
+
+    Raises:
+        ValueError: If there is no curve.
+
+    Example:
+        >>> curve = Interpolation((0.0, 0.5, 1.0), (0.2, 0.6, 0.8), (0.5, 0.5, 0.3))
+        >>> plot_wise_ft({"digits": curve}).axes[0].get_ylabel()
+        'control test accuracy (%)'
+    """
+    if not curves:
+        raise ValueError("a figure of target against control needs a curve at least")
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    for index, (name, curve) in enumerate(curves.items()):
+        target, control = [100 * value for value in curve.target], [100 * value for value in curve.control]
+        style: dict[str, Any] = {"color": COLOURS[index % 6], "marker": MARKERS[index % 6], "markersize": 5}
+        axes.plot(target, control, label=name, linestyle="-" if index < 6 else "--", **style)
+        axes.plot(target[:1], control[:1], fillstyle="none", label="_base", **{**style, "markersize": 9})
+    axes.set(xlabel=f"target {split} accuracy (%)", ylabel=f"control {split} accuracy (%)")
+    figure.legend(frameon=False, loc="outside right upper")
+    return figure
 
 
 def plot_front(points: Sequence[tuple[float, float]], *, front: Sequence[int], names: tuple[str, str]) -> Figure:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from hf_taskvec.errors import DataError
 from hf_taskvec.tasks.own import MEMORY_PREFIX
+
+logger = logging.getLogger(__name__)
 
 # What `data_settings` records where it is not the default, and its types in JSON.
 RECORDED: dict[str, tuple[type, ...]] = {
@@ -56,6 +59,11 @@ class DataInfo(Protocol):
 
 def read_settings(info: DataInfo) -> dict[str, Any]:
     """The fields of a task in `data_settings`; what else is recorded there is for the reader."""
+    if kind := info.data_settings.get("corruption"):
+        told = (
+            "the images of task %r were corrupted (%s at strength %s); here they are clean, `corrupt` does that again"
+        )
+        logger.warning(told, info.task, kind, info.data_settings.get("corruption_strength"))
     known = {key: value for key, value in info.data_settings.items() if key in RECORDED}
     for key, value in known.items():
         if type(value) not in RECORDED[key] or (key == "labels" and not all(isinstance(item, str) for item in value)):

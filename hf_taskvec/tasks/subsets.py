@@ -13,7 +13,8 @@ from numpy.random import RandomState  # its streams are frozen, as for the valid
 from numpy.typing import NDArray
 
 from hf_taskvec.errors import check_positive
-from hf_taskvec.tasks import Split, Task
+from hf_taskvec.tasks.corruptions import CorruptedTask
+from hf_taskvec.tasks.task import Split, Task
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def subset(
     max_train_per_class: int | None = None,
     train_seed: int | None = None,
     train_on: Split | None = None,
-) -> SubsetTask:
+) -> Task:
     """The task with at most so many images of each part; see `SubsetTask`.
 
-    A task that was cut before stays so: the smaller number counts, and what is left out here is as it was.
+    A task that was cut before stays so: the smaller number counts, and what is left out here is as it was. Of a
+    corrupted task the one beneath is cut.
 
     Raises:
         ValueError: If a number is not positive.
@@ -88,6 +90,9 @@ def subset(
         "max_test": max_test,
         "max_train_per_class": max_train_per_class,
     }
+    if isinstance(task, CorruptedTask) and task.clean is not None:
+        clean = subset(task.clean, **limits, train_seed=train_seed, train_on=train_on)
+        return dataclasses.replace(task, clean=clean)
     for name, limit in limits.items():
         if limit is not None:
             check_positive(name, limit)
