@@ -145,9 +145,12 @@ def test_a_lora_folder_is_a_vector_whose_recipe_is_refused(place: Path, tmp_path
         torch.testing.assert_close(bank.delta(Setting((0.0, 0.0, 2.0), (0, 0, 0)))[name], 2 * narrow.deltas[name])
 
 
-def test_a_vector_is_added_by_its_hub_id(hub: HubServer, place: Path) -> None:
+def test_a_vector_is_added_by_its_hub_id(hub: HubServer, place: Path, tmp_path: Path) -> None:
     hub.store.add_folder("model", "user/two", place / "two")
-    bank = open_bank(tiny_base(), [str(place / "two")], added=["user/two"])
+    merge([place / "two"], "average").save_pretrained(tmp_path / "merged")
+    hub.store.add_folder("model", "user/merged", tmp_path / "merged")
+    bank = open_bank(tiny_base(), [str(place / "two")], added=["user/two", "user/merged"])
+    assert [lever.name for lever in bank.levers] == ["shades", "shades (2)", "user/merged"]
     assert bank.levers[1].moments[0].source == f"user/two@{hub.store.get('model', 'user/two').head.id}"
 
 

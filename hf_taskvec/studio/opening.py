@@ -108,7 +108,8 @@ def open_levers(base: Base, source: str) -> list[Lever]:
         moments = (
             _published(base, place, folder, vector) if folder.commit else _recorded(base, Path(place), vector.info)
         )
-        return [Lever(vector.info.label, (*moments, Moment(label_of(vector.info), exact, vector)))]
+        name = vector.info.task or (str(place) if folder.commit else vector.info.label)
+        return [Lever(name, (*moments, Moment(label_of(vector.info), exact, vector)))]
     if (folder.path / PACKED_NAME).is_file():
         check_base_of(base, artefact_info(folder.path), source)
         return _packed(base, MultiTaskVector.from_pretrained(place, revision=revision), str(place), revision)
