@@ -26,12 +26,12 @@ from hf_taskvec.training.run import train_vector
 from hf_taskvec.weights.folders import read_json, write_json, write_text
 from hf_taskvec.weights.resume import compute_or_read
 
-TASKS = ("mnist", "quickdraw5", "gtsrb")
+TASKS = ("mnist", "digits", "gtsrb")
 
 
 @dataclass
 class AnalogiesArguments:
-    data_dir: str = arg("Folder with the datasets mnist, quickdraw5 and gtsrb.")
+    data_dir: str = arg("Folder with the datasets mnist and gtsrb.")
     examples: list[str] = arg("Which analogies.", default=list(EXAMPLES))
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
     seeds: list[int] = arg("Seeds of fine-tuning.", default=[0, 1, 2])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from PIL import ImageOps
 
 from editing.choosing import few_shot
 from hf_taskvec import Task, TaskVector, evaluate
@@ -45,40 +44,28 @@ class Example:
     make: Callable[[Mapping[str, Task]], tuple[Task, Task, Task, Task]]
 
 
-def changed(task: Task, name: str, change: Callable[[Row], Row]) -> Task:
-    """The task with every row changed."""
-    return _of(task, name, {split: task.load(split).map(change) for split in ("train", "validation", "test")})
-
-
 def chosen(task: Task, name: str, keep: Callable[[Row], bool]) -> Task:
     """The task on some of its rows."""
-    return _of(task, name, {split: task.load(split).filter(keep) for split in ("train", "validation", "test")})
-
-
-def _of(task: Task, name: str, parts: Mapping[str, Any]) -> Task:
+    parts = DatasetDict({split: task.load(split).filter(keep) for split in ("train", "validation", "test")})
     return Task.from_dataset(
-        DatasetDict(parts),
-        name=name,
-        validation_split="validation",
-        class_names=task.class_names,
-        templates=task.templates,
+        parts, name=name, validation_split="validation", class_names=task.class_names, templates=task.templates
     )
 
 
-def inverted(row: Row) -> Row:
-    """White strokes on black become ink on paper."""
-    return {"image": ImageOps.invert(row["image"].convert("RGB"))}
-
-
-def ink(tasks: Mapping[str, Task]) -> tuple[Task, Task, Task, Task]:
-    """Digits and drawings, as they are and inverted."""
-    digits, drawings = tasks["mnist"], tasks["quickdraw5"]
+def scans(tasks: Mapping[str, Task]) -> tuple[Task, Task, Task, Task]:
+    """The digits 0 to 4 and 5 to 9, of two sources."""
+    mnist, other = tasks["mnist"], tasks["digits"]
     return (
-        digits,
-        changed(digits, "mnist-ink", inverted),
-        drawings,
-        changed(drawings, "quickdraw5-ink", inverted),
+        chosen(mnist, "mnist-low", is_low),
+        chosen(other, "digits-low", is_low),
+        chosen(mnist, "mnist-high", lambda row: not is_low(row)),
+        chosen(other, "digits-high", lambda row: not is_low(row)),
     )
+
+
+def is_low(row: Row) -> bool:
+    """Whether it is a digit below 5."""
+    return bool(row["label"] < 5)
 
 
 def light(tasks: Mapping[str, Task]) -> tuple[Task, Task, Task, Task]:
@@ -99,10 +86,11 @@ def brightness(row: Row) -> float:
 
 
 EXAMPLES = {
-    "ink": Example(
-        "a domain shift: digits white on black (mnist, a), the same as ink on paper (inverted, b), drawings white on "
-        "black (quickdraw5, c), drawings as ink on paper (d)",
-        ink,
+    "scans": Example(
+        "a domain shift: digits 0 to 4 of MNIST (a) and of another source, UCI's optical digits of 8 by 8 pixels, as "
+        "the embedded task `digits` has them (b), digits 5 to 9 of MNIST (c) and of the other source (d); all ten "
+        "classes are told apart",
+        scans,
     ),
     "light": Example(
         "a subpopulation: traffic signs (gtsrb) of even class numbers, the lighter half of all images (a) and the "
