@@ -123,11 +123,11 @@ def mutant(content: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def in_two_processes(script: Path, *words: Path) -> None:
-    """Runs a script under torchrun in two processes."""
+def in_processes(script: Path, *words: Path, count: int = 2) -> None:
+    """Runs a script under torchrun in some processes."""
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone"]
     command = [*launcher, *map(str, (script, *words))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -23,8 +23,9 @@ from tests.toys import toy_base, toy_task
 ROOT = Path(__file__).parent.parent
 
 
-def test_two_processes_report_what_one_does_and_once(tmp_path: Path) -> None:
-    launcher = ("torch.distributed.run", "--nproc_per_node=2", "--standalone")
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_report_what_one_does_and_once(count: int, tmp_path: Path) -> None:
+    launcher = ("torch.distributed.run", f"--nproc_per_node={count}", "--standalone")
     recipe = [ROOT / "recipes" / "evaluate_model.py", "--tasks", "digits", "--metrics", "per_class_accuracy"]
     command = [sys.executable, "-m", *launcher, *recipe, "--output", tmp_path / "report.json"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -19,7 +19,7 @@ from hf_taskvec.theory.equivalence import Equivalence, TaskEquivalence, relative
 from hf_taskvec.theory.gradients import gradient_stack
 from hf_taskvec.training.full_batch import prepare_full_batch, violated_preconditions
 from hf_taskvec.training.joint import JointTrainer
-from tests.helpers import in_two_processes
+from tests.helpers import in_processes
 from tests.toys import toy_base, toy_task, wide_base, with_model
 
 
@@ -250,7 +250,7 @@ def test_two_processes_give_the_vector_of_one(tmp_path: Path) -> None:
     toy_base().model.save_pretrained(saved)
     toy_base().processor.save_pretrained(saved)
     script.write_text(SCRIPT)
-    in_two_processes(script, saved, tmp_path / "v")
+    in_processes(script, saved, tmp_path / "v")
     alone = gradient_vector(load_base(saved, dtype=torch.float64), toy_task(), learning_rate=0.1, batch_size=8)
     together = type(alone).from_pretrained(tmp_path / "v")
     assert relative_error(together, alone) <= 1e-14

@@ -19,7 +19,7 @@ from hf_taskvec.vectors.checkpoints import open_checkpoint, write_checkpoint
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights import folders, processes
 from hf_taskvec.weights.processes import agreed, dealt
-from tests.helpers import equal_vectors, in_two_processes, random_deltas, tiny_vector
+from tests.helpers import equal_vectors, in_processes, random_deltas, tiny_vector
 
 METHODS: dict[str, dict[str, Any]] = {"ties": {"density": 0.3}, "dare_ties": {}, "iso_c": {}, "karcher": {}}
 SCRIPT = """
@@ -32,20 +32,21 @@ from hf_taskvec.weights.processes import processes
 folder = Path(sys.argv[1])
 for method, settings in json.loads((folder / "methods.json").read_text()).items():
     vectors = [TaskVector.from_pretrained(folder / f"vector-{index}") for index in range(3)]
-    out = folder / "two" / method
+    out = folder / "several" / method
     merged = merge(vectors, method, output_dir=out, dtype="bfloat16", over_processes=True, **settings)
     assert merged.num_entries == vectors[0].num_entries
 rank = processes().process_index
-for second in ("damaged", f"vector-{rank}"):  # what fails in one process, and what is not the same in both
+for second in ("damaged", f"vector-{rank % 2}"):  # what fails in one process, and what is not the same in both
     try:
-        merge([folder / "vector-2", folder / second], output_dir=folder / "two" / "nothing", over_processes=True)
+        merge([folder / "vector-2", folder / second], output_dir=folder / "several" / "nothing", over_processes=True)
     except (TaskVecError, ValueError) as error:
         (folder / f"{second}-{rank}").write_text(f"{type(error).__name__}: {error}")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_write_what_one_writes(count: int, tmp_path: Path) -> None:
     for index in range(3):
         tiny_vector(seed=index + 1).save_pretrained(tmp_path / f"vector-{index}")
     shutil.copytree(tmp_path / "vector-0", tmp_path / "damaged")
@@ -54,21 +55,21 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "damaged" / "task_vector.safetensors")
     (tmp_path / "methods.json").write_text(json.dumps(METHODS))
     (tmp_path / "script.py").write_text(SCRIPT)
-    in_two_processes(tmp_path / "script.py", tmp_path)
+    in_processes(tmp_path / "script.py", tmp_path, count=count)
     vectors = [TaskVector.from_pretrained(tmp_path / f"vector-{index}") for index in range(3)]
     for method, settings in METHODS.items():
         one = merge(vectors, method, output_dir=tmp_path / "one" / method, dtype="bfloat16", **settings)
-        two = TaskVector.from_pretrained(tmp_path / "two" / method, verify=True)
-        assert equal_vectors(one, two)
-        configs = [(tmp_path / count / method / "task_vector_config.json").read_text() for count in ("one", "two")]
+        several = TaskVector.from_pretrained(tmp_path / "several" / method, verify=True)
+        assert equal_vectors(one, several)
+        configs = [(tmp_path / count / method / "task_vector_config.json").read_text() for count in ("one", "several")]
         assert configs[0] == configs[1]
-        shards = sorted(path.name for path in (tmp_path / "two" / method).glob("*.safetensors"))
-        assert shards == [f"task_vector-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    assert sorted(os.listdir(tmp_path / "two")) == sorted(METHODS)  # no journal, no temporary folder, no `nothing`
-    damaged = sorted((tmp_path / f"damaged-{rank}").read_text().split(":")[0] for rank in (0, 1))
-    assert damaged == ["NonFiniteError", "TaskVecError"]
-    for rank in (0, 1):
-        assert "the list of vectors is" in (tmp_path / f"vector-{rank}-{rank}").read_text()
+        shards = sorted(path.name for path in (tmp_path / "several" / method).glob("*.safetensors"))
+        assert shards == [f"task_vector-0000{number + 1}-of-0000{count}.safetensors" for number in range(count)]
+    assert sorted(os.listdir(tmp_path / "several")) == sorted(METHODS)  # no journal, no temporary folder, no `nothing`
+    damaged = sorted((tmp_path / f"damaged-{rank}").read_text().split(":")[0] for rank in range(count))
+    assert damaged == ["NonFiniteError", *["TaskVecError"] * (count - 1)]
+    for rank in range(count):
+        assert "the list of vectors is" in (tmp_path / f"vector-{rank % 2}-{rank}").read_text()
 
 
 def test_parameters_are_dealt_by_size_each_to_one_process() -> None:

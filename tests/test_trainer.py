@@ -248,18 +248,23 @@ def launched(launcher: Sequence[str], recipe: str, *arguments: object) -> str:
 
 
 TORCHRUN = ("torch.distributed.run", "--nproc_per_node=2", "--standalone")
+FOUR = ("torch.distributed.run", "--nproc_per_node=4", "--standalone")
 ACCELERATE = ("accelerate.commands.launch", "--num_processes=1", "--num_machines=1", "--dynamo_backend=no")
 
 
 @pytest.mark.parametrize(
     ("launcher", "batch"),
-    [(TORCHRUN, 8), pytest.param(ACCELERATE, 16, marks=pytest.mark.slow)],
-    ids=["torchrun", "accelerate"],
+    [
+        (TORCHRUN, 8),
+        pytest.param(FOUR, 4, marks=pytest.mark.slow),
+        pytest.param(ACCELERATE, 16, marks=pytest.mark.slow),
+    ],
+    ids=["torchrun", "four", "accelerate"],
 )
 def test_the_recipe_trains_one_model_under_every_launcher(
     folders: tuple[Path, Path], tmp_path: Path, launcher: Sequence[str], batch: int
 ) -> None:
-    # 81 images are no multiple of 2 x 8: the padding must count for nothing.
+    # 81 images are no multiple of 2 x 8, or of 4 x 4: the padding must count for nothing.
     base, data = folders
     flags = {"base": base, "data_dir": data.parent, "task": "colours", "num_train_epochs": 3, "learning_rate": 1e-2}
     flags |= {"optim": "sgd", "output_dir": tmp_path / "out", "per_device_train_batch_size": batch}

@@ -24,7 +24,7 @@ from hf_taskvec.tuning.mixture import Mixture, Per
 from hf_taskvec.tuning.objectives import Objective, summed_loss
 from hf_taskvec.tuning.tower import Tower
 from hf_taskvec.weights.names import canonical_name
-from tests.helpers import finetuned, in_two_processes
+from tests.helpers import finetuned, in_processes
 from tests.toys import toy_base, toy_task, wide_base
 
 NAMES = ("digits", "shapes")
@@ -351,7 +351,7 @@ def test_two_processes_give_the_coefficients_of_one(tmp_path: Path) -> None:
     script, saved = tmp_path / "two.py", tmp_path / "base"
     toy_base().save_pretrained(saved)
     script.write_text(SCRIPT)
-    in_two_processes(script, saved, tmp_path / "v")
+    in_processes(script, saved, tmp_path / "v")
     base = load_base(saved, dtype=torch.float64)
     alone = learn_coefficients(
         base,
