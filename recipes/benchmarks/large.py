@@ -1,13 +1,13 @@
 """Seconds and memory of merging checkpoints of language models of any size on disk, beside mergekit.
 
 python recipes/benchmarks/large.py --folder /scratch/large --parameters 1.5e9 --count 8
+python recipes/benchmarks/large.py --folder /scratch/large --parameters 1.5e9 --peer_limit 1200
 python recipes/benchmarks/large.py --folder /scratch/large --parameters 5e7 --count 4 --runs 1 --peer false
 
 It writes `count` fine-tuned checkpoints and their base in bfloat16, in the shapes and names of Llama, with heavy-tailed
-deltas: 2 bytes a parameter each, and as much as three more for what a merge writes. What is there is kept. Ours opens
-the checkpoints as vectors, merges them into a folder and writes base plus vector as a checkpoint; mergekit, in an
-environment of its own, writes the checkpoint at once. Each merge is a process of its own. Peak memory is anonymous:
-mapped files do not count.
+deltas: 2 bytes a parameter each, and as much once more for what a merge writes. What is there is kept. Ours is
+`merge_checkpoints`; mergekit runs in an environment of its own. Each merge is a process of its own. Peak memory is
+anonymous: mapped files do not count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from merging_data import heavy_tailed
 from merging_peers import MERGEKIT, environment, run_peer, run_script
-from merging_runs import Runs, copy_bandwidth, header, line
+from merging_runs import Run, Runs, copy_bandwidth, header, line
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,6 +46,7 @@ class LargeArguments:
     runs: int = arg("Runs of ours; the median counts.", default=3)
     peer_runs: int = arg("Runs of the peer; the median counts.", default=1)
     peer: bool = arg("Run mergekit too.", default=True)
+    peer_limit: float = arg("Seconds after which a run of mergekit is stopped.", default=7200.0)
 
 
 def config_of(parameters: float) -> LlamaConfig:
@@ -92,6 +94,15 @@ def make(folder: Path, config: LlamaConfig, count: int) -> int:
     return sum(shape.numel() for shape in shapes.values())
 
 
+def beside(ours: Run, runs: Runs, key: list[object], work: Callable[[], Run], args: LargeArguments) -> list[str]:
+    """The cells of the peer: seconds, peak and how many times ours is faster, or the limit that it ran into."""
+    try:
+        theirs = runs.median(key, work, args.peer_runs)
+    except subprocess.TimeoutExpired:
+        return [f"stopped at {args.peer_limit:.0f}", "-", f"> {args.peer_limit / ours.seconds:.1f}"]
+    return [f"{theirs.seconds:.1f}", f"{theirs.peak / 1e6:.0f}", f"{theirs.seconds / ours.seconds:.1f}"]
+
+
 def main(args: LargeArguments) -> None:
     config = config_of(args.parameters)
     top = Path(args.folder)
@@ -107,9 +118,9 @@ def main(args: LargeArguments) -> None:
         ours = runs.median(["ours", args.count, method], partial(run_script, words), args.runs)
         cells: list[object] = [method, f"{ours.seconds:.1f}", f"{ours.peak / 1e6:.0f}", "-", "-", "-"]
         if python is not None:
-            work = partial(run_peer, PEER, python, folder, args.count, method, folder / "merged", dtype="bfloat16")
-            theirs = runs.median(["mergekit", args.count, method], work, args.peer_runs)
-            cells[3:] = [f"{theirs.seconds:.1f}", f"{theirs.peak / 1e6:.0f}", f"{theirs.seconds / ours.seconds:.1f}"]
+            out, limit = folder / "merged", args.peer_limit
+            work = partial(run_peer, PEER, python, folder, args.count, method, out, limit=limit, dtype="bfloat16")
+            cells[3:] = beside(ours, runs, ["mergekit", args.count, method], work, args)
         line(*cells)
 
 

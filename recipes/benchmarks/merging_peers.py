@@ -124,15 +124,26 @@ def run_script(words: Sequence[object]) -> Run:
     return _run([sys.executable, HERE / str(words[0]), *words[1:]], Path(str(words[-1])), warm=2 << 30)
 
 
-def run_peer(peer: Peer, python: str, towers: Path, count: int, method: str, out: Path, **settings: object) -> Run:
-    """One merge by a peer.
+def run_peer(
+    peer: Peer,
+    python: str,
+    towers: Path,
+    count: int,
+    method: str,
+    out: Path,
+    *,
+    limit: float | None = None,
+    **settings: object,
+) -> Run:
+    """One merge by a peer, within a limit of seconds if there is one.
 
     Raises:
         RuntimeError: If it fails, or writes less than a whole model.
+        subprocess.TimeoutExpired: If it takes longer than the limit.
     """
     name, arguments = peer.calls[method]
     words = [python, HERE / peer.worker, towers / peer.towers, count, name, json.dumps({**arguments, **settings}), out]
-    run = _run(words, out, warm=6 << 30)
+    run = _run(words, out, warm=6 << 30, limit=limit)
     whole, written = (_size(folder) for folder in (towers / "task-0", out))
     if written < 0.99 * whole:
         raise RuntimeError(f"{peer.name} wrote {written} bytes of weights where a model has {whole}")
@@ -149,7 +160,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _run(command: list[object], out: Path, *, warm: int) -> Run:
+def _run(command: list[object], out: Path, *, warm: int, limit: float | None = None) -> Run:
     shutil.rmtree(out, ignore_errors=True)
     # A virtual machine gets memory from its host on first touch, at half a gigabyte per second: whoever comes next
     # must not pay for that, so as many bytes as most runs need are touched and freed.
@@ -161,6 +172,7 @@ def _run(command: list[object], out: Path, *, warm: int) -> Run:
         capture_output=True,
         text=True,
         check=False,
+        timeout=limit,
         env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},
     )
     seconds = time.perf_counter() - start
