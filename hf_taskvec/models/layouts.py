@@ -43,6 +43,15 @@ _SIGNS = {
     "head.probe": "SigLIP",
     "blocks.0.": "timm",
 }
+# What training in shards leaves, by a file of it, and how whole weights are made of that.
+_SHARDS = {
+    "*.distcp": "shards of an FSDP run, whose index is a pickle: `accelerate merge-weights FOLDER OUT` makes "
+    "safetensors of them; a run that is going on writes its vector by hf_taskvec.vectors.gathering.gather_vector",
+    "pytorch_model_fsdp*": "an FSDP run's checkpoint: `accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUT` makes "
+    "safetensors of its shards",
+    "zero_to_fp32.py": "a checkpoint of DeepSpeed, which is pickled: its own `python zero_to_fp32.py FOLDER OUT "
+    "--safe_serialization` makes safetensors of it",
+}
 _BODIES = re.compile(r"^(vision_model|vit|deit|dinov2)\.")
 _OPEN_CLIP = (
     "is in the layout of open_clip. Take the same model in that of Transformers: most repositories have it as "
@@ -204,6 +213,9 @@ def _no_weights(folder: Path, where: str) -> CheckpointError:
     for name, text in INSTEAD.items():
         if (folder / name).exists():
             return CheckpointError(f"{where} {text}")
+    for pattern, remedy in _SHARDS.items():
+        if next(folder.glob(pattern), None) is not None:
+            return CheckpointError(f"{where} holds {remedy}")
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return CheckpointError(

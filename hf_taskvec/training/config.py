@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +123,7 @@ class TaskVectorConfig(TrainingArguments):
         _check_numbers(self)
         _check_inherited(self)
         _check_tangent(self)
+        _check_launcher()
         self.track_gradients = self.track_gradients or self.record_gradients
         if self.full_batch:
             apply_full_batch(self)
@@ -146,6 +148,7 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "include_num_input_tokens_seen": (("no", False), "images have no tokens"),
     "label_names": ((None, ["labels"]), "batches hold 'labels'"),
 }
+_LAUNCHED = ("fsdp", "deepspeed", "megatron_lm")  # what a launcher turns on by an environment variable
 NUMBERS = (
     "learning_rate",
     "weight_decay",
@@ -180,6 +183,16 @@ def _check_tangent(args: TaskVectorConfig) -> None:
     for name in ("gradient_checkpointing", "activation_checkpointing", "torch_compile"):
         if args.tangent and getattr(args, name):
             raise ValueError(f"{name} must be False in the tangent space, where one pass gives value and derivative")
+
+
+def _check_launcher() -> None:
+    """Raises a `ValueError` that names what a launcher turned on and this trainer does not follow."""
+    for name in _LAUNCHED:
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("1", "true"):
+            raise ValueError(
+                f"{name} must be off, but `accelerate launch` or its configuration turns it on: {_WHOLE_COPY}. Where a "
+                "model needs it, train it so by any other trainer, and make the vector by TaskVector.from_checkpoints"
+            )
 
 
 def _check_inherited(args: TaskVectorConfig) -> None:

@@ -26,8 +26,19 @@ logger = logging.getLogger(__name__)
 def between_models(
     before: nn.Module, after: nn.Module, coverage: Coverage, info: VectorInfo
 ) -> tuple[Deltas, VectorInfo]:
-    """The deltas from one model in memory to another, and their provenance; errors are those of `difference`."""
+    """The deltas from one model in memory to another, and their provenance.
+
+    Raises:
+        CheckpointError: If a model is sharded over processes.
+        IncompatibleVectorsError, NonFiniteError: As `difference`.
+    """
     ours, theirs = parameters_of(before), parameters_of(after)
+    for name, weight in {**ours, **theirs}.items():
+        if type(weight.data).__name__ == "DTensor" or type(weight).__name__ == "DTensor":
+            raise CheckpointError(
+                f"{name!r} is sharded over processes (FSDP2, tensor parallelism): let all of them call "
+                "hf_taskvec.vectors.gathering.gather_vector(base, model, folder), which gathers one parameter at a time"
+            )
     names = aligned_names(theirs, ours, [body_of(after), body_of(before)])
     kind = getattr(getattr(before, "config", None), "model_type", None)
     info = dataclasses.replace(info, architecture=None if kind is None or is_clip(ours) else str(kind))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from merging_data import make_checkpoints, make_vectors
 from merging_peers import PEERS, Peer, environment, run_lora, run_ours, run_peer
@@ -48,7 +49,7 @@ class Bench:
     def merge_by(self, peer: Peer, python: str, size: str, count: int, method: str) -> Run:
         """A peer's merge."""
 
-        def at(**settings: object) -> Run:
+        def at(**settings: Any) -> Run:
             towers, out = self.folder / size, self.folder / "merged"
             work = partial(run_peer, peer, python, towers, count, method, out, **settings)
             return self.runs.median([peer.name, size, count, method, settings], work, self.theirs)

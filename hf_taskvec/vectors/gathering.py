@@ -1,0 +1,91 @@
+"""The vector of a model whose parameters are sharded over processes, as FSDP2 and tensor parallelism leave them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hf_taskvec.errors import IncompatibleVectorsError
+from hf_taskvec.hub.access import AnyPath
+from hf_taskvec.text import listed
+from hf_taskvec.vectors.application import body_of
+from hf_taskvec.vectors.checkpoints import open_checkpoint
+from hf_taskvec.vectors.differences import Coverage
+from hf_taskvec.vectors.info import VectorInfo
+from hf_taskvec.vectors.sharing import share_of, write_vector_together
+from hf_taskvec.weights.arithmetic import subtract
+from hf_taskvec.weights.deltas import LazyDeltas, TensorDeltas
+from hf_taskvec.weights.names import aligned_names, differences, is_clip, parameters_of, shapes_of
+from hf_taskvec.weights.processes import processes
+
+CPU = torch.device("cpu")
+
+
+def gather_vector(
+    base: AnyPath,
+    model: nn.Module,
+    output_dir: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    task: str | None = None,
+) -> None:
+    """Writes the vector of a model that FSDP2 (`fully_shard`) or `accelerate` shards; called by all processes.
+
+    Each parameter is gathered by itself; the process that it is dealt to keeps its delta and writes it. So a process
+    holds its share of the deltas and one parameter at most, never a whole model.
+
+    Args:
+        base: Hub id or folder of the checkpoint before fine-tuning, which all processes see.
+        model: The fine-tuned model; parameters that are not sharded do too.
+        output_dir: A folder that all processes see, as in `TaskVector.save_pretrained`.
+        revision: Branch, tag or commit of the base.
+        include: As in `TaskVector.from_checkpoints`.
+        exclude: As in `TaskVector.from_checkpoints`.
+        task: Name of the task, for the provenance.
+
+    Raises:
+        ValueError: If this process is alone: `TaskVector.from_models` needs no launcher.
+        IncompatibleVectorsError: If names or shapes are not the base's.
+        NonFiniteError: If a weight holds NaN or Inf.
+        TaskVecError: If another process failed.
+    """
+    group = processes()
+    if group is None:
+        raise ValueError("gather_vector is for the processes of a launcher; alone, TaskVector.from_models does")
+    before = open_checkpoint(base, revision=revision)
+    weights = parameters_of(model)
+    names = aligned_names(weights, before.tensors, [body_of(model), before.body])
+    coverage = Coverage(include=include, exclude=exclude)
+    covers = coverage.rule(before.tensors, names.values())
+    ours = {name: weight for name, weight in before.tensors.items() if covers(name)}
+    theirs = {names[name]: weight for name, weight in weights.items() if covers(names[name])}
+    lines = differences(shapes_of(ours), shapes_of(theirs), left_name="the base", right_name="the model")
+    if lines or not ours:
+        raise IncompatibleVectorsError(f"base and model differ: {listed(lines, separator='; ')}", details=lines)
+    wide = torch.float64 if any(w.dtype == torch.float64 for w in (*ours.values(), *theirs.values())) else torch.float32
+    plan = LazyDeltas(shapes_of(ours), lambda name: theirs[name], wide, CPU)
+    mine = set(share_of(plan, group))
+    kept = {name: subtract(whole, ours[name]) for name, whole in _gathered(theirs, list(ours)) if name in mine}
+    clip = is_clip(before.tensors)
+    info = VectorInfo(
+        base=before.name,
+        base_revision=before.commit,
+        base_hashes=before.hashes(ours) if group.is_main_process else {},
+        architecture=None if clip else before.architecture,
+        settings=coverage.patterns,
+        task=task,
+    )
+    write_vector_together(output_dir, plan, TensorDeltas(kept), info, dtype=wide, group=group)
+
+
+def _gathered(weights: dict[str, Tensor], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Each whole parameter on the CPU, one after the other, in an order that all processes have."""
+    for name in names:
+        weight = weights[name].detach()
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        yield name, whole.to(CPU)
