@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from merging_data import heavy_tailed
@@ -78,8 +80,8 @@ def write(folder: Path, config: LlamaConfig, weights: Iterator[tuple[str, Tensor
     config.save_pretrained(folder)  # last: it tells that the folder is whole
 
 
-def make(folder: Path, config: LlamaConfig, count: int) -> int:
-    """Writes the base and the fine-tuned checkpoints; tells how many parameters one has."""
+def make(folder: Path, config: LlamaConfig, count: int) -> None:
+    """Writes the base and the fine-tuned checkpoints, those that are not there."""
     shapes = shapes_of(config)
 
     def random() -> Iterator[tuple[str, Tensor]]:
@@ -91,36 +93,51 @@ def make(folder: Path, config: LlamaConfig, count: int) -> int:
     for index in range(count):
         moved = ((name, base[name] + heavy_tailed(shape, index, at)) for at, (name, shape) in enumerate(shapes.items()))
         write(folder / f"task-{index}", config, moved)
-    return sum(shape.numel() for shape in shapes.values())
 
 
-def beside(ours: Run, runs: Runs, key: list[object], work: Callable[[], Run], args: LargeArguments) -> list[str]:
-    """The cells of the peer: seconds, peak and how many times ours is faster, or the limit that it ran into."""
-    try:
-        theirs = runs.median(key, work, args.peer_runs)
-    except subprocess.TimeoutExpired:
-        return [f"stopped at {args.peer_limit:.0f}", "-", f"> {args.peer_limit / ours.seconds:.1f}"]
-    return [f"{theirs.seconds:.1f}", f"{theirs.peak / 1e6:.0f}", f"{theirs.seconds / ours.seconds:.1f}"]
+def middle(runs: list[Run]) -> tuple[float, float, float]:
+    """Medians: seconds, seconds of processor time of all threads after the imports, and peak memory in MB."""
+    working = [sum(map(sum, (used for part, used in run.processor.items() if part != "import"))) for run in runs]
+    return median(run.seconds for run in runs), median(working), median(run.peak for run in runs) / 1e6
 
 
 def main(args: LargeArguments) -> None:
     config = config_of(args.parameters)
     top = Path(args.folder)
     folder = top / f"{config.hidden_size}x{config.num_hidden_layers}"
-    entries = make(folder, config, args.count)
-    runs = Runs(folder / "runs.jsonl")
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, out = Runs(folder / "runs.jsonl"), folder / "merged"
     python = environment(PEER, top / "mergekit") if args.peer else None
+    entries = sum(shape.numel() for shape in shapes_of(config).values())
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end="")
     print(f"copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s; {args.count} checkpoints of {entries:,} parameters")
-    header("method", "ours, s", "peak, MB", "mergekit, s", "peak, MB", "times faster")
+    figures = ("s", "processor, s", "peak, MB")
+    header("method", *(f"{who}, {what}" for who in ("ours", "mergekit") for what in figures), "of mergekit's processor")
+
+    def measured(key: list[object], run: Callable[[], Run], count: int) -> tuple[float, float, float]:
+        def made() -> Run:
+            make(folder, config, args.count)
+            return run()
+
+        return middle(runs.all(key, made, count))
+
     for method in args.methods:
-        words = ["large_ours.py", folder, args.count, method, json.dumps(METHODS[method]), folder / "merged"]
-        ours = runs.median(["ours", args.count, method], partial(run_script, words), args.runs)
-        cells: list[object] = [method, f"{ours.seconds:.1f}", f"{ours.peak / 1e6:.0f}", "-", "-", "-"]
+        words = ["large_ours.py", folder, args.count, method, json.dumps(METHODS[method]), out]
+        ours = measured(["ours", args.count, method], partial(run_script, words), args.runs)
+        cells: list[object] = [method, *(f"{value:.1f}" for value in ours[:2]), f"{ours[2]:.0f}", "-", "-", "-", "-"]
         if python is not None:
-            out, limit = folder / "merged", args.peer_limit
-            work = partial(run_peer, PEER, python, folder, args.count, method, out, limit=limit, dtype="bfloat16")
-            cells[3:] = beside(ours, runs, ["mergekit", args.count, method], work, args)
+            settings: dict[str, Any] = {"limit": args.peer_limit, "dtype": "bfloat16"}
+            work = partial(run_peer, PEER, python, folder, args.count, method, out, **settings)
+            try:
+                theirs = measured(["mergekit", args.count, method], work, args.peer_runs)
+            except subprocess.TimeoutExpired:
+                cells[4] = f"stopped at {args.peer_limit:.0f}"
+            else:
+                cells[4:] = [
+                    *(f"{value:.1f}" for value in theirs[:2]),
+                    f"{theirs[2]:.0f}",
+                    f"{ours[1] / theirs[1]:.0%}",
+                ]
         line(*cells)
 
 
