@@ -97,7 +97,7 @@ def make(folder: Path, config: LlamaConfig, count: int) -> None:
 
 def middle(runs: list[Run]) -> tuple[float, float, float]:
     """Medians: seconds, seconds of processor time of all threads after the imports, and peak memory in MB."""
-    working = [sum(map(sum, (used for part, used in run.processor.items() if part != "import"))) for run in runs]
+    working = [sum(map(sum, (used for stage, used in run.processor.items() if stage != "import"))) for run in runs]
     return median(run.seconds for run in runs), median(working), median(run.peak for run in runs) / 1e6
 
 
