@@ -90,6 +90,17 @@ class TaskVectorConfig(TrainingArguments):
             "and vectors add up with less interference. The vector is for linearize(base)."
         },
     )
+    curvature: float = field(
+        default=0.0,
+        metadata={
+            "help": "Factor of TAK (arXiv 2602.17385): what the change does to other tasks, by the K-FAC factors in "
+            "curvature_of. It is meant for the tangent space."
+        },
+    )
+    curvature_of: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders or Hub ids of other tasks' statistics of kinds gram and kfac, of the base."},
+    )
     record_epochs: bool = field(default=True, metadata={"help": "Keep the vector of each epoch's end."})
     record_steps: list[int] = field(default_factory=list, metadata={"help": "Optimiser steps whose vectors to keep."})
     record_fractions: list[float] = field(
@@ -163,7 +174,7 @@ NUMBERS = (
     "label_smoothing_factor",
 )  # that decide a run's vector
 
-PENALTIES = ("orthogonality", "pull_to_base")  # likewise, where they are not 0
+PENALTIES = ("orthogonality", "pull_to_base", "curvature")  # likewise, where they are not 0
 
 
 def _check_numbers(args: TaskVectorConfig) -> None:
@@ -179,7 +190,12 @@ def _check_numbers(args: TaskVectorConfig) -> None:
 
 
 def _check_tangent(args: TaskVectorConfig) -> None:
-    """Raises a `ValueError` that names a setting that has no place in the tangent space."""
+    """Raises a `ValueError` that names a setting that has no place in the tangent space, or a half of TAK's pair."""
+    if bool(args.curvature) != bool(args.curvature_of):
+        raise ValueError(
+            "curvature and curvature_of belong together: a factor, and the statistics of the other tasks, "
+            "collect_statistics(base, task, kinds=['gram', 'kfac']), saved"
+        )
     for name in ("gradient_checkpointing", "activation_checkpointing", "torch_compile"):
         if args.tangent and getattr(args, name):
             raise ValueError(f"{name} must be False in the tangent space, where one pass gives value and derivative")

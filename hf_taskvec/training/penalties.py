@@ -1,4 +1,4 @@
-"""What a run can be held to besides its loss, for a vector that merges better: orthogonal deltas, or small ones."""
+"""What a run can be held to besides its loss, for a vector that merges better: deltas of some kind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks.pixels import IGNORED, PixelDataset
 from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.curvature import Held, held_by
 from hf_taskvec.training.objective import Loss, Objective
 from hf_taskvec.weights.names import canonical, parameters_of
 
@@ -39,20 +40,39 @@ def training_loss(
     """The loss of a run on its images, with the penalties that its settings ask for."""
     loss = objective.loss(images, label_smoothing=args.label_smoothing_factor)
     originals = parameters_of(base.model)
-    penalty = penalty_of(model, originals, orthogonality_weight=args.orthogonality, pull=args.pull_to_base)
+    held = None
+    if args.curvature:
+        trained = canonical((name, value) for name, value in model.named_parameters() if value.requires_grad)
+        held = held_by(args.curvature_of, originals, trained)
+    penalty = penalty_of(
+        model,
+        originals,
+        orthogonality_weight=args.orthogonality,
+        pull=args.pull_to_base,
+        curvature_weight=args.curvature,
+        held=held,
+    )
     return penalised(loss, penalty)
 
 
 def penalty_of(
-    model: nn.Module, originals: Mapping[str, Tensor], *, orthogonality_weight: float, pull: float
+    model: nn.Module,
+    originals: Mapping[str, Tensor],
+    *,
+    orthogonality_weight: float,
+    pull: float,
+    curvature_weight: float = 0.0,
+    held: Held | None = None,
 ) -> Penalty | None:
-    """The penalty on what training changes of a model's trainable parameters; `None` if both factors are 0.
+    """The penalty on what training changes of a model's trainable parameters; `None` if all factors are 0.
 
     Args:
         model: The model that is trained.
         originals: The parameters before training, under canonical names; they are not copied.
         orthogonality_weight: Factor of the sum of `orthogonality` over the weights of linear layers.
         pull: Factor of the squared distance from the originals, over all trainable parameters.
+        curvature_weight: Factor of `held`.
+        held: What the changes do to other tasks; see `held_by`.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -63,22 +83,24 @@ def penalty_of(
         >>> round(penalty().item(), 4)  # 0.5 * 18 + 8 + 2
         19.0
     """
-    if not (orthogonality_weight or pull):
+    if not (orthogonality_weight or pull or (curvature_weight and held)):
         return None
     named = canonical((name, value) for name, value in model.named_parameters() if value.requires_grad)
     kinds = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     matrices = [name for name, value in named.items() if id(value) in kinds]
-    held = {name: originals[name] for name in named}
+    before = {name: originals[name] for name in named}
 
     def penalty() -> Tensor:
         device = next(iter(named.values())).device
         with torch.autocast(device.type, enabled=False):
-            for name, value in held.items():
-                held[name] = value.to(device)  # once
-            changes = {name: value - held[name] for name, value in named.items()}
+            for name, value in before.items():
+                before[name] = value.to(device)  # once
+            changes = {name: value - before[name] for name, value in named.items()}
             total = torch.zeros((), device=device)
             if orthogonality_weight:
                 total = total + orthogonality_weight * sum(orthogonality(changes[name]) for name in matrices)
+            if held and curvature_weight:
+                total = total + curvature_weight * held(changes)
             if pull:
                 total = total + pull * sum(change.square().sum() for change in changes.values())
         return total

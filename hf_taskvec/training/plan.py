@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from hf_taskvec.models.base import Base
 from hf_taskvec.training.config import NUMBERS, PENALTIES, TaskVectorConfig
+from hf_taskvec.training.curvature import shown_as
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.names import parameters_of
@@ -93,6 +94,8 @@ def run_plan(args: TaskVectorConfig) -> dict[str, Any]:
     values = {name: getattr(args, name) for name in _DECISIVE}
     later = (*PENALTIES, "tangent")  # which plans of older runs do not tell
     values |= {name: value for name in later if (value := getattr(args, name))}
+    if args.curvature_of:
+        values["curvature_of"] = shown_as(args.curvature_of)
     values["data_seed"] = args.data_seed if args.data_seed is not None else args.seed
     values["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return values

@@ -8,6 +8,7 @@ from transformers import TrainerState
 
 from hf_taskvec.models.base import Base
 from hf_taskvec.training.config import PENALTIES, TaskVectorConfig
+from hf_taskvec.training.curvature import shown_as
 from hf_taskvec.vectors.info import VectorInfo, library_versions
 
 
@@ -67,6 +68,7 @@ def _settings(args: TaskVectorConfig) -> dict[str, Any]:
         "label_smoothing_factor": args.label_smoothing_factor,
         "full_batch": args.full_batch,
         "tangent": args.tangent,
+        "curvature_of": shown_as(args.curvature_of),
         **{name: getattr(args, name) for name in PENALTIES},
         "optim_args": args.optim_args,
         "max_steps": max(args.max_steps, 0),
