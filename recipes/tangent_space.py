@@ -8,8 +8,9 @@ python recipes/tangent_space.py --tasks mini --max_train 448                    
 python recipes/tangent_space.py --tasks mnist eurosat gtsrb --data_dir <folder> --seeds 0 1 2
 
 Three ways: `ordinary` vectors on the ordinary model, the same on the linearised one (`post hoc`), and `tangent`
-vectors, trained there. Of each: own accuracies, the sum at the best validation scaling, and for every pair of
-neighbours in --pairs the disentanglement error. Finished vectors and seeds are kept, and the same command goes on.
+vectors, trained there; with --tak also `held` ones, trained there with that penalty. Of each: own accuracies, the sum
+at the best validation scaling, and for every pair of neighbours in --pairs the disentanglement error. Finished vectors
+and seeds are kept, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import interrupts  # noqa: F401
 from editing.tangent import figure_of, page
-from editing.tangent_runs import vectors_of, write_measured
+from editing.tangent_runs import keep_statistics, vectors_of, write_measured
 
 from hf_taskvec import TaskVectorConfig, evaluate, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -38,6 +39,7 @@ from hf_taskvec.weights.resume import compute_or_read
 
 SIZES = ("max_train", "max_validation", "max_test")
 SETTINGS = (*SIZES, "tasks", "data_dir", "scalings", "pairs", "factors", "map_images")  # that decide what is measured
+IMAGES = 64  # of each task, whose factors hold the others
 CONFIG = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 
@@ -54,6 +56,7 @@ class TangentArguments:
     pairs: list[str] = arg("Tasks whose maps are made, two by two; the first two if left out.", default=[])
     factors: list[float] = arg("Factors of the maps.", default=list(FACTORS))
     map_images: int = arg("Images of each task for the maps.", default=250)
+    tak: float = arg("Factor of TAK, for a fourth way; 0 leaves it out.", default=0.0)
     table: str = arg("Markdown file for the page; the figure goes beside it.", default="out/tangent/report.md")
 
 
@@ -63,13 +66,18 @@ def main(args: TangentArguments, config: TaskVectorConfig) -> str:
     tasks = [subset(task, **sizes) for task in get_tasks(args.tasks, data_dir=args.data_dir)]
     pairs = pairs_of(tasks, args)
     models = {"ordinary": base, "post hoc": linearize(base), "tangent": linearize(base)}
+    if args.tak:
+        models["held"] = models["tangent"]
+        keep_statistics(base, tasks, out / "statistics", images=min(IMAGES, args.max_train or IMAGES))
     plan = {**run_plan(config), **{name: getattr(args, name) for name in SETTINGS}, "base": base.name}
     zero_shot = evaluate(base, tasks)
     seeds: list[dict[str, Any]] = []
     for seed in args.seeds:
         seeds.append({})
         for way, model in models.items():
-            own = {**plan, "seed": seed, "way": way, "tangent": way == "tangent"}
+            own = {**plan, "seed": seed, "way": way, "tangent": way in ("tangent", "held")}
+            if way == "held":
+                own["curvature"] = args.tak
             vectors = vectors_of(base, tasks, config, own, out / f"seed-{seed}")
             measure = partial(write_measured, model, vectors, tasks, pairs, args)
             path = out / f"seed-{seed}" / f"{way.replace(' ', '-')}.json"

@@ -367,9 +367,7 @@ def test_the_figure_shows_each_map_with_the_first_factor_to_the_right() -> None:
     assert (panel.get_xlabel(), panel.get_title(), len(figure.axes)) == ("factor of a", "one", 3)
 
 
-def test_the_recipe_tells_all_three_ways_and_reads_what_it_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_recipe_tells_all_ways_and_reads_what_it_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = tangent_space.TangentArguments(
         base=str(save_tiny_base(tmp_path / "base")),
         tasks=["digits", "shapes"],
@@ -379,18 +377,22 @@ def test_the_recipe_tells_all_three_ways_and_reads_what_it_kept(
         scalings=[0.5, 1.0],
         factors=[0.0, 1.0],
         map_images=10,
+        tak=1.0,
         table=str(tmp_path / "page.md"),
     )
     config = settings(tmp_path / "out")
     page = tangent_space.main(args, config)
-    assert [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")][:5] == [
+    assert [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")][:7] == [
         "| way",
         "| ---",
         "| base",
         "| ordinary",
         "| post hoc",
+        "| tangent",
+        "| held",
     ]
     assert "Summed up, tangent vectors have" in page
+    assert "Alone, held vectors have" in page
     assert (tmp_path / "page.png").is_file()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*") if path.is_file()}
     assert tangent_space.main(args, config) == page

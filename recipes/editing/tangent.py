@@ -19,6 +19,7 @@ WAYS = {
     "ordinary": "ordinary vectors on the ordinary model",
     "post hoc": "the same vectors on the linearised model",
     "tangent": "vectors trained in the tangent space, on the linearised model",
+    "held": "likewise, trained with the penalty of TAK (arXiv 2602.17385) by the other tasks' K-FAC factors",
 }
 Seed = Mapping[str, Mapping[str, Any]]  # by way: what was measured
 
@@ -75,7 +76,7 @@ def page(
 
 def figure_of(seed: Seed) -> Figure:
     """The maps of the first pair."""
-    first = {way: seed[way]["maps"][0] for way in WAYS}
+    first = {way: measured["maps"][0] for way, measured in seed.items()}
     one = first["ordinary"]
     errors = {way: one_map["errors"] for way, one_map in first.items()}
     return plot_disentanglement(errors, factors=one["factors"], tasks=tuple(one["tasks"]))
@@ -89,7 +90,7 @@ def means(seeds: Sequence[Seed], way: str, kind: str) -> list[float]:
 def accuracy_table(zero_shot: Report, seeds: Sequence[Seed]) -> str:
     """Mean accuracies by way."""
     rows = [["base", "", f"{100 * zero_shot.accuracy:.1f}", "", ""]]
-    for way in WAYS:
+    for way in seeds[0]:
         shares = [[seed[way]["merged"][task] / own for task, own in seed[way]["individual"].items()] for seed in seeds]
         scalings = ", ".join(f"{seed[way]['scaling']:g}" for seed in seeds)
         columns = means(seeds, way, "individual"), means(seeds, way, "merged"), [fmean(share) for share in shares]
@@ -99,14 +100,14 @@ def accuracy_table(zero_shot: Report, seeds: Sequence[Seed]) -> str:
 
 def sentences(seeds: Sequence[Seed]) -> Iterator[str]:
     """What each way is, and what the tangent space gains."""
-    yield from (f"- `{way}`: {words}." for way, words in WAYS.items())
-    for kind, words in (("merged", "Summed up"), ("individual", "Alone")):
-        pairs = zip(means(seeds, "tangent", kind), means(seeds, "ordinary", kind), strict=True)
-        gain = Mean.of([one - other for one, other in pairs])
-        yield f"- {words}, tangent vectors have {gain} points over ordinary ones."
-    numbers = range(len(seeds[0]["ordinary"]["maps"]))
-    lower = [map_mean(seeds, "tangent", number) < map_mean(seeds, "ordinary", number) for number in numbers]
-    yield f"- Their disentanglement error is the lower one for {sum(lower)} of {len(lower)} pairs."
+    yield from (f"- `{way}`: {WAYS[way]}." for way in seeds[0])
+    for way in [way for way in ("tangent", "held") if way in seeds[0]]:
+        for kind, words in (("merged", "Summed up"), ("individual", "Alone")):
+            pairs = zip(means(seeds, way, kind), means(seeds, "ordinary", kind), strict=True)
+            yield f"- {words}, {way} vectors have {Mean.of([a - b for a, b in pairs])} points over ordinary ones."
+        numbers = range(len(seeds[0]["ordinary"]["maps"]))
+        lower = [map_mean(seeds, way, number) < map_mean(seeds, "ordinary", number) for number in numbers]
+        yield f"- Their disentanglement error is the lower one for {sum(lower)} of {len(lower)} pairs."
 
 
 def map_mean(seeds: Sequence[Seed], way: str, number: int, *, name: str = "mean") -> float:
@@ -118,13 +119,13 @@ def advantage_table(zero_shot: Report, seeds: Sequence[Seed], classes: Sequence[
     """Individual accuracies of each task, and the non-linear advantage over both linear ways."""
     rows = []
     for result, count in zip(zero_shot.results, classes, strict=True):
-        own = {way: [seed[way]["individual"][result.task] for seed in seeds] for way in WAYS}
+        own = {way: [seed[way]["individual"][result.task] for seed in seeds] for way in seeds[0]}
         row = [result.task, f"{100 * result.accuracy:.1f}", *(str(Mean.of(values)) for values in own.values())]
         for way in ("post hoc", "tangent"):
             pairs = zip(own["ordinary"], own[way], strict=True)
             row.append(str(Mean.of([(usual - linear) / (1 - 1 / count) for usual, linear in pairs])))
         rows.append(row)
-    heads = ["task", "base", *WAYS, "advantage over post hoc", "over tangent"]
+    heads = ["task", "base", *seeds[0], "advantage over post hoc", "over tangent"]
     return table(heads, rows, align="l" + "r" * (len(heads) - 1))
 
 
@@ -133,12 +134,12 @@ def map_table(seeds: Sequence[Seed]) -> str:
     rows = []
     for number, first in enumerate(seeds[0]["ordinary"]["maps"]):
         row = [" and ".join(first["tasks"])]
-        for way in WAYS:
+        for way in seeds[0]:
             mean, low, high = (map_mean(seeds, way, number, name=name) for name in ("mean", "low", "high"))
             row += [f"{mean:.3f} [{low:.3f}, {high:.3f}]"]
             row += [f"{map_mean(seeds, way, number, name='at_one'):.3f}" if first["at_one"] is not None else ""]
         rows.append(row)
-    heads = ["pair", *(head for way in WAYS for head in (f"{way}, mean", "at (1, 1)"))]
+    heads = ["pair", *(head for way in seeds[0] for head in (f"{way}, mean", "at (1, 1)"))]
     return table(heads, rows, align="l" + "r" * (len(heads) - 1)) + NOTE
 
 
