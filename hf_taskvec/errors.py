@@ -151,14 +151,29 @@ def is_finite_number(value: object) -> TypeGuard[float]:
 
 def check_fraction(name: str, value: float) -> None:
     """Raises a `ValueError` unless `value` is in (0, 1]."""
-    if not (0 < value <= 1):
-        raise ValueError(f"{name} must be in (0, 1], got {value}")
+    if not (is_finite_number(value) and 0 < value <= 1):
+        raise ValueError(f"{name} must be in (0, 1], got {value!s:.80}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Raises a `ValueError` unless `value` is positive and finite."""
     if not (is_finite_number(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+        raise ValueError(f"{name} must be positive and finite, got {value!s:.80}")
+
+
+def check_count(name: str, value: float, *, least: int = 1) -> int:
+    """A whole number of Python or NumPy as Python's own.
+
+    Raises:
+        ValueError: If it is none, or less than `least`.
+
+    Example:
+        >>> check_count("images", 8.0)
+        8
+    """
+    if not is_finite_number(value) or value != int(value) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r:.80}")
+    return int(value)
 
 
 def check_finite_number(name: str, value: float) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -249,7 +251,9 @@ def test_wrong_settings_are_refused_before_an_image_is_read() -> None:
     for settings, message in (
         ({"split": "test"}, "transductive=True"),
         ({"num_images": 51}, "51, but train of 'digits' has 50"),
-        ({"num_images": 0}, "num_images must be positive"),
+        ({"num_images": 0}, "num_images must be a whole number of at least 1, got 0"),
+        ({"num_images": "8"}, "num_images must be a whole number of at least 1, got '8'"),
+        ({"seed": "a"}, "seed must be a whole number"),
         ({"kinds": ("gramm",)}, "Did you mean 'gram'"),
         ({"kinds": ()}, "kinds must be a list"),
         ({"rank": 1.5}, "rank must be a whole number"),
@@ -260,8 +264,16 @@ def test_wrong_settings_are_refused_before_an_image_is_read() -> None:
             collect_statistics(base, task, **settings)
     with pytest.raises(TypeError, match="load one by load_base"):
         collect_statistics(base.model, task)
+    with pytest.raises(TypeError, match="vector must be a TaskVector, got str"):
+        collect_statistics(base, task, vector="out/digits/vector")  # type: ignore[arg-type]
     seen = collect_statistics(base, get_task("digits"), num_images=2, split="test", transductive=True)
     assert seen.info.split == "test"
+
+
+def test_numbers_of_numpy_do_and_the_result_fits_on_a_line() -> None:
+    counts: dict[str, Any] = {"num_images": np.int64(4), "batch_size": np.int64(2)}
+    one = collect_statistics(toy_base(), toy_task(), kinds=["diagonal"], **counts)
+    assert re.fullmatch(r"Statistics\('digits', diagonal: \d+ tensors, [\d,]+ entries\)", repr(one))
 
 
 def test_nan_is_named_by_layer_and_image() -> None:

@@ -275,7 +275,7 @@ def test_what_is_missing_is_named() -> None:
         ({"per": "tensor"}, "no group of parameters 'tensor'"),
         ({"split": "validate"}, "Did you mean 'validation'"),
         ({"density": 0.0}, r"density must be in \(0, 1\]"),
-        ({"images": 0}, "images must be positive"),
+        ({"images": 0}, "images must be a whole number of at least 1"),
         ({"objective": "labels", "split": "test", "transductive": True}, "would learn from test labels"),
     ],
 )

@@ -17,9 +17,9 @@ from hf_taskvec.errors import (
     DataError,
     IncompatibleVectorsError,
     UnknownNameError,
+    check_count,
     check_finite_number,
     check_known,
-    check_positive,
 )
 from hf_taskvec.evaluation.accuracy import Tasks, check_base
 from hf_taskvec.models.base import Base, load_base
@@ -122,7 +122,7 @@ def transport(
     check_base(to)
     _check_target(vector, to)
     if images_per_class is not None:
-        check_positive("images_per_class", images_per_class)
+        check_count("images_per_class", images_per_class)
     few = _few(vector, tasks, images_per_class, seed) if run in (gradfix, theseus) else ()
     origin = None if run is gradfix else _source(vector, source, to)
     way = Way(vector, to, origin, few)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_taskvec.errors import NonFiniteError, check_known
+from hf_taskvec.errors import NonFiniteError, check_count, check_known
 from hf_taskvec.evaluation.metrics import Accuracy, MetricLike, as_metrics, compute_metrics
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.report import Report, check_reference
@@ -55,8 +54,7 @@ def predict(
         >>> logits.shape, labels.shape
         (torch.Size([139, 10]), torch.Size([139]))
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r:.80}")
+    batch_size = check_count("batch_size", batch_size)
     group = processes()
     with nullcontext() if group is None else group.local_main_process_first():
         pixels = load_pixels(task, split, model.processor.image_processor)

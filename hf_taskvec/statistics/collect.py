@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from hf_taskvec.errors import DataError, check_known, check_positive
+from hf_taskvec.errors import DataError, check_count, check_known
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import Normalize
 from hf_taskvec.models.heads import zero_shot_head
@@ -105,7 +105,11 @@ def collect_statistics(
     """
     (task,) = as_tasks(task)
     check_settings(model, kinds, split, num_images, rank, batch_size, transductive=transductive)
-    kept = as_dtype(dtype)
+    kept, batch_size, seed = as_dtype(dtype), int(batch_size), check_count("seed", seed, least=0)
+    if vector is not None and not isinstance(vector, TaskVector):
+        raise TypeError(
+            f"vector must be a TaskVector, got {type(vector).__name__}; TaskVector.from_pretrained opens one"
+        )
     expert = model if vector is None else vector.apply_to(model)
     images = ChosenImages(model, task, split, count=num_images, seed=seed)
     accelerator = Accelerator(
@@ -270,9 +274,7 @@ def check_settings(
         )
     for name, value in (("num_images", num_images), ("rank", rank), ("batch_size", batch_size)):
         if value is not None:
-            check_positive(name, value)
-            if value != int(value):
-                raise ValueError(f"{name} must be a whole number, got {value}")
+            check_count(name, value)
 
 
 def _keep(batch: dict[str, Tensor]) -> dict[str, Tensor]:

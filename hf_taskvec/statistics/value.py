@@ -178,6 +178,12 @@ class Statistics:
     tensors: Mapping[str, Tensor]
     info: StatisticsInfo = field(default_factory=StatisticsInfo)
 
+    def __repr__(self) -> str:
+        entries, kinds = sum(tensor.numel() for tensor in self.tensors.values()), ", ".join(self.info.kinds)
+        return (
+            f"Statistics({self.info.label!r}, {kinds or 'unknown'}: {len(self.tensors)} tensors, {entries:,} entries)"
+        )
+
     def gram(self, parameter: str) -> Gram | None:
         """The Gram matrix of the inputs that a weight multiplies; q, k and v share one. `None` if there is none.
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from numpy.random import RandomState  # its streams are frozen, as for the validation parts
 from numpy.typing import NDArray
 
-from hf_taskvec.errors import check_positive
+from hf_taskvec.errors import check_count
 from hf_taskvec.tasks.corruptions import CorruptedTask
 from hf_taskvec.tasks.task import Split, Task
 
@@ -95,7 +95,7 @@ def subset(
         return dataclasses.replace(task, clean=clean)
     for name, limit in limits.items():
         if limit is not None:
-            check_positive(name, limit)
+            check_count(name, limit)
         if (before := getattr(task, name, None)) is not None:
             limits[name] = before if limit is None else min(before, limit)
     given = {"train_seed": train_seed, "train_on": train_on}

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_taskvec.errors import NonFiniteError, check_finite_number, check_positive
+from hf_taskvec.errors import NonFiniteError, check_count, check_finite_number, check_positive
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.models.heads import zero_shot_head
@@ -223,8 +223,7 @@ def _check_settings(
         check_finite_number("weights", factor)
     check_positive("learning_rate", learning_rate)
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1 or value != int(value):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+        check_count(name, value)
 
 
 def _share_weights(classifier: ImageClassifier, base: Base) -> None:

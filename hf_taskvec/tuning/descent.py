@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_taskvec.errors import NonFiniteError, check_finite_number, check_positive
+from hf_taskvec.errors import NonFiniteError, check_count, check_finite_number, check_positive
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.tuning.images import Choice
 from hf_taskvec.tuning.objectives import Objective
@@ -50,9 +50,7 @@ class Descent:
         check_finite_number("start", self.start)
         check_positive("learning_rate", self.learning_rate)
         for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r:.80}")
+            check_count(name, getattr(self, name), least=least)
         if self.bounds is not None and not self.bounds[0] <= self.start <= self.bounds[1]:
             raise ValueError(f"start must lie within bounds, got {self.start} and {tuple(self.bounds)}")
 

@@ -12,7 +12,7 @@ import xxhash
 from datasets import ClassLabel, Dataset
 from torch import Tensor
 
-from hf_taskvec.errors import DataError, check_known, check_positive
+from hf_taskvec.errors import DataError, check_count, check_known
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.pixels import IGNORED, PixelDataset, load_pixels, pixels_of
@@ -113,7 +113,7 @@ def choose_images(
         return _own(base, tasks, images, transductive=transductive)
     check_split(split, transductive=transductive)
     if images is not None:
-        check_positive("images", images)
+        check_count("images", images)
     samples = []
     for number, task in enumerate(tasks):
         pixels = load_pixels(task, split, base.processor.image_processor)

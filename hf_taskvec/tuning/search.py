@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hf_taskvec.errors import check_known
+from hf_taskvec.errors import check_count, check_known
 from hf_taskvec.evaluation.accuracy import Tasks, check_base, evaluate
 from hf_taskvec.evaluation.plots import plot_front
 from hf_taskvec.evaluation.progress import progress_bar
@@ -194,8 +194,7 @@ def _check(
         check_known("goal", goal, GOALS)
     if "control" in goals and not control:
         raise ValueError("goal 'control' needs tasks that merging should not harm: control=[...]")
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
-        raise ValueError(f"trials must be a whole number of at least 1, got {trials!r:.80}")
+    check_count("trials", trials)
     if not bounds[0] <= start <= bounds[1]:
         raise ValueError(f"start must lie within bounds, got {start} and {tuple(bounds)}")
 

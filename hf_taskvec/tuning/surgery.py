@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hf_taskvec.errors import CheckpointError, NonFiniteError, check_known
+from hf_taskvec.errors import CheckpointError, NonFiniteError, check_count, check_known
 from hf_taskvec.evaluation.accuracy import Tasks, check_base, vectors_by_task
 from hf_taskvec.evaluation.metrics import Accuracy
 from hf_taskvec.evaluation.progress import progress_bar
@@ -174,8 +174,7 @@ def surgery(
     tasks = as_tasks(tasks)
     check_base(base)
     check_base(model)
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a whole number of at least 1, got {rank!r:.80}")
+    rank = check_count("rank", rank)
     experts = vectors_by_task(vectors, tasks)
     chosen = choose_images(base, tasks, split=split, images=images, transductive=transductive, seed=descent.seed)
     down, up, curve = dict[str, Tensor](), dict[str, Tensor](), dict[str, tuple[float, ...]]()
