@@ -18,6 +18,7 @@ from hf_taskvec.errors import BaseMismatchError, CheckpointError, NonFiniteError
 from hf_taskvec.merging import checkpoints, merge, merge_checkpoints
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights import continued
+from hf_taskvec.weights.arithmetic import PIECE, scaled_sum
 from tests.architectures import model_of, moved
 from tests.helpers import anonymous_bytes, rewrite_weights
 from tests.scripts.dying_merge import merge_until
@@ -213,6 +214,16 @@ def test_several_files_go_on_in_the_one_that_was_being_written(tmp_path: Path) -
     assert sorted(set(index.values())) == [f"m-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     for name, file in index.items():
         assert load_file(tmp_path / "out" / file)[name].equal(tensors[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_sum_in_half_precision_is_taken_in_pieces_to_the_same_bits(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, PIECE - 5, generator=generator).to(dtype)
+    delta = 0.01 * torch.randn(3, PIECE - 5, generator=generator)
+    whole = torch.add(weight.float(), delta, alpha=0.5)  # a power of two: rounded once, fused or not
+    assert scaled_sum(weight, delta, 0.5).equal(whole.to(dtype))
+    assert scaled_sum(weight.T, delta.T, 0.5).equal(whole.to(dtype).T)
 
 
 def test_a_full_disk_leaves_nothing_of_a_merge_of_checkpoints(models: Path, tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ def check_finite(name: str, tensor: Tensor) -> None:
 def scaled_sum(weight: Tensor, delta: Tensor, scaling: float) -> Tensor:
     """`weight + scaling * delta`, computed in float32 or wider and returned in the weight's dtype."""
     wide = torch.promote_types(torch.promote_types(weight.dtype, delta.dtype), torch.float32)
+    if weight.dtype != wide and weight.numel() > PIECE and weight.shape == delta.shape:  # nothing large is widened
+        pairs = zip(weight.reshape(-1).split(PIECE), delta.reshape(-1).split(PIECE), strict=True)
+        result = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        for piece, (before, change) in zip(result.view(-1).split(PIECE), pairs, strict=True):
+            piece.copy_(scaled_sum(before, change, scaling))
+        return result
     return torch.add(weight.to(wide), delta.to(weight.device, wide), alpha=scaling).to(weight.dtype)
 
 
