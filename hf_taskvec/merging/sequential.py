@@ -1,7 +1,7 @@
 """Merging one vector after another: how the next one enters what is held of those before, of one size for ever.
 
 What is held is a float64 tensor for every parameter, and the sum of the vectors' norms. `ContinualMerge` holds it from
-one vector to the next; the methods registered here take a list in its order.
+one vector to the next; the methods registered here take a list in its order, and hold as much while they merge.
 """
 
 from __future__ import annotations
