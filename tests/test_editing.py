@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_the_strength_leaves_least_of_the_target_where_the_control_keeps_enough(
     assert gone.strength == min(allowed, key=lambda strength: (allowed[strength], strength))
     assert min(allowed.values()) < evaluate(base, [digits], split="validation").accuracy
     assert equal_vectors(gone.vector, vector * -gone.strength)
+
+
+def test_the_largest_strength_tried_is_told_as_the_end(
+    base: Base, digits: Task, control: list[Task], vector: TaskVector, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick: dict[str, Any] = {"relearning_steps": 0, "members": 0, "progress": False}
+    for strengths, told in (([0.5, 1], True), ([1], False)):
+        caplog.clear()
+        forget(base, vector, control=control, target=digits, strengths=strengths, budget=0.5, **quick)
+        assert any("try larger ones" in record.getMessage() for record in caplog.records) == told
 
 
 def test_the_receipt_is_of_test_images_and_survives_file_and_card(

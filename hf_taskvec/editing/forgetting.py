@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task, as_tasks
 from hf_taskvec.text import table
 from hf_taskvec.vectors.vector import TaskVector
+
+logger = logging.getLogger(__name__)
 
 STRENGTHS = tuple(round(0.05 * step, 2) for step in range(1, 21))  # those of the paper
 
@@ -89,7 +92,7 @@ def forget(
 
     The strength is the one with the lowest accuracy on the task's validation images, the smaller of equals, of those
     at which the control tasks' mean validation accuracy keeps `1 - budget` of the base's by the lower end of its 95 %
-    interval over images. The receipt is of other images:
+    interval over images; it is told in the log where that is the largest one tried. The receipt is of other images:
 
     - `target`: accuracy on test images before and after, beside chance, one in as many as there are classes. Below
       chance a model avoids the right class, which is knowledge too.
@@ -133,6 +136,12 @@ def forget(
     others = _checked_control(control, wanted)
     tried = list(_try(base, vector, [wanted, *others], factors, batch_size=batch_size, progress=progress))
     best = _best(tried, budget)
+    if best.strength == max(factors) and len(factors) > 1:
+        logger.warning(
+            "the largest of the strengths tried, %g, keeps enough of the control tasks and leaves least of %r: try larger "
+            "ones too",
+            *(best.strength, wanted.name),
+        )
     gone = vector * -best.strength
     after = gone.apply_to(base)
     receipt = {

@@ -92,17 +92,19 @@ def mean_area(receipts: Sequence[dict[str, Any]], model: str) -> str:
 
 def sentences(receipts: Receipts, tasks: Sequence[str]) -> Iterator[str]:
     """How many tasks reach the aims."""
+    first = {task: made(receipts, "negation", task)[0]["target"] for task in tasks}
+    known = [task for task, target in first.items() if target["before"] > 1.5 * target["chance"]]
     for way, words in WAYS.items():
         reached = []
-        for task in tasks:
+        for task in known:
             each = made(receipts, way, task)
             low = all(one["target"]["after"] <= 1.5 * one["target"]["chance"] for one in each)
             kept = all(one["control"]["kept_low"] >= 0.94 for one in each)
             reached.append((bool(each) and low, bool(each) and kept))
         gone, both = sum(low for low, _ in reached), sum(low and kept for low, kept in reached)
         yield (
-            f"- `{way}` ({words}): at most 1.5 times chance with every seed on {gone} of {len(tasks)} tasks; of these "
-            f"the control tasks keep 94 % by the lower end on {both}."
+            f"- `{way}` ({words}): at most 1.5 times chance with every seed on {gone} of {len(known)} tasks that the "
+            f"base knows better; of these the control tasks keep 94 % by the lower end on {both}."
         )
 
 
