@@ -138,8 +138,8 @@ def forget(
     best = _best(tried, budget)
     if best.strength == max(factors) and len(factors) > 1:
         logger.warning(
-            "the largest of the strengths tried, %g, keeps enough of the control tasks and leaves least of %r: try larger "
-            "ones too",
+            "the largest of the strengths tried, %g, keeps enough of the control tasks and leaves least of %r: try "
+            "larger ones too",
             *(best.strength, wanted.name),
         )
     gone = vector * -best.strength
