@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
+from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError
 from hf_taskvec.models.base import load_base
 from hf_taskvec.vectors.vector import TaskVector
 from tests.helpers import equal_vectors, finetuned, tiny_clip
@@ -101,6 +101,15 @@ def test_two_checkpoints_in_half_precision_are_no_rounding(base: CLIPModel) -> N
     with torch.no_grad():
         after.vision_model.pre_layrnorm.weight.add_(0.5)
     assert TaskVector.from_models(half, after).info.rounding_error is None
+
+
+def test_a_base_that_was_only_rounded_hears_of_its_dtype(base: CLIPModel, tuned: CLIPModel) -> None:
+    vector = TaskVector.from_models(base, tuned)
+    with pytest.raises(BaseMismatchError, match=r"that base in torch\.bfloat16, which rounds, load it in float32"):
+        vector.apply_to(copy.deepcopy(base).bfloat16())
+    with pytest.raises(BaseMismatchError) as error:
+        vector.apply_to(finetuned(base, seed=3))
+    assert "rounds" not in str(error.value)
 
 
 def test_a_base_narrower_than_the_fine_tuned_weights_is_told(base: CLIPModel, caplog: pytest.LogCaptureFixture) -> None:

@@ -124,10 +124,13 @@ def check_fits(
     values = tensor_hashes({name: weights[name] for name in names}) if hashes is None else hashes(names)
     other = [name for name, value in values.items() if known[name] != value]
     if other and not allow_other_base:
+        dtype = weights[other[0]].dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        hint = f"If it is that base in {dtype}, which rounds, load it in float32. " if half else ""
         raise BaseMismatchError(
             f"the vector {info.label!r} was made from {info.base or 'another base'}, and {where} has other values in "
-            f"{len(other)} of {len(values)} parameters, first {', '.join(map(repr, other[:3]))}. Load the base it was "
-            "made from, bring the vector to this one by hf_taskvec.editing.transport(vector, to=base), or pass "
+            f"{len(other)} of {len(values)} parameters, first {', '.join(map(repr, other[:2]))}. {hint}Load the base "
+            "it was made from, bring the vector to this one by hf_taskvec.editing.transport(vector, to=base), or pass "
             "allow_other_base=True.",
             details=other,
         )
