@@ -27,7 +27,7 @@ from hf_taskvec import (
     merge,
 )
 from hf_taskvec.cards.render import render_vector_card
-from hf_taskvec.editing import Disentanglement, disentanglement, linearize, nonlinear_advantage
+from hf_taskvec.editing import Disentanglement, disentanglement, linearize, nonlinear_advantage, transport
 from hf_taskvec.errors import CheckpointError, UnknownNameError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.plots import plot_disentanglement
@@ -433,6 +433,8 @@ def test_a_linearised_base_is_refused_where_layers_or_files_are_needed(tmp_path:
         collect_statistics(linear, DIGITS, num_images=4)
     with pytest.raises(ValueError, match="routing does not take"):
         given(linear, {"digits": vector}, DIGITS)
+    with pytest.raises(ValueError, match="transport does not take"):
+        transport(vector, to=linear, method="gradfix", tasks=DIGITS)
     with pytest.raises(ValueError, match="a layer of a linearised tower"):
         next(stages(linear.model, Normalize(linear))).run(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert list(tmp_path.iterdir()) == []

@@ -120,6 +120,7 @@ def transport(
     run = METHODS[method]
     chosen = _settings_of(run, method, settings)
     check_base(to)
+    to.check_not_linearized("transport")
     _check_target(vector, to)
     if images_per_class is not None:
         check_count("images_per_class", images_per_class)
