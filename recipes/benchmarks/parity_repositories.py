@@ -194,9 +194,9 @@ def cart(folder: Path, count: int, strength: float) -> str:
     for name in names:
         setattr(model, name, partial(theirs[name], model))
     with contextlib.redirect_stdout(io.StringIO()):
-        model._merge_weights("CART")
+        vars(model)["_merge_weights"]("CART")
     merged = merge([TaskVector(own) for own in deltas], "cart", rank=4 / 64, strength=strength)
-    return whole(merged.deltas, model._merged_state_dict)
+    return whole(merged.deltas, vars(model)["_merged_state_dict"])
 
 
 def main(args: RepositoriesArguments) -> None:
