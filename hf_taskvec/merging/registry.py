@@ -136,7 +136,7 @@ TRANSDUCTIVE = "transductive"  # the setting of every method that needs statisti
 RESERVED = frozenset(
     {
         *("vectors", "method", "output_dir", "dtype", "scaling", "device", "recipe", "missing", "allow_zero"),
-        *("factors", "statistics", "over_processes"),
+        *("factors", "statistics", "over_processes", "resume"),
     }
 )  # the arguments of `merge`: a setting of that name would never reach its method
 _KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
