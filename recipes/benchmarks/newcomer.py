@@ -22,8 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import sync_playwright
-
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.text import table
 
@@ -62,6 +60,8 @@ class Diary:
 
 
 def main(args: NewcomerArguments) -> str:
+    from playwright.sync_api import sync_playwright  # here, so that --help needs no browser
+
     diary = Diary()
     with tempfile.TemporaryDirectory() as room:
         environment = Path(args.environment or room, "venv").absolute()

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import sync_playwright
-
 from hf_taskvec.arguments import arg, run_recipe
 from hf_taskvec.text import table
 
@@ -56,6 +54,8 @@ class StudioArguments:
 
 
 def main(args: StudioArguments) -> dict[str, list[float]]:
+    from playwright.sync_api import sync_playwright  # here, so that --help needs no browser
+
     seconds: dict[str, list[float]] = {}
     with sync_playwright() as driver:
         path = args.chromium or shutil.which("chromium") or shutil.which("chromium-browser")
