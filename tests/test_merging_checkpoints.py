@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import runpy
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,12 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, NonFiniteError, OutputExistsError
-from hf_taskvec.merging import checkpoints, merge, merge_checkpoints
+from hf_taskvec.merging import MergeMethod, checkpoints, merge, merge_checkpoints
+from hf_taskvec.merging.registry import METHODS as REGISTERED
+from hf_taskvec.vectors import applied
+from hf_taskvec.vectors.checkpoints import open_checkpoint
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights import continued
+from hf_taskvec.weights import arithmetic, continued, kept
 from hf_taskvec.weights.arithmetic import PIECE, scaled_sum
 from tests.architectures import model_of, moved
 from tests.helpers import anonymous_bytes, rewrite_weights
@@ -142,6 +149,80 @@ def test_what_was_kept_serves_the_same_files_only(models: Path, tmp_path: Path) 
     merge_checkpoints(models / "base", [models / "tuned-1"] * 2, "ties", output_dir=tmp_path / "expected")
     assert files(tmp_path / "out") == files(tmp_path / "expected")
     assert hidden(tmp_path) == []
+
+
+@pytest.fixture
+def stopped(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Works into `out` until a parameter is computed, or to the end; tells how many parameters it computed."""
+
+    def work(call: Callable[..., object], *arguments: Any, until: int = 0, **settings: Any) -> int:
+        count = 0
+
+        def added(*values: Any) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            if count == until:
+                raise KeyboardInterrupt
+            return arithmetic.added(*values)
+
+        monkeypatch.setattr(applied, "added", added)
+        with nullcontext() if not until else pytest.raises(KeyboardInterrupt):
+            call(*arguments, output_dir=tmp_path / "out", **settings)
+        return count
+
+    return work
+
+
+@pytest.mark.parametrize("name", ["hf-taskvec", "torch"])
+@pytest.mark.parametrize("kind", ["save", "merge"])
+def test_nothing_that_another_version_wrote_is_taken(
+    kind: str, name: str, models: Path, stopped: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = TaskVector.from_checkpoints(models / "base", models / "tuned-1")
+    calls: dict[str, list[Any]] = {
+        "save": [vector.save_checkpoint, models / "base"],
+        "merge": [merge_checkpoints, models / "base", tuned(models)],
+    }
+    settings = {"resume": True} if kind == "save" else {}
+    number = stopped(*calls[kind], **settings)
+    stopped(*calls[kind], until=3, **settings)
+    assert stopped(*calls[kind], **settings) == number - 2
+    stopped(*calls[kind], until=3, **settings)
+    monkeypatch.setattr(kept, "version", lambda package: "0" if package == name else version(package))
+    assert stopped(*calls[kind], **settings) == number
+
+
+def test_nothing_that_was_merged_in_another_dtype_or_by_other_code_is_taken(
+    models: Path, tmp_path: Path, stopped: Callable[..., int]
+) -> None:
+    half = [TaskVector.from_checkpoints(models / "base", folder).to(torch.bfloat16) for folder in tuned(models)]
+    wide = [vector.to(torch.float32) for vector in half]  # of the same values; a method may cut by what dtype they had
+    number = stopped(merge_checkpoints, models / "base", wide)
+    for again in (half, wide):
+        stopped(merge_checkpoints, models / "base", half, until=number)
+        assert stopped(merge_checkpoints, models / "base", again) == (number if again is wide else 1)
+    for factor in (1.0, 2.0):
+        (tmp_path / "own.py").write_text(
+            "from hf_taskvec.merging.engine import map_parameters\n\n\n"
+            "def own(vectors):\n"
+            f"    return map_parameters(lambda name: vectors[0].deltas[name] * {factor}, vectors)\n"
+        )
+        REGISTERED["own"] = MergeMethod("own", runpy.run_path(str(tmp_path / "own.py"))["own"], "")
+        try:
+            done = stopped(merge_checkpoints, models / "base", tuned(models), "own", until=number * (factor == 1))
+        finally:
+            del REGISTERED["own"]
+        assert done == number
+
+
+def test_what_was_kept_serves_the_same_ties_only(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "base", tmp_path / "base")
+    stamps = []
+    for tied in (False, True):
+        config = json.loads((tmp_path / "base" / "config.json").read_text())
+        (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+        stamps.append(open_checkpoint(tmp_path / "base").stamp())
+    assert stamps[0] != stamps[1]
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "record", "gone"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from hf_taskvec.errors import CheckpointError
@@ -97,10 +96,8 @@ def merge_checkpoints(
         statistics=statistics,
         settings=settings,
     )
-    facts: dict[str, object] = {"base": before.stamp(), "sources": [stamp for _, stamp in opened], "method": method}
-    facts |= {"settings": plan.settings, "factors": factors, "scaling": plan.scaling, "coverage": coverage.patterns}
-    facts |= {"statistics": [own.fingerprint for own in plan.statistics]}
-    facts |= {name: version(name) for name in ("hf-taskvec", "torch")}
+    facts: dict[str, object] = {"base": before.stamp(), "merge": plan.key([stamp for _, stamp in opened])}
+    facts |= {"factors": factors, "scaling": plan.scaling, "coverage": coverage.patterns}
     with thread_pool(plan.vector.device) as pool:
         ahead = AheadDeltas.of(finished(plan.vector, plan.scaling), pool)
         ours = dataclasses.replace(ahead.info, base=before.name, base_revision=before.commit)

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,12 @@ def open_journal(output_dir: str | os.PathLike[str], key: str) -> Iterator[Journ
 
 
 def journal_key(
-    vectors: Sequence[TaskVector], method: str, settings: Mapping[str, Any], *, source: object = None
+    vectors: Sequence[TaskVector],
+    method: str,
+    settings: Mapping[str, Any],
+    *,
+    source: object = None,
+    prints: Sequence[object] | None = None,
 ) -> str:
     """One hash over everything that the deltas of a merged vector depend on.
 
@@ -110,9 +114,10 @@ def journal_key(
         method: The method's name.
         settings: All its settings.
         source: What else tells its code apart.
+        prints: What tells each vector from others; by default its fingerprint, for which all of it is read.
     """
-    prints = parallel(lambda vector: vector_fingerprint(vector.deltas), vectors, description="fingerprints")
+    if prints is None:
+        prints = parallel(lambda vector: vector_fingerprint(vector.deltas), vectors, description="fingerprints")
     parts = {f"vector {i}": f"{value} {v.dtype}" for i, (value, v) in enumerate(zip(prints, vectors, strict=True))}
-    versions = {name: version(name) for name in ("hf-taskvec", "torch")}
     settled = {"method": method, "settings": json.dumps(settings, sort_keys=True, default=repr), "source": repr(source)}
-    return fingerprint({**parts, **settled, **versions})
+    return fingerprint({**parts, **settled})

@@ -72,6 +72,14 @@ class MergeMethod:
         return own | {TRANSDUCTIVE: False} if self.statistics else own
 
     @property
+    def code(self) -> str:
+        """The text of its file, or else the name of its module: another method of its name has another."""
+        try:
+            return "".join(inspect.findsource(self.merge)[0])
+        except (OSError, TypeError):  # as of a function that was typed into an interpreter
+            return self.merge.__module__
+
+    @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.merge) or "").split("\n", 1)[0]

@@ -171,10 +171,14 @@ class PlannedMerge:
     names: Sequence[str]
     statistics: Sequence[Statistics]
 
-    def key(self) -> str:
-        """One hash over everything that the unscaled deltas depend on; reads all vectors."""
-        source = (self.method.merge.__module__, *(value.fingerprint for value in self.statistics))
-        return journal_key(self.vectors, self.method.name, self.settings, source=source)
+    def key(self, prints: Sequence[object] | None = None) -> str:
+        """One hash over everything that the unscaled deltas depend on.
+
+        Args:
+            prints: What tells each vector from others; by default its fingerprint, for which all of it is read.
+        """
+        source = (self.method.code, str(self.vector.device), *(value.fingerprint for value in self.statistics))
+        return journal_key(self.vectors, self.method.name, self.settings, source=source, prints=prints)
 
     def facts(self) -> dict[str, object]:
         """What processes that merge together must have in common."""

@@ -90,9 +90,10 @@ class Checkpoint:
         return {name: self._hashes[name] for name in sorted(chosen)}
 
     def stamp(self) -> list[object]:
-        """What tells these weights from others without reading them: path, size and time of each file."""
+        """What tells these weights from others without reading them: path, size and time of each file, and ties."""
         known = [(path, path.stat()) for path in self.files]
-        return [[os.path.realpath(path), status.st_size, status.st_mtime_ns] for path, status in known]
+        files = [[os.path.realpath(path), status.st_size, status.st_mtime_ns] for path, status in known]
+        return [*files, *ties_of(self.config).items()]
 
     @cached_property
     def names(self) -> dict[str, str]:

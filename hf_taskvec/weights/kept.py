@@ -9,9 +9,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from hf_taskvec.errors import TaskVecError
+from hf_taskvec.weights.fingerprint import fingerprint
 from hf_taskvec.weights.temporary import held
 
 logger = logging.getLogger(__name__)
@@ -24,15 +26,17 @@ _ATTEMPTS = 100  # to hold a folder that other work clears away meanwhile
 def kept_folder(output_dir: str | os.PathLike[str], key: str) -> Iterator[Path | None]:
     """Yields a folder for finished parts of a result, and removes it if the block ends without an error.
 
-    Its name holds the key, so that each work has its own. The process that uses it holds it; a second one that does
-    the same gets none. Folders of other work into the same place whose processes are gone are removed.
+    Its name holds a hash of the key and of the versions that compute, so that each work has its own. The process that
+    uses it holds it; a second one that does the same gets none. Folders of other work into the same place whose
+    processes are gone are removed.
 
     Args:
         output_dir: Where the result goes.
         key: A hash of what it depends on.
     """
     target = Path(os.path.abspath(output_dir))
-    folder = target.with_name(f".{target.name}.{key[:DIGITS]}.journal")
+    versions = {name: version(name) for name in ("hf-taskvec", "torch")}
+    folder = target.with_name(f".{target.name}.{fingerprint({'key': key, **versions})[:DIGITS]}.journal")
     _clear_others(folder, target)
     with _held(folder) as free:
         try:
