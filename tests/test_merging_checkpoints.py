@@ -215,6 +215,20 @@ def test_nothing_that_was_merged_in_another_dtype_or_by_other_code_is_taken(
         assert done == number
 
 
+def test_what_is_kept_lies_beside_where_a_link_leads_to(
+    models: Path, tmp_path: Path, stopped: Callable[..., int]
+) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)  # may be another disk, from which nothing can be moved in one step
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+    stopped(merge_checkpoints, models / "base", tuned(models), until=3)
+    assert hidden(tmp_path) == []
+    assert len(hidden(tmp_path / "disk")) == 1
+    stopped(merge_checkpoints, models / "base", tuned(models))
+    assert (tmp_path / "out").is_symlink()
+    assert "model.safetensors" in files(tmp_path / "disk" / "real")
+    assert hidden(tmp_path / "disk") == []
+
+
 def test_what_was_kept_serves_the_same_ties_only(models: Path, tmp_path: Path) -> None:
     shutil.copytree(models / "base", tmp_path / "base")
     stamps = []

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_taskvec.errors import CheckpointError, NoSpaceError, OutputExistsError
-from hf_taskvec.weights.temporary import Own, clear_stale, new_temporary, nothing, put_in_place
+from hf_taskvec.weights.temporary import Own, clear_stale, new_temporary, nothing, place_of, put_in_place
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str, own: Own = nothi
         >>> with atomic_folder(Path(mkdtemp()) / "thing", marker="thing.json") as folder:
         ...     write_json(folder / "thing.json", {"a": 1})
     """
-    target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    target = place_of(path)
     check_output_folder(target, marker=marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_stale(target, own)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hf_taskvec.errors import TaskVecError
 from hf_taskvec.weights.fingerprint import fingerprint
-from hf_taskvec.weights.temporary import held
+from hf_taskvec.weights.temporary import held, place_of
 
 logger = logging.getLogger(__name__)
 DIGITS = 16
@@ -34,7 +34,7 @@ def kept_folder(output_dir: str | os.PathLike[str], key: str) -> Iterator[Path |
         output_dir: Where the result goes.
         key: A hash of what it depends on.
     """
-    target = Path(os.path.abspath(output_dir))
+    target = Path(os.path.abspath(place_of(output_dir)))
     versions = {name: version(name) for name in ("hf-taskvec", "torch")}
     folder = target.with_name(f".{target.name}.{fingerprint({'key': key, **versions})[:DIGITS]}.journal")
     _clear_others(folder, target)

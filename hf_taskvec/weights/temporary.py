@@ -27,6 +27,11 @@ def nothing(name: str) -> bool:
     return False
 
 
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """Where an output goes: where its link leads to, if it is one, since only there it is moved in one step."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
 def temporary_name(target: Path, kind: str = PARTIAL) -> Path:
     """A new hidden name beside `target`."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{kind}")
