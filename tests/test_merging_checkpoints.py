@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,13 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from hf_taskvec.errors import BaseMismatchError, CheckpointError, NonFiniteError, OutputExistsError
+from hf_taskvec.errors import BaseMismatchError, CheckpointError, NonFiniteError, NoSpaceError, OutputExistsError
 from hf_taskvec.merging import MergeMethod, checkpoints, merge, merge_checkpoints
 from hf_taskvec.merging.registry import METHODS as REGISTERED
 from hf_taskvec.vectors import applied
 from hf_taskvec.vectors.checkpoints import open_checkpoint
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights import arithmetic, continued, kept
+from hf_taskvec.weights import arithmetic, continued, folders, kept
 from hf_taskvec.weights.arithmetic import PIECE, scaled_sum
 from tests.architectures import model_of, moved
 from tests.helpers import anonymous_bytes, rewrite_weights
@@ -227,6 +228,23 @@ def test_what_is_kept_lies_beside_where_a_link_leads_to(
     assert (tmp_path / "out").is_symlink()
     assert "model.safetensors" in files(tmp_path / "disk" / "real")
     assert hidden(tmp_path / "disk") == []
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_disk_that_holds_one_result_holds_it_in_two_attempts(
+    other: bool, models: Path, tmp_path: Path, stopped: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = (merge_checkpoints, models / "base", tuned(models))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(NoSpaceError, match="checkpoint needs"):
+            stopped(*call)
+    stopped(*call, until=20)
+    (left,) = hidden(tmp_path)
+    whole = (models / "base" / "model.safetensors").stat().st_size
+    free = whole - (tmp_path / left / "model.safetensors").stat().st_size
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    stopped(*call, scaling=0.5 if other else 1.0)  # another merge clears away what this one left
 
 
 def test_what_was_kept_serves_the_same_ties_only(models: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from hf_taskvec.weights.arithmetic import check_scaling, is_finite
 from hf_taskvec.weights.deltas import LazyDeltas
 from hf_taskvec.weights.dtypes import as_device, as_dtype
 from hf_taskvec.weights.folders import check_output_folder, check_space
+from hf_taskvec.weights.kept import kept_bytes
 from hf_taskvec.weights.lowrank import LowRankDeltas
 from hf_taskvec.weights.processes import check_alike, from_first, processes
 
@@ -137,7 +138,8 @@ def merge(
         return _in_memory(finished(merged, plan.scaling, kind))
     kept = plan.method.resumable if resume is None else resume
     room = merged.num_entries * (kind.itemsize + kept * merged.dtype.itemsize)
-    check_space(output_dir, room, "result and its journal" if kept else "result")
+    there = kept_bytes(output_dir) if kept else 0
+    check_space(output_dir, room - there, "result and its journal" if kept else "result")
     if group is not None:
         check_alike(plan.facts() | {"the dtype": kind}, "a merge")
     with ExitStack() as stack:

@@ -43,7 +43,7 @@ from hf_taskvec.weights.folders import (
     read_json,
     write_json,
 )
-from hf_taskvec.weights.kept import kept_folder
+from hf_taskvec.weights.kept import kept_bytes, kept_folder
 from hf_taskvec.weights.names import aligned_names, canonical_names, shapes_of
 from hf_taskvec.weights.safetensors import open_safetensors, write_sharded
 
@@ -322,7 +322,8 @@ def write_checkpoint(
         return edit(names[name], weight) if name in names else weight
 
     shapes, dtypes = shapes_of(weights), {name: weight.dtype for name, weight in weights.items()}
-    check_space(output_dir, sum(weight.nbytes for weight in weights.values()), "checkpoint")
+    room = sum(weight.nbytes for weight in weights.values()) - (0 if key is None else kept_bytes(output_dir))
+    check_space(output_dir, room, "checkpoint")
     with ExitStack() as stack:
         kept = None if key is None else stack.enter_context(kept_folder(output_dir, key))
         target = stack.enter_context(atomic_folder(output_dir, marker=APPLIED_NAME, own=lambda name: name in known))

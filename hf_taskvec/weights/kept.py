@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,6 +53,15 @@ def kept_folder(output_dir: str | os.PathLike[str], key: str) -> Iterator[Path |
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def kept_bytes(output_dir: str | os.PathLike[str]) -> int:
+    """The room that earlier work into the same place left taken, which `kept_folder` goes on with or clears away."""
+    total = 0
+    for folder in _left(Path(os.path.abspath(place_of(output_dir)))):
+        with suppress(OSError):  # other work has cleared it away just now
+            total += sum(file.stat().st_size for file in folder.iterdir())
+    return total
+
+
 @contextmanager
 def _held(folder: Path) -> Iterator[bool]:
     """Makes a folder and holds it while the block runs; tells whether it could be had."""
@@ -77,9 +86,15 @@ def _held(folder: Path) -> Iterator[bool]:
 
 def _clear_others(folder: Path, target: Path) -> None:
     """Removes what is kept of other work into `target`, unless it is going on."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{{DIGITS}}}\.journal")
-    for path in target.parent.iterdir() if target.parent.is_dir() else ():
-        if path != folder and pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+    for path in _left(target):
+        if path != folder:
             with held(path) as dead:
                 if dead:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _left(target: Path) -> list[Path]:
+    """The folders of what is kept of any work into `target`."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{{DIGITS}}}\.journal")
+    beside = target.parent.iterdir() if target.parent.is_dir() else ()
+    return [path for path in beside if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
