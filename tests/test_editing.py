@@ -129,6 +129,7 @@ def test_a_strangers_receipt_breaks_no_card() -> None:
         ({"control": "digits"}, "'digits' is the task to forget"),
         ({"budget": 0}, "budget"),
         ({"strengths": [0.5, -1]}, "strengths must be above 0, got -1"),
+        ({"target": "mini"}, "forget takes one task, and these are several tasks: digits"),
         ({"strengths": []}, "strengths must hold at least one value"),
         ({"strengths": [500.0]}, "no strength keeps 95% of the control accuracy"),
     ],

@@ -36,7 +36,7 @@ def forget(settings: ForgetSettings) -> Outcome:
     from hf_taskvec.editing.forgetting import STRENGTHS
     from hf_taskvec.merging.sources import open_source
     from hf_taskvec.models.base import load_base
-    from hf_taskvec.tasks.registry import as_tasks
+    from hf_taskvec.tasks.registry import as_task, as_tasks
 
     folder = _output(settings.output_dir, overwrite=settings.overwrite)
     vector = open_source(settings.vector)[1]
@@ -45,7 +45,7 @@ def forget(settings: ForgetSettings) -> Outcome:
         load_base(settings.base),
         vector,
         control=as_tasks(settings.control, data_dir=settings.data_dir),
-        target=None if name is None else as_tasks(name, data_dir=settings.data_dir)[0],
+        target=None if name is None else as_task(name, data_dir=settings.data_dir, needed_by="forget"),
         budget=settings.budget,
         strengths=settings.tried or STRENGTHS,
         relearning_steps=settings.relearning_steps,
@@ -125,7 +125,7 @@ def analogy(settings: AnalogySettings) -> Outcome:
     from hf_taskvec.editing import choose_analogy
     from hf_taskvec.merging.sources import open_source
     from hf_taskvec.models.base import load_base
-    from hf_taskvec.tasks.registry import as_tasks
+    from hf_taskvec.tasks.registry import as_task
 
     folder = _output(settings.output_dir, overwrite=settings.overwrite)
     a, b, c = (open_source(source)[1] for source in (settings.a, settings.b, settings.c))
@@ -133,7 +133,7 @@ def analogy(settings: AnalogySettings) -> Outcome:
     if settings.task is None:
         vector = plain_analogy(a, b, c, factor=factor)
     else:
-        (task,) = as_tasks([settings.task], data_dir=settings.data_dir)
+        task = as_task(settings.task, data_dir=settings.data_dir, needed_by="analogy")
         chosen = choose_analogy(load_base(settings.base), a, b, c, task)
         vector, factor, told = chosen.vector, chosen.factor, dict(chosen.information)
     vector.save_pretrained(folder)

@@ -12,7 +12,7 @@ from hf_taskvec.evaluation.accuracy import check_base, predict
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.scalings import check_scalings, edit, touched
 from hf_taskvec.models.base import Base
-from hf_taskvec.tasks import Split, Task, as_tasks
+from hf_taskvec.tasks import Split, Task, as_task
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import check_scaling
@@ -100,7 +100,7 @@ def choose_analogy(
         0.0
     """
     check_base(base)
-    (wanted,), values = as_tasks([task]), check_scalings(factors, "factors")
+    wanted, values = as_task(task, needed_by="choose_analogy"), check_scalings(factors, "factors")
     step, told = b - a, {}
     edited, originals = c.apply_to(base), touched(base, c)
     for factor in progress_bar(values, "trying factors", total=len(values), shown=progress):

@@ -18,7 +18,7 @@ from hf_taskvec.evaluation.intervals import Interval, mean_interval, paired_accu
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.evaluation.scalings import check_scalings, edit, touched
 from hf_taskvec.models.base import Base
-from hf_taskvec.tasks import Split, Task, as_tasks
+from hf_taskvec.tasks import Split, Task, as_task, as_tasks
 from hf_taskvec.text import table
 from hf_taskvec.vectors.vector import TaskVector
 
@@ -132,7 +132,7 @@ def forget(
     check_base(base)
     check_fraction("budget", budget)
     factors = _checked_strengths(strengths)
-    wanted = Task.from_info(vector.info) if target is None else as_tasks(target, needed_by="forget")[0]
+    wanted = Task.from_info(vector.info) if target is None else as_task(target, needed_by="forget")
     others = _checked_control(control, wanted)
     tried = list(_try(base, vector, [wanted, *others], factors, batch_size=batch_size, progress=progress))
     best = _best(tried, budget)

@@ -8,7 +8,7 @@ from typing import Any
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.intervals import paired_accuracy_difference
 from hf_taskvec.models.base import Base
-from hf_taskvec.tasks import Split, Task, as_tasks
+from hf_taskvec.tasks import Split, Task, as_task
 from hf_taskvec.vectors.vector import TaskVector
 
 
@@ -37,7 +37,7 @@ def certify(
     """
     if vector.info.compression is None:
         raise ValueError("the vector is not compressed, so there is nothing to certify; see vector.compress")
-    (task,) = as_tasks(task)
+    task = as_task(task, needed_by="certify")
     cost = accuracy_difference(vector.apply_to(base), whole.apply_to(base), task, split=split)
     info = dataclasses.replace(vector.info, compression={**vector.info.compression, "accuracy": cost})
     return dataclasses.replace(vector, info=info)

@@ -27,7 +27,7 @@ from hf_taskvec.statistics.maps import measured
 from hf_taskvec.statistics.value import Kind, Statistics, StatisticsInfo
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.pixels import load_pixels
-from hf_taskvec.tasks.registry import as_tasks
+from hf_taskvec.tasks.registry import as_task
 from hf_taskvec.vectors.files import vector_fingerprint
 from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.vectors.vector import TaskVector
@@ -103,7 +103,7 @@ def collect_statistics(
         >>> statistics.info.num_images, statistics.info.split, statistics.info.error < 0.05
         (8, 'train', True)
     """
-    (task,) = as_tasks(task)
+    task = as_task(task, needed_by="collect_statistics")
     check_settings(model, kinds, split, num_images, rank, batch_size, transductive=transductive)
     kept, batch_size, seed = as_dtype(dtype), int(batch_size), check_count("seed", seed, least=0)
     if vector is not None and not isinstance(vector, TaskVector):

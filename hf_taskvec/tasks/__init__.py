@@ -1,7 +1,7 @@
 """Tasks: datasets, class names and prompts by name."""
 
 from hf_taskvec.tasks.corruptions import corrupt, corruption_suite
-from hf_taskvec.tasks.registry import SUITES, TASKS, as_tasks, get_task, get_tasks
+from hf_taskvec.tasks.registry import SUITES, TASKS, as_task, as_tasks, get_task, get_tasks
 from hf_taskvec.tasks.task import Split, Task
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "TASKS",
     "Split",
     "Task",
+    "as_task",
     "as_tasks",
     "corrupt",
     "corruption_suite",

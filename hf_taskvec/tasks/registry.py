@@ -153,6 +153,23 @@ def as_tasks(
     return chosen
 
 
+def as_task(task: Task | str, *, data_dir: str | Path | None = None, needed_by: str) -> Task:
+    """The one task that a caller means; see `as_tasks`.
+
+    Raises:
+        ValueError: If it is several, as a suite is.
+
+    Example:
+        >>> as_task("counts", needed_by="forget").name
+        'counts'
+    """
+    first, *further = as_tasks(task, data_dir=data_dir, needed_by=needed_by)
+    if further:
+        names = listed([first.name, *(one.name for one in further)])
+        raise ValueError(f"{needed_by} takes one task, and these are several tasks: {names}")
+    return first
+
+
 def _kind(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
