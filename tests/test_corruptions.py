@@ -162,9 +162,12 @@ def test_bad_input_is_refused(digits: Task) -> None:
     for strength in (0, 6, 2.5, True, "3"):
         with pytest.raises(ValueError, match="strength must be a whole number from 1 to 5"):
             corrupt(digits, "contrast", strength)  # type: ignore[arg-type]
-    for seed in (-1, 0.5, True):
+    for seed in (-1, 0.5, True, 1 << 64):
         with pytest.raises(ValueError, match="seed"):
             corrupt(digits, "contrast", seed=seed)  # type: ignore[arg-type]
+    assert corrupt(digits, "contrast", seed=np.int64(1)).seed == 1
+    with pytest.raises(ValueError, match="train_seed must be a whole number"):
+        subset(digits, train_seed=-1)
     with pytest.raises(UnknownNameError, match="digits"):
         corrupt("digit", "contrast")
     with pytest.raises(ValueError, match="several tasks"):

@@ -13,10 +13,10 @@ import xxhash
 from datasets import Dataset
 from numpy.random import RandomState
 
-from hf_taskvec.errors import DataError, check_known
+from hf_taskvec.errors import DataError, check_count, check_known
 from hf_taskvec.tasks.distortions import KINDS, STRENGTHS, distort
 from hf_taskvec.tasks.images import decode_image
-from hf_taskvec.tasks.registry import as_tasks
+from hf_taskvec.tasks.registry import as_task
 from hf_taskvec.tasks.task import Split, Task
 
 FORMAT = 1  # of corrupted images; to be raised with any change to what they are
@@ -110,11 +110,9 @@ def corrupt(task: Task | str, kind: str, strength: int = 3, *, seed: int = 0) ->
     check_known("corruption", kind, KINDS)
     if isinstance(strength, bool) or strength not in STRENGTHS:
         raise ValueError(f"strength must be a whole number from 1 to 5, got {strength!r:.80}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r:.80}")
-    clean, *further = as_tasks(task, needed_by="corrupt")
-    if further:
-        raise ValueError(f"{task!r:.80} are several tasks; corrupt each of them")
+    seed, clean = check_count("seed", seed, least=0), as_task(task, needed_by="corrupt")
+    if seed >> 64:  # the hash would take it for a smaller one
+        raise ValueError(f"seed must be below 2**64, got {seed!r:.80}")
     fields = {spec.name: getattr(clean, spec.name) for spec in dataclasses.fields(Task)}
     fields["name"] = f"{clean.name}-{kind}-{int(strength)}"
     return CorruptedTask(**fields, clean=clean, kind=kind, strength=int(strength), seed=seed)

@@ -73,7 +73,7 @@ def subset(
     corrupted task the one beneath is cut.
 
     Raises:
-        ValueError: If a number is not positive.
+        ValueError: If a number is not positive, or the seed negative.
 
     Example:
         >>> from hf_taskvec.tasks import get_task
@@ -95,10 +95,11 @@ def subset(
         return dataclasses.replace(task, clean=clean)
     for name, limit in limits.items():
         if limit is not None:
-            check_count(name, limit)
+            limits[name] = limit = check_count(name, limit)
         if (before := getattr(task, name, None)) is not None:
             limits[name] = before if limit is None else min(before, limit)
-    given = {"train_seed": train_seed, "train_on": train_on}
+    seed = None if train_seed is None else check_count("train_seed", train_seed, least=0)
+    given = {"train_seed": seed, "train_on": train_on}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     known = dataclasses.fields(type(task) if isinstance(task, SubsetTask) else Task)
     return SubsetTask(**{**{spec.name: getattr(task, spec.name) for spec in known}, **limits, **chosen})
