@@ -344,6 +344,8 @@ def test_intervals_hold_their_means_and_cover_the_truth() -> None:
         covered += low <= 0.35 <= high
     assert 0.91 <= covered / 300 <= 0.99
     assert one.error.low <= one.error.mean <= one.error.high
+    with pytest.raises(ValueError, match=r"factor 2 was not tried; of 1\.0"):
+        one.at(1, 2)
     nothing = Disentanglement(("a", "b"), (1.0,), (np.zeros((1, 1, 9), bool), np.zeros((1, 1, 9), bool)))
     assert nothing.at(1, 1).mean == nothing.at(1, 1).low == 0 < nothing.at(1, 1).high
 
@@ -473,3 +475,11 @@ def test_a_map_needs_two_tasks_with_vectors_and_finite_factors(
 ) -> None:
     with pytest.raises(error, match=words):
         disentanglement(wide_base(), {"digits": moved(), "shapes": moved(seed=2)}, tasks, factors=factors)
+
+
+def test_no_images_at_a_time_and_a_suite_for_one_task_are_refused() -> None:
+    vectors = {"digits": moved(), "shapes": moved(seed=2)}
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
+        disentanglement(wide_base(), vectors, [DIGITS, SHAPES], batch_size=0)
+    with pytest.raises(ValueError, match="nonlinear_advantage takes one task, and these are several tasks: digits, sh"):
+        nonlinear_advantage(wide_base(), moved(), [DIGITS, SHAPES])  # type: ignore[arg-type]

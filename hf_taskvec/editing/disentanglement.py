@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_taskvec.errors import check_count
 from hf_taskvec.evaluation.accuracy import Tasks, check_base, predict, vectors_by_task
 from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval, paired_accuracy_difference
 from hf_taskvec.evaluation.progress import progress_bar
@@ -20,7 +21,8 @@ from hf_taskvec.evaluation.scalings import check_scalings, edit, touched
 from hf_taskvec.models.base import Base
 from hf_taskvec.models.heads import zero_shot_head
 from hf_taskvec.models.tangent import linearize
-from hf_taskvec.tasks import Split, Task, as_tasks
+from hf_taskvec.tasks import Split, Task, as_task, as_tasks
+from hf_taskvec.text import listed
 from hf_taskvec.tuning.images import TaskImages, choose_images
 from hf_taskvec.tuning.tower import features_of
 from hf_taskvec.vectors.vector import TaskVector
@@ -64,7 +66,10 @@ class Disentanglement:
         Raises:
             ValueError: If one was not tried.
         """
-        row, column = (self.factors.index(factor) for factor in (float(first), float(second)))
+        for factor in (first, second):
+            if factor not in self.factors:
+                raise ValueError(f"factor {factor} was not tried; of {listed(self.factors)} the error is known")
+        row, column = self.factors.index(first), self.factors.index(second)
         return _sum(*(_share(differs[row, column]) for differs in self.differs))
 
     @property
@@ -127,6 +132,7 @@ def disentanglement(
         np.float64(0.0)
     """
     check_base(base)
+    batch_size = check_count("batch_size", batch_size)
     chosen, values = as_tasks(tasks, needed_by="disentanglement"), check_scalings(factors, "factors")
     if len(chosen) != 2:
         raise ValueError(f"the disentanglement error is of two tasks, got {len(chosen)}: name a pair")
@@ -183,7 +189,7 @@ def nonlinear_advantage(
         0.0
     """
     check_base(base)
-    (wanted,) = as_tasks(task)
+    wanted = as_task(task, needed_by="nonlinear_advantage")
     models = vector.apply_to(base), (vector if tangent is None else tangent).apply_to(linearize(base))
     right = []
     for model in models:
