@@ -437,6 +437,8 @@ def test_a_linearised_base_is_refused_where_layers_or_files_are_needed(tmp_path:
         given(linear, {"digits": vector}, DIGITS)
     with pytest.raises(ValueError, match="transport does not take"):
         transport(vector, to=linear, method="gradfix", tasks=DIGITS)
+    with pytest.raises(ValueError, match="transport does not take"):
+        transport(vector, to=toy_base(), source=linear, method="theseus", tasks=DIGITS)
     with pytest.raises(ValueError, match="a layer of a linearised tower"):
         next(stages(linear.model, Normalize(linear))).run(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert list(tmp_path.iterdir()) == []

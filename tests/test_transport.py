@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from hf_taskvec import Base, Task, TaskVector, VectorInfo, evaluate, get_task, gradient_vector, load_base
 from hf_taskvec.cards.render import render_vector_card, transport_words
 from hf_taskvec.command.app import app
-from hf_taskvec.editing import transport
+from hf_taskvec.editing import rotation, transport
 from hf_taskvec.editing.permutation import assigned, match_permutations
 from hf_taskvec.editing.rotation import Paired, completed
 from hf_taskvec.editing.transport import METHODS
@@ -336,6 +336,8 @@ def test_other_heads_are_another_architecture(old: Base) -> None:
         ({"method": "theseus", "whitening": 0.7}, ValueError, r"whitening must be in \[0, 0.5\], got 0.7"),
         ({"method": "orthogonal_shift", "share": float("nan")}, ValueError, "share"),
         ({"images_per_class": 0}, ValueError, "images_per_class"),
+        ({"seed": -1}, ValueError, "^seed must be a whole number of at least 0, got -1"),
+        ({"seed": 0.5, "method": "rebasin"}, ValueError, "^seed must be a whole number of at least 0, got 0.5"),
         ({"tasks": []}, DataError, "transport needs at least one task"),
         ({"tasks": None}, DataError, r"name the tasks: transport\(\.\.\., tasks=\.\.\.\)"),
         ({"to": "user/clip"}, TypeError, "load one by load_base"),

@@ -123,7 +123,8 @@ def transport(
     to.check_not_linearized("transport")
     _check_target(vector, to)
     if images_per_class is not None:
-        check_count("images_per_class", images_per_class)
+        images_per_class = check_count("images_per_class", images_per_class)
+    seed = check_count("seed", seed, least=0)
     few = _few(vector, tasks, images_per_class, seed) if run in (gradfix, theseus) else ()
     origin = None if run is gradfix else _source(vector, source, to)
     way = Way(vector, to, origin, few)
@@ -267,6 +268,7 @@ def _source(vector: TaskVector, source: Base | None, to: Base) -> Base:
         except CheckpointError as error:
             raise CheckpointError(f"{shortened(str(error), 300)}. Pass the vector's own base as source=.") from error
     check_base(source)
+    source.check_not_linearized("transport")
     weights = parameters_of(source.model)
     check_fits(vector, weights, allow_other_base=False, where=repr(source.name))
     if not info.base_hashes:
