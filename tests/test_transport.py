@@ -140,6 +140,13 @@ def test_the_entries_of_a_head_stay_together(old: Base) -> None:
         assert torch.equal(heads[0], heads[1])
 
 
+def test_rebasin_of_a_tower_looks_at_no_projection_of_another_width(old: Base) -> None:
+    model = copy.deepcopy(old.model)
+    model.visual_projection = torch.nn.Linear(WIDTH, 24, bias=False)
+    vector, other = vector_of(old), dataclasses.replace(old, model=model, name="other")
+    assert equal_vectors(transport(vector, to=other, method="rebasin", source=old), vector)
+
+
 def test_an_assignment_is_the_best_of_all() -> None:
     likeness = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     best = max(permutations(range(5)), key=lambda order: sum(likeness[row, column] for row, column in enumerate(order)))

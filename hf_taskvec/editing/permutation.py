@@ -92,6 +92,7 @@ def match_permutations(source: Base, to: Base) -> dict[str, Tensor]:
         tensor([0, 1, 2, 3])
     """
     before, after = (_tower(base) for base in (source, to))
+    before = {name: w for name, w in before.items() if w.shape == after[name].shape}  # a projection may have another
     heads = int(source.model.config.vision_config.num_attention_heads)
     sizes = {
         group: size
