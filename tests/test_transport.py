@@ -219,6 +219,18 @@ def test_theseus_brings_the_linear_maps_of_a_permuted_copy_to_the_copys(old: Bas
         torch.testing.assert_close(inputs @ brought[name].T, inputs @ theirs[name].T, rtol=1e-3, atol=1e-3)
 
 
+def test_what_theseus_cannot_rotate_is_refused_before_any_image_is_shown(
+    old: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.deepcopy(old.model)
+    model.vision_model.encoder.layers[1].mlp.fc2 = torch.nn.Bilinear(1, MLP, WIDTH)
+    strange = dataclasses.replace(old, model=model, name="strange")
+    vector = TaskVector({name: torch.ones_like(value) for name, value in parameters_of(model.vision_model).items()})
+    monkeypatch.setattr(rotation, "_rotations", lambda *_: pytest.fail("images were shown"))
+    with pytest.raises(IncompatibleVectorsError, match=r"theseus rotates linear maps and norms.*fc2"):
+        transport(vector, to=strange, method="theseus", source=strange, tasks=colours_task())
+
+
 # -- gradfix ----------------------------------------------------------------------------------------------------------
 
 

@@ -89,9 +89,10 @@ def rotated(
         modules.setdefault(name.rpartition(".")[0], []).append(name)
     old, new = (dict(_modules(base)) for base in (source, to))
     for module, names in modules.items():
-        embeds = ".embeddings." in f".{module}."
-        if not embeds and not isinstance(old.get(module), (nn.Linear, nn.LayerNorm)):
+        if not _embeds(module) and not isinstance(old.get(module), (nn.Linear, nn.LayerNorm)):
             raise IncompatibleVectorsError(f"theseus rotates linear maps and norms, and {names[0]!r} is of neither")
+    for module, names in modules.items():
+        embeds = _embeds(module)
         turns = () if embeds else _rotations((source, to), (old[module], new[module]), tasks, whitening)
         for name in names:
             delta = deltas[name]
@@ -101,6 +102,10 @@ def rotated(
             into, out = (turn.to(delta.device) for turn in turns)
             wide = out.T @ delta.double()
             yield name, (wide @ into if delta.ndim == 2 else wide).to(delta.dtype)
+
+
+def _embeds(module: str) -> bool:
+    return ".embeddings." in f".{module}."
 
 
 def _modules(base: Base) -> Iterator[tuple[str, nn.Module]]:
