@@ -14,6 +14,7 @@ from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer
 from hf_taskvec.errors import BaseMismatchError
 from hf_taskvec.statistics import Statistics, collect_statistics
 from hf_taskvec.statistics.value import Gram
+from hf_taskvec.training import alternating_tuning_and_merging
 from hf_taskvec.training.curvature import curvature, held_by
 from hf_taskvec.training.run import quiet
 from hf_taskvec.weights.names import PROJECTION, parameters_of
@@ -115,5 +116,10 @@ def test_statistics_that_do_not_fit_are_refused(
 def test_a_factor_without_statistics_and_weights_without_factors_are_refused(folder: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="curvature and curvature_of belong together"):
         TaskVectorConfig(output_dir=str(tmp_path), curvature=1.0)
+    with pytest.raises(ValueError, match=r"curvature_of must be a list.*got 'out/shapes'"):
+        TaskVectorConfig(output_dir=str(tmp_path), curvature=1.0, curvature_of="out/shapes")
+    moving = TaskVectorConfig(output_dir=str(tmp_path), curvature=1.0, curvature_of=[folder])
+    with pytest.raises(ValueError, match="curvature must be 0: each round starts elsewhere"):
+        alternating_tuning_and_merging(toy_base(), [DIGITS, SHAPES], args=moving, rounds=2, output_dir=tmp_path / "atm")
     with pytest.raises(ValueError, match="of no weight that is trained"):
         held_by([folder], parameters_of(toy_base().model), ["vision_model.post_layernorm.bias"])

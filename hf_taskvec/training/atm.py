@@ -105,6 +105,8 @@ def alternating_tuning_and_merging(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if args.tangent:
         raise ValueError("tangent must be False: each round starts elsewhere, and a tangent space has one point")
+    if args.curvature:
+        raise ValueError("curvature must be 0: each round starts elsewhere, and statistics are of one base")
     check_positive("scaling", scaling)
     get_method(method).check(tasks, settings)
     check_known("part of the tasks", train_on, get_args(Split))

@@ -191,6 +191,8 @@ def _check_numbers(args: TaskVectorConfig) -> None:
 
 def _check_tangent(args: TaskVectorConfig) -> None:
     """Raises a `ValueError` that names a setting that has no place in the tangent space, or a half of TAK's pair."""
+    if isinstance(args.curvature_of, str):
+        raise ValueError(f"curvature_of must be a list of folders or Hub ids, got {args.curvature_of!r:.200}")
     if bool(args.curvature) != bool(args.curvature_of):
         raise ValueError(
             "curvature and curvature_of belong together: a factor, and the statistics of the other tasks, "

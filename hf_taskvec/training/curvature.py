@@ -30,9 +30,13 @@ def curvature(delta: Tensor, gradients: Gram, inputs: Gram) -> Tensor:
         (14.0, 36.0)
     """
     flat, total = delta.flatten(1), delta.new_zeros(())
-    for rows in (gradients.factor.to(flat) @ flat, gradients.diagonal().sqrt().to(flat)[:, None] * flat):
+    sides = [gradients.factor.to(flat) @ flat]
+    if gradients.rest is not None:
+        sides.append(gradients.rest.to(flat)[:, None] * flat)
+    for rows in sides:
         total = total + (rows @ inputs.factor.to(flat).T).square().sum()
-        total = total + (rows * inputs.diagonal().sqrt().to(flat)).square().sum()
+        if inputs.rest is not None:
+            total = total + (rows * inputs.rest.to(flat)).square().sum()
     return total
 
 
