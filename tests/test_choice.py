@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from multitask.choice import accuracy, choice_table, merges_table, normalised, plot_choice
 from multitask.ways import Way, make_way, right_answers
 
@@ -100,3 +102,25 @@ def test_figures_are_those_of_the_answers() -> None:
     assert [axes.get_ylabel() for axes in figure.axes] == ["mean accuracy (%)", "mean normalised accuracy (%)"]
     assert {text.get_text() for text in figure.axes[0].texts} == set(results)
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()][:3] == ["0.25", "0.5", "1"]
+
+
+def test_labels_stand_inside_the_picture_apart_and_the_better_one_of_a_column_above() -> None:
+    sizes = {
+        "float32": 8,
+        "low": 1,
+        "middle": 1,
+        "high": 1,
+        **{f"packed-{number}": 0.2 * number for number in range(1, 5)},
+    }
+    right = {"low": 20, "middle": 22, "high": 24}
+    results = {
+        name: {"size": size, "passes": 1, "right": {"a": "1" * right.get(name, 60) + "0" * (100 - right.get(name, 60))}}
+        for name, size in sizes.items()
+    }
+    figure = plot_choice(results)
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        assert all(axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1 and box.x1 < axes.bbox.x1 for box in boxes.values())
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes.values(), 2))
+        assert boxes["low"].y0 < boxes["middle"].y0 < boxes["high"].y0

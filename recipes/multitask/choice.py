@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from hf_taskvec.evaluation.plots import COLOURS, MARKERS
 from hf_taskvec.text import table
 from multitask.ways import EXPERTS, ROUTED, ZERO_SHOT
 
 DRAWS = 2000  # of the images, for the intervals
+HEIGHTS = (4, -10, 14, -20, 24)  # of a label over its point, in points
 TICKS = (0.25, 0.5, 1, 2, 4, 8)
 Results = Mapping[str, Mapping[str, Any]]  # what was measured, by way
 
@@ -116,14 +119,29 @@ def plot_choice(results: Results) -> Figure:
             spread = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
             style: dict[str, Any] = {"color": COLOURS[kinds[kind]], "marker": MARKERS[kinds[kind]], "capsize": 2}
             axes.errorbar(told["size"], 100 * value.value, yerr=spread, label=None if kind in shown else kind, **style)
-            labels.setdefault((told["size"], round(100 * value.value, 1)), []).append(name)
+            labels.setdefault((round(told["size"], 2), round(100 * value.value, 1)), []).append(name)
             shown.add(kind)
-        for number, (place, names) in enumerate(sorted(labels.items())):
-            offset = (4, (4, -10, 14)[number % 3])  # so that neighbours do not cover each other
-            axes.annotate(", ".join(names), place, offset, textcoords="offset points", fontsize=7)
+        for place, names in sorted(labels.items(), key=lambda item: (item[0][0], -item[0][1])):
+            axes.annotate(", ".join(names), place, (4, 4), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="stored beside the base (vectors in float32)", ylabel=f"mean {label}")
         axes.minorticks_off()
-        axes.margins(x=0.1)
+        axes.margins(0.12)  # room for the labels, which nothing else keeps inside
         axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     panels[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+    figure.draw_without_rendering()  # the layout is made, so that places are known
+    for axes in panels:
+        _spread_labels(axes)
     return figure
+
+
+def _spread_labels(axes: Axes) -> None:
+    """Brings each label beside its point to where it covers no other label and no point, those above first."""
+    labels = [label for label in axes.texts if isinstance(label, Annotation)]
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform([one.xy for one in labels])]
+    for label in labels:
+        for height in HEIGHTS:
+            label.set(position=(4, height))
+            box = label.get_window_extent()
+            if not box.count_overlaps(taken):
+                break
+        taken.append(box)
