@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,19 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, Any]:
             raise ArgumentsError(f"the setting {name!r} comes twice")
         result[name] = _value(value)
     return result
+
+
+def check_settings(settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuses settings of a method by names that the function which takes them has for something else.
+
+    Raises:
+        ArgumentsError: If there are some.
+
+    Example:
+        >>> check_settings({"density": 0.2}, parse_pairs)
+    """
+    if taken := sorted(settings.keys() & inspect.signature(function).parameters.keys()):
+        raise ArgumentsError(f"no setting of a method: {', '.join(taken)}; --help tells what has an option of its own")
 
 
 def _value(text: str) -> Any:

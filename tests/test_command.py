@@ -256,8 +256,28 @@ def test_with_a_base_merge_makes_a_checkpoint_of_checkpoints(place: Path, tmp_pa
     assert "holds a checkpoint already" in refusal(*argv)
     assert call(*argv, "--overwrite", "-q").stdout == f"{out}\n"
     assert "--dtype is for merges of vectors" in refusal(*argv, "--overwrite", "--dtype", "float16")
+    (tmp_path / "anew.yaml").write_text("resume: false")
+    assert "--resume is for merges of vectors" in refusal(*argv, "--overwrite", "--config", tmp_path / "anew.yaml")
     assert "whose base --base names" in refusal("merge", place / "one", "--exclude", "*", "-o", tmp_path / "b")
     assert "--base is for `merge`" in refusal("validate", write_recipe(tmp_path, place), "--base", clip)
+
+
+def test_names_that_a_command_has_for_something_else_are_no_settings_of_its_method(place: Path, tmp_path: Path) -> None:
+    clip, one, out = "hf-taskvec/tiny-clip", place / "one", tmp_path / "out"
+    for argv in (
+        ["merge", clip, "--base", clip, "-s", "scaling=2"],
+        ["pack", one, "-s", "output_dir=elsewhere"],
+        ["transport", one, "-s", "seed=3"],
+    ):
+        assert f"no setting of a method: {str(argv[-1]).partition('=')[0]};" in refusal(*argv, "-o", out)
+    assert not out.exists()
+
+
+def test_an_analogys_factor_is_given_or_chosen(place: Path, tmp_path: Path) -> None:
+    argv = ["analogy", place / "one", place / "two", place / "one", "-o", tmp_path / "out"]
+    assert "leave --factor out" in refusal(*argv, "--task", "digits", "--factor", "0.5")
+    assert answer(*argv, "--factor", "0.5")["factor"] == 0.5
+    assert answer(*argv, "--overwrite")["factor"] == 1
 
 
 def test_validate_lets_a_good_merge_pass_and_writes_nothing(place: Path, tmp_path: Path) -> None:

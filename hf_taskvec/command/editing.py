@@ -10,7 +10,7 @@ from typing import Any
 from hf_taskvec.command.outcome import Outcome
 from hf_taskvec.command.verbs import Verb
 from hf_taskvec.errors import OutputExistsError
-from hf_taskvec.fields import arg
+from hf_taskvec.fields import arg, check_settings
 
 
 @dataclass
@@ -84,6 +84,7 @@ def transport(settings: TransportSettings) -> Outcome:
     from hf_taskvec.models.base import load_base
     from hf_taskvec.tasks.registry import as_tasks
 
+    check_settings(settings.settings, bring)
     folder = _output(settings.output_dir, overwrite=settings.overwrite)
     vector = open_source(settings.vector)[1]
     names = settings.task or ([vector.info.task] if settings.data_dir and vector.info.task else [])
@@ -112,7 +113,7 @@ class AnalogySettings:
     b: str = arg("Hub id or folder of what it becomes, as of sketches of the same.")
     c: str = arg("Hub id or folder of the vector that is to become the same way, as of photographs of something else.")
     task: str | None = arg("The task of the fourth: the factor is chosen on its images, without labels.", default=None)
-    factor: float = arg("The factor of b - a, where no task is given.", default=1.0)
+    factor: float | None = arg("The factor of b - a, where no task is given; 1 if left out.", default=None)
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
     output_dir: str = arg("Where the vector goes.", default="out/analogy")
@@ -127,9 +128,11 @@ def analogy(settings: AnalogySettings) -> Outcome:
     from hf_taskvec.models.base import load_base
     from hf_taskvec.tasks.registry import as_task
 
+    if settings.task is not None and settings.factor is not None:
+        raise ValueError("with --task the factor is chosen on its images; leave --factor out, or --task")
     folder = _output(settings.output_dir, overwrite=settings.overwrite)
     a, b, c = (open_source(source)[1] for source in (settings.a, settings.b, settings.c))
-    factor, told = settings.factor, {}
+    factor, told = 1.0 if settings.factor is None else settings.factor, {}
     if settings.task is None:
         vector = plain_analogy(a, b, c, factor=factor)
     else:

@@ -10,7 +10,7 @@ from hf_taskvec.command.outcome import Outcome
 from hf_taskvec.command.packing import open_packed
 from hf_taskvec.command.verbs import Verb
 from hf_taskvec.errors import OutputExistsError
-from hf_taskvec.fields import arg
+from hf_taskvec.fields import arg, check_settings
 from hf_taskvec.text import columns
 
 if TYPE_CHECKING:
@@ -102,9 +102,10 @@ def run_checkpoint_merge(settings: MergeSettings) -> str:
     """Merges checkpoints of one base into a checkpoint, and tells where it is."""
     from hf_taskvec.merging import merge_checkpoints
 
-    others = ("repeat", "dtype", "allow_zero", "resume")
-    if odd := [name for name in others if getattr(settings, name)] + ["missing"] * (settings.missing != "refuse"):
+    others, left_out = ("repeat", "dtype", "missing", "allow_zero", "resume"), MergeSettings()
+    if odd := [name for name in others if getattr(settings, name) != getattr(left_out, name)]:
         raise ValueError(f"--{odd[0].replace('_', '-')} is for merges of vectors; with --base leave it out")
+    check_settings(settings.settings, merge_checkpoints)
     check_free(settings.output_dir, overwrite=settings.overwrite)
     merge_checkpoints(
         str(settings.base),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_taskvec.command.outcome import Outcome, facts
 from hf_taskvec.command.verbs import Verb
 from hf_taskvec.errors import OutputExistsError
-from hf_taskvec.fields import arg
+from hf_taskvec.fields import arg, check_settings
 from hf_taskvec.text import columns
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def pack(settings: PackSettings) -> Outcome:
     """Packs vectors, and tells what each lost."""
     from hf_taskvec.multitask import pack as pack_vectors
 
+    check_settings(settings.settings, pack_vectors)
     check_replaced(settings.output_dir, overwrite=settings.overwrite)
     packed = pack_vectors(settings.vectors, settings.method, output_dir=settings.output_dir, **settings.settings)
     return shown(packed, str(Path(settings.output_dir)))
