@@ -253,6 +253,20 @@ def test_what_several_visitors_measure_at_once_is_what_each_measures_alone(bench
         torch.testing.assert_close(features, alone[number % 2])
 
 
+def test_states_that_are_kept_meanwhile_do_not_disturb_the_count(bank: Bank) -> None:
+    bench = Bench(tiny_base(), [colours_task()], quick=8, most=8)
+
+    class Growing:
+        @property
+        def nbytes(self) -> int:  # as if another visitor's states were kept while they are counted
+            bench._states[0, 99] = torch.empty(0)
+            return 0
+
+    bench._states[0, 98] = Growing()  # type: ignore[assignment]
+    bench.measure(bank, Setting((0.0, 0.0), bank.start.moments))
+    assert (0, 99) in bench._states
+
+
 def test_a_measurement_is_the_evaluation_of_the_merged_model(bank: Bank, bench: Bench) -> None:
     setting = Setting((0.5, 1.0), (2, 0))
     measured = bench.measure(bank, setting, blocks=len(bench.blocks))
