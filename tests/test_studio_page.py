@@ -76,9 +76,12 @@ def test_a_task_without_a_vector_is_a_control(sources: list[str]) -> None:
         next(desk.tuned(desk.first))
 
 
-def test_strangers_open_no_folder_and_publish_nothing(sources: list[str]) -> None:
+def test_strangers_open_no_folder_and_publish_nothing(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(tiny_base(), [colours_task()], sources, quick=8, most=8, public=True)
-    for source in (sources[0], "/etc", "", "~"):
+    folder = Path(sources[0])
+    monkeypatch.chdir(folder.parents[1])
+    inside = f"{folder.parent.name}/{folder.name}"  # of the form of a Hub id
+    for source in (sources[0], "/etc", "", "~", inside, f"{inside}@main"):
         with pytest.raises(DataError, match="is no Hub id"):
             desk.with_vector(desk.first, source)
     with pytest.raises(DataError, match="on your own machine"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,14 +150,15 @@ def added_of(query: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def is_hub_source(source: str) -> bool:
-    """Whether a text is the id of a Hub repository, with `@revision` if wanted.
+    """Whether a text is the id of a Hub repository, with `@revision` if wanted, and no folder of this machine.
 
     Example:
         >>> is_hub_source("user/birds@main"), is_hub_source("./birds")
         (True, False)
     """
     repo, revision = split_revision(source)
-    return "/" in source and is_repo_id(str(repo)) and (revision is None or ".." not in revision)
+    named = "/" in source and is_repo_id(str(repo)) and not os.path.exists(repo)
+    return named and (revision is None or ".." not in revision)
 
 
 def restored(
