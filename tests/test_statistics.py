@@ -212,6 +212,25 @@ def test_statistics_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert again.info.preprocessing
 
 
+def test_statistics_of_before_with_one_number_beyond_each_factor_are_read_as_they_were(tmp_path: Path) -> None:
+    name = "gram/vision_model.encoder.layers.1.mlp.fc2"
+    factor = torch.tensor([[3.0, 0.0, 1.0]])
+    Statistics({name: factor, "gram/other": factor}).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert config["schema_version"] == 2  # what reads up to 1 would leave out the diagonals
+    older = config | {"schema_version": 1, "rests": {name: 0.25, "gram/other": 0.0}}
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(older))
+    read = Statistics.from_pretrained(tmp_path)
+    gram = read.gram(FC2)
+    assert gram is not None
+    assert torch.equal(gram.matrix(), (factor.T @ factor + 0.25 * torch.eye(3)).double())
+    assert set(read.tensors) == {name, "gram/other", f"rest/{name}"}
+    for rests in ({name: -1.0}, {name: "much"}, [1.0]):
+        (tmp_path / CONFIG_NAME).write_text(json.dumps(older | {"rests": rests}))
+        with pytest.raises(CheckpointError, match="'rests' must be"):
+            Statistics.from_pretrained(tmp_path)
+
+
 def test_statistics_lie_beside_their_vector(tmp_path: Path) -> None:
     vector = TaskVector({"w": torch.ones(2)})
     vector.save_pretrained(tmp_path / "vector")

@@ -13,7 +13,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from hf_taskvec.errors import CheckpointError, NonFiniteError
+from hf_taskvec.errors import CheckpointError, NonFiniteError, is_finite_number
 from hf_taskvec.hub.access import HubAccess, HubKeywords
 from hf_taskvec.hub.client import LIBRARY
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
@@ -29,7 +29,7 @@ from hf_taskvec.weights.safetensors import open_safetensors, shard_files, write_
 Kind = Literal["gram", "diagonal", "fisher", "kfac", "prefix"]
 STEM = "statistics"
 CONFIG_NAME = "statistics_config.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had `rests`: one number in place of each diagonal `rest/`
 FILES = Wanted(
     (f"{STEM}*.safetensors", f"{STEM}.safetensors.index.json", CONFIG_NAME),
     required=(CONFIG_NAME, f"{STEM}*.safetensors"),
@@ -267,18 +267,19 @@ class Statistics:
         """
         folder = fetch_folder(source, FILES, revision=revision, subfolder=subfolder, access=HubAccess.of(hub))
         with folder.being_read():
-            info, announced = _read_config(folder.path)
+            info, announced, rests = _read_config(folder.path)
             files = [folder.path / file for file in shard_files(folder.path, STEM)]
             for file in files:
                 check_inside(file, folder.path)
-            statistics = cls(open_safetensors(files), info)
-            if folder.unchecked and statistics.fingerprint != announced:
+            tensors = open_safetensors(files)
+            if folder.unchecked and cls(tensors, info).fingerprint != announced:
                 raise CheckpointError(f"the tensors in {folder.path} are not those that {CONFIG_NAME} was written for")
         for file_on_hub in folder.unchecked:
             file_on_hub.note_checked()
         if folder.commit is not None:
             info = dataclasses.replace(info, repo_id=folder.name, repo_commit=folder.commit)
-        return cls(statistics.tensors, info)
+        wide = {name: torch.full(tensors[name].shape[1:], rest**0.5) for name, rest in rests.items() if name in tensors}
+        return cls(tensors | {f"rest/{name}": rest for name, rest in wide.items()}, info)
 
 
 def is_own(name: str) -> bool:
@@ -286,8 +287,8 @@ def is_own(name: str) -> bool:
     return name == CONFIG_NAME or (name.startswith(STEM) and name.endswith((".safetensors", ".safetensors.index.json")))
 
 
-def _read_config(folder: Path) -> tuple[StatisticsInfo, str | None]:
-    """The provenance in a folder, and the fingerprint of the tensors."""
+def _read_config(folder: Path) -> tuple[StatisticsInfo, str | None, Mapping[str, float]]:
+    """The provenance in a folder, the fingerprint of the tensors, and the `rests` of an older file."""
     if not (folder / CONFIG_NAME).is_file():
         raise CheckpointError(f"{folder} {FILES.missing}")
     check_inside(folder / CONFIG_NAME, folder)
@@ -301,4 +302,7 @@ def _read_config(folder: Path) -> tuple[StatisticsInfo, str | None]:
             f"{CONFIG_NAME} has schema version {version}, this hf_taskvec reads up to {SCHEMA_VERSION}: "
             "pip install --upgrade hf-taskvec"
         )
-    return StatisticsInfo.from_dict(config), announced
+    rests = checked("rests", config.pop("rests", {}), Mapping[str, float], where=CONFIG_NAME)
+    if not all(rest >= 0 and is_finite_number(rest) for rest in rests.values()):
+        raise CheckpointError(f"{CONFIG_NAME}: 'rests' must be finite and not negative")
+    return StatisticsInfo.from_dict(config), announced, {name: rest for name, rest in rests.items() if rest}
