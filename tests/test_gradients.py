@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -44,7 +45,8 @@ def test_the_gradient_vector_is_minus_the_learning_rate_times_autograd() -> None
 def test_the_base_is_left_alone_and_the_provenance_is_whole() -> None:
     base, task = toy_base(), toy_task()
     before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
-    vector = gradient_vector(base, task, learning_rate=0.1)
+    counts: dict[str, Any] = {"epochs": 1.0, "batch_size": np.int64(25)}
+    vector = gradient_vector(base, task, learning_rate=0.1, **counts)
     assert all(torch.equal(before[name], weight) for name, weight in base.model.state_dict().items())
     assert all(parameter.grad is None for parameter in base.model.parameters())
     info = vector.info

@@ -291,6 +291,8 @@ def test_wrong_settings_are_refused_before_an_image_is_read() -> None:
 
 def test_numbers_of_numpy_do_and_the_result_fits_on_a_line() -> None:
     counts: dict[str, Any] = {"num_images": np.int64(4), "batch_size": np.int64(2)}
+    whole: dict[str, Any] = {"num_images": 4.0, "batch_size": 2.0, "rank": 3.0}
+    assert collect_statistics(toy_base(), toy_task(), **whole).info.to_dict()["rank"] == 3
     one = collect_statistics(toy_base(), toy_task(), kinds=["diagonal"], **counts)
     assert re.fullmatch(r"Statistics\('digits', diagonal: \d+ tensors, [\d,]+ entries\)", repr(one))
 

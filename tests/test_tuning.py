@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -294,6 +295,8 @@ def test_bad_settings_of_the_steps_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Descent(**settings)
+    told = Descent(steps=3.0, batch_size=np.int64(8)).provenance()  # type: ignore[arg-type]
+    assert [type(told[name]) for name in ("steps", "batch_size", "seed")] == [int, int, int]
 
 
 def test_a_foreign_base_and_nan_are_refused_by_name() -> None:

@@ -30,7 +30,7 @@ def test_the_search_starts_at_the_start_and_keeps_what_it_measured() -> None:
     pytest.importorskip("optuna")
     base, vectors, tasks = toys()
     options = {"goals": ["worst", "mean", "control"], "control": tasks[:1], "trials": 4, "bounds": (0.0, 2.0)}
-    searched = search_coefficients(base, vectors, tasks, **options)
+    searched = search_coefficients(base, vectors, tasks, **{**options, "trials": 4.0})
     assert searched.trials[0].coefficients == (0.3, 0.3)
     assert all(0 <= value <= 2 for each in searched.trials for value in each.coefficients)
     best = searched.best("worst")

@@ -104,8 +104,9 @@ def collect_statistics(
         (8, 'train', True)
     """
     task = as_task(task, needed_by="collect_statistics")
-    check_settings(model, kinds, split, num_images, rank, batch_size, transductive=transductive)
-    kept, batch_size, seed = as_dtype(dtype), int(batch_size), check_count("seed", seed, least=0)
+    counts = check_settings(model, kinds, split, num_images, rank, batch_size, transductive=transductive)
+    num_images, rank, batch_size = counts
+    kept, seed = as_dtype(dtype), check_count("seed", seed, least=0)
     if vector is not None and not isinstance(vector, TaskVector):
         raise TypeError(
             f"vector must be a TaskVector, got {type(vector).__name__}; TaskVector.from_pretrained opens one"
@@ -251,8 +252,8 @@ def check_settings(
     batch_size: int,
     *,
     transductive: bool,
-) -> None:
-    """Refuses settings of a collection before an image is read; see `collect_statistics`."""
+) -> tuple[int, int | None, int]:
+    """Refuses settings of a collection before an image is read; see `collect_statistics`. Gives the three counts."""
     if not isinstance(model, Base):
         raise TypeError(f"statistics are collected of a Base, got {type(model).__name__}; load one by load_base")
     model.check_not_linearized("collect_statistics")
@@ -272,9 +273,8 @@ def check_settings(
         raise ValueError(
             "a vector was added to this model, so its base cannot be told: pass the base as it was, and vector="
         )
-    for name, value in (("num_images", num_images), ("rank", rank), ("batch_size", batch_size)):
-        if value is not None:
-            check_count(name, value)
+    rank = None if rank is None else check_count("rank", rank)
+    return check_count("num_images", num_images), rank, check_count("batch_size", batch_size)
 
 
 def _keep(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -77,7 +77,8 @@ def gradient_vector(
     """
     tasks = as_tasks(task, needed_by="gradient_vector")
     factors = [1.0] * len(tasks) if weights is None else [float(weight) for weight in weights]
-    _check_settings(tasks, factors, learning_rate, epochs, batch_size)
+    _check_settings(tasks, factors, learning_rate)
+    epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
     check_deterministic(base.model.vision_model)
     check_dtype(base)
     accelerator = Accelerator(
@@ -214,16 +215,12 @@ class GradientSum:
             yield name, accelerator.reduce(local, reduction="sum") if accelerator.num_processes > 1 else local
 
 
-def _check_settings(
-    tasks: Sequence[Task], factors: Sequence[float], learning_rate: float, epochs: int, batch_size: int
-) -> None:
+def _check_settings(tasks: Sequence[Task], factors: Sequence[float], learning_rate: float) -> None:
     if len(factors) != len(tasks):
         raise ValueError(f"weights must have one factor per task ({len(tasks)}), got {len(factors)}")
     for factor in factors:
         check_finite_number("weights", factor)
     check_positive("learning_rate", learning_rate)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        check_count(name, value)
 
 
 def _share_weights(classifier: ImageClassifier, base: Base) -> None:

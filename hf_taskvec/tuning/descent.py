@@ -50,7 +50,7 @@ class Descent:
         check_finite_number("start", self.start)
         check_positive("learning_rate", self.learning_rate)
         for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
-            check_count(name, getattr(self, name), least=least)
+            object.__setattr__(self, name, check_count(name, getattr(self, name), least=least))
         if self.bounds is not None and not self.bounds[0] <= self.start <= self.bounds[1]:
             raise ValueError(f"start must lie within bounds, got {self.start} and {tuple(self.bounds)}")
 

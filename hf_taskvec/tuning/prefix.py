@@ -91,7 +91,8 @@ def collect_prefix_statistics(
         0.001...
     """
     tasks = as_tasks(tasks)
-    check_settings(base, ("gram",), split, num_images, rank, batch_size, transductive=transductive)
+    counts = check_settings(base, ("gram",), split, num_images, rank, batch_size, transductive=transductive)
+    num_images, rank, batch_size = counts
     if not tasks:
         raise DataError("a merge needs at least one task, got none")
     by_task = vectors_by_task(vectors if isinstance(vectors, Mapping) else list(vectors), tasks)

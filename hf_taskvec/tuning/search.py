@@ -146,7 +146,8 @@ def search_coefficients(
     tasks, others = as_tasks(tasks), as_tasks(control)
     check_base(base)
     given = list(vectors.values() if isinstance(vectors, Mapping) else vectors)
-    _check(goals, others, trials, start, bounds)
+    _check(goals, others, start, bounds)
+    trials = check_count("trials", trials)
     total = merge(given, "task_arithmetic")
     model, originals = total.apply_to(base, scaling=0.0), touched(base, total)
 
@@ -185,16 +186,13 @@ def _reached(goal: str, report: Report, control: Report | None) -> float:
     return control.accuracy if goal == "control" and control is not None else report.accuracy
 
 
-def _check(
-    goals: Sequence[str], control: Sequence[object], trials: int, start: float, bounds: tuple[float, float]
-) -> None:
+def _check(goals: Sequence[str], control: Sequence[object], start: float, bounds: tuple[float, float]) -> None:
     if isinstance(goals, str) or not goals:
         raise ValueError(f"goals must be a list of {', '.join(GOALS)}, got {goals!r:.80}")
     for goal in goals:
         check_known("goal", goal, GOALS)
     if "control" in goals and not control:
         raise ValueError("goal 'control' needs tasks that merging should not harm: control=[...]")
-    check_count("trials", trials)
     if not bounds[0] <= start <= bounds[1]:
         raise ValueError(f"start must lie within bounds, got {start} and {tuple(bounds)}")
 
