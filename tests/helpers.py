@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +23,31 @@ from hf_taskvec.vectors.vector import TaskVector
 # For tests whose child is killed: forked off a server that has computed nothing, where no pool can hang.
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.helpers"])
+
+
+def until_killed(work: Callable[..., None], kind: str, folder: Path, moment: int) -> int:
+    """Works in a process that `count_or_die` kills at its `moment`-th step, or, at 0, not at all.
+
+    Returns:
+        How many steps there were.
+
+    Raises:
+        RuntimeError: If the work ended in another way.
+    """
+    count = PROCESSES.Value("i", 0)
+    process = PROCESSES.Process(target=work, args=(kind, folder, moment, count))
+    process.start()
+    process.join()
+    if process.exitcode != (-signal.SIGKILL if moment else 0):
+        raise RuntimeError(f"{kind} ended with {process.exitcode} instead of being killed at step {moment}")
+    return int(count.value)
+
+
+def count_or_die(count: Any, moment: int) -> None:
+    """Counts a step of the work of a process, which dies before it if it is the `moment`-th."""
+    count.value += 1
+    if count.value == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def tiny_config() -> CLIPConfig:

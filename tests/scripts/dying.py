@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from hf_taskvec import Task, TaskVectorConfig, evaluate, load_base, merge
 from hf_taskvec.models import heads
 from hf_taskvec.training.run import train_vector
-from tests.helpers import PROCESSES
+from tests.helpers import PROCESSES, count_or_die, until_killed
 from tests.toys import toy_task
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
@@ -61,9 +59,7 @@ def _die_in(kind: str, folder: Path, moment: int, count: Any) -> None:
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
         if (event in CHANGES or writes) and str(arguments[0]).startswith(str(folder)):
-            count.value += 1
-            if count.value == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+            count_or_die(count, moment)
 
     torch.set_num_threads(1)
     sys.addaudithook(watch)
@@ -71,18 +67,5 @@ def _die_in(kind: str, folder: Path, moment: int, count: Any) -> None:
 
 
 def die_in(kind: str, folder: Path, moment: int = 0) -> int:
-    """Works in a process that is killed before its `moment`-th change to the folder, or not at all.
-
-    Returns:
-        How many changes there were.
-
-    Raises:
-        RuntimeError: If the work ended in another way.
-    """
-    count = PROCESSES.Value("i", 0)
-    process = PROCESSES.Process(target=_die_in, args=(kind, folder, moment, count))
-    process.start()
-    process.join()
-    if process.exitcode != (-signal.SIGKILL if moment else 0):
-        raise RuntimeError(f"{kind} ended with {process.exitcode} instead of being killed at change {moment}")
-    return int(count.value)
+    """Works in a process that is killed before its `moment`-th change to the folder, or not at all; tells how many."""
+    return until_killed(_die_in, kind, folder, moment)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from hf_taskvec.merging import merge_checkpoints
 from hf_taskvec.vectors import applied
 from hf_taskvec.vectors.vector import TaskVector
-from tests.helpers import PROCESSES
+from tests.helpers import PROCESSES, count_or_die, until_killed
 
 PROCESSES.set_forkserver_preload(["tests.scripts.dying_merge"])
 
@@ -21,9 +19,7 @@ def _work(kind: str, folder: Path, moment: int, count: Any) -> None:
     plain = applied.added
 
     def added(*values: Any) -> Any:
-        count.value += 1
-        if count.value == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
+        count_or_die(count, moment)
         return plain(*values)
 
     torch.set_num_threads(1)
@@ -36,18 +32,5 @@ def _work(kind: str, folder: Path, moment: int, count: Any) -> None:
 
 
 def merge_until(moment: int, kind: str, folder: Path) -> int:
-    """Works in a process that is killed at its `moment`-th parameter, or, at 0, not at all.
-
-    Returns:
-        How many parameters it computed.
-
-    Raises:
-        RuntimeError: If it ended in another way.
-    """
-    count = PROCESSES.Value("i", 0)
-    process = PROCESSES.Process(target=_work, args=(kind, folder, moment, count))
-    process.start()
-    process.join()
-    if process.exitcode != (-signal.SIGKILL if moment else 0):
-        raise RuntimeError(f"{kind} ended with {process.exitcode}, expected at parameter {moment}")
-    return int(count.value)
+    """Works in a process that is killed at its `moment`-th parameter, or, at 0, not at all; tells how many it began."""
+    return until_killed(_work, kind, folder, moment)
