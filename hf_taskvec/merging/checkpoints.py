@@ -42,8 +42,9 @@ def merge_checkpoints(
     """Merges models that were made from one base into a model that `from_pretrained` loads, of any size.
 
     What `merge` of their vectors and `save_checkpoint` would give, without a vector on disk: weights are taken from
-    the mapped files, a chunk at a time, and written once. Not all of a model is ever in memory. If the process is
-    killed, the same call goes on after the last parameter that was written.
+    the mapped files, a chunk at a time, and written once. Not all of a model is ever in memory, but for `opcm` and
+    `nufilt`, which hold every parameter in float64. If the process is killed, the same call goes on after the last
+    parameter that was written.
 
     Args:
         base: Hub id or folder of the checkpoint that all were made from. What no vector covers stays its own, and so do
