@@ -46,10 +46,19 @@ def main(args: AddArguments) -> ContinualMerge:
         sequence = ContinualMerge.from_pretrained(args.sequence)
         if (sequence.method, sequence.settings) != (args.method, settings):
             raise ArgumentsError(f"{args.sequence} was begun with {sequence.method} {dict(sequence.settings)}")
-    for vector in [TaskVector.from_pretrained(source) for source in args.vectors]:
+    opened = [TaskVector.from_pretrained(source) for source in args.vectors]
+    for source, vector in zip(args.vectors, opened, strict=True):
+        if not (vector.info.task or vector.info.finetuned or vector.info.parents):
+            raise ArgumentsError(
+                f"{source} tells of no task and no checkpoint, so that it cannot be told whether it is in the sequence "
+                "already: save it with a task, or add it by ContinualMerge.add"
+            )
+    for source, vector in zip(args.vectors, opened, strict=True):
         if vector.info not in sequence:
             sequence = sequence.add(vector)
             sequence.save_pretrained(args.sequence)
+        else:
+            print(f"{source} is in the sequence already")
     print(f"{len(sequence)} vectors: {', '.join(sequence.tasks)}")
     if args.output_dir is not None:
         sequence.vector().save_pretrained(args.output_dir)

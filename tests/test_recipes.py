@@ -349,6 +349,21 @@ def test_a_folder_that_holds_something_else_stops_the_run_before_training(tmp_pa
     assert not (tmp_path / "out" / "seed-0" / "colours" / "run").exists()
 
 
+def test_a_vector_that_may_be_in_the_sequence_or_not_is_refused_and_one_that_is_in_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 2):
+        TaskVector({"w": torch.eye(3) * seed}).save_pretrained(tmp_path / f"bare{seed}")  # of no provenance
+    TaskVector({"w": torch.eye(3)}, VectorInfo(task="t")).save_pretrained(tmp_path / "told")
+    sources = [str(tmp_path / name) for name in ("told", "bare1", "bare2")]
+    with pytest.raises(ArgumentsError, match="bare1 tells of no task and no checkpoint"):
+        add_vectors.main(add_vectors.AddArguments(sources, str(tmp_path / "sequence")))
+    assert not (tmp_path / "sequence").exists()
+    args = add_vectors.AddArguments([str(tmp_path / "told")] * 2, str(tmp_path / "sequence"))
+    assert add_vectors.main(args).tasks == ("t",)
+    assert "told is in the sequence already" in capsys.readouterr().out
+
+
 def test_vectors_are_added_to_a_merge_that_is_kept(tmp_path: Path) -> None:
     for seed in (1, 2):
         TaskVector({"w": torch.eye(3) * seed}, VectorInfo(task=f"t{seed}")).save_pretrained(tmp_path / f"v{seed}")
