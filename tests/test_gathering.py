@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hf_taskvec import TaskVector, TaskVectorConfig
-from hf_taskvec.errors import CheckpointError
+from hf_taskvec.errors import CheckpointError, IncompatibleVectorsError
+from hf_taskvec.vectors import gathering
 from hf_taskvec.vectors.checkpoints import open_checkpoint
 from hf_taskvec.vectors.gathering import gather_vector
 from tests.architectures import model_of, moved
-from tests.helpers import equal_vectors, in_processes
+from tests.helpers import equal_vectors, finetuned, in_processes, tiny_clip
 
 SCRIPT = """
 import sys
@@ -61,10 +63,52 @@ def test_the_vector_of_an_fsdp_run_is_that_of_its_whole_model(count: int, tmp_pa
         gathered = TaskVector.from_pretrained(tmp_path / name, verify=True)
         assert equal_vectors(gathered, expected)
         assert gathered.info.base_hashes == expected.info.base_hashes
+        assert gathered.info.left_out == expected.info.left_out
         assert len(list((tmp_path / name).glob("*.safetensors"))) == count
     for rank in range(count):
         assert "is sharded over processes" in (tmp_path / f"memory-{rank}").read_text()
         assert "base and model differ" in (tmp_path / f"other-{rank}").read_text()
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this were the first of two processes, up to where they write."""
+    group = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    monkeypatch.setattr(gathering, "processes", lambda: group)
+    monkeypatch.setattr(gathering, "write_vector_together", lambda *values, **more: None)
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_text_tower_that_changed_too_is_refused_as_of_whole_models(tmp_path: Path) -> None:
+    base = tiny_clip()
+    base.save_pretrained(tmp_path / "base")
+    model = finetuned(base)
+    gather_vector(tmp_path / "base", model, tmp_path / "out")
+    with torch.no_grad():
+        model.text_model.final_layer_norm.bias.add_(1.0)
+    with pytest.raises(IncompatibleVectorsError, match=r"'text_model\.final_layer_norm\.bias' changed too.*include="):
+        gather_vector(tmp_path / "base", model, tmp_path / "out")
+    gather_vector(tmp_path / "base", model, tmp_path / "out", vision_only=True)
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_quantised_model_is_refused_as_of_whole_models(tmp_path: Path) -> None:
+    base = tiny_clip()
+    base.save_pretrained(tmp_path / "base")
+    layer = base.vision_model.post_layernorm
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(CheckpointError, match="weights of the model are quantised"):
+        gather_vector(tmp_path / "base", base, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_model_narrower_than_its_base_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = tiny_clip()
+    base.save_pretrained(tmp_path / "base")
+    gather_vector(tmp_path / "base", finetuned(base), tmp_path / "out")
+    assert "rounding" not in caplog.text
+    gather_vector(tmp_path / "base", finetuned(base).bfloat16(), tmp_path / "out")
+    assert "the model is in torch.bfloat16, narrower than the base: its rounding is part of the vector" in caplog.text
 
 
 def test_alone_it_names_the_way_without_a_launcher(tmp_path: Path) -> None:

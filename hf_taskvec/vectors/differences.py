@@ -120,10 +120,10 @@ def difference(
     if not ours and coverage.patterns:
         raise IncompatibleVectorsError("none of the base's parameters is covered; include= names some")
     _check_alike(ours, theirs, base, finetuned)
-    _check_floating(ours, "the base")
-    _check_floating(theirs, "the fine-tuned model")
+    check_floating(ours, "the base")
+    check_floating(theirs, "the fine-tuned model")
     hidden = hidden_dtype(ours, theirs)
-    left_out = _changed_outside(base, finetuned, ours, coverage, hidden)
+    left_out = changed_outside(base, finetuned, ours, coverage, hidden)
     lazy = DifferenceDeltas({name: theirs[name] for name in ours}, ours)
     deltas = lazy if mapped else TensorDeltas(dict(lazy))
     if looked_at and not _check_entries(deltas):
@@ -195,7 +195,8 @@ def _check_entries(deltas: Deltas) -> bool:
     return changed
 
 
-def _check_floating(weights: Mapping[str, Tensor], where: str) -> None:
+def check_floating(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises a `CheckpointError` if weights are quantised."""
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name!r} of {where} is a {type(tensor).__name__}, not a torch.Tensor (torch.as_tensor)")
@@ -215,14 +216,22 @@ def _prefix(ours: Iterable[str], theirs: Iterable[str]) -> str:
     return next((prefix for prefix in prefixes if {prefix + name for name in ours} <= theirs), "")[:100]
 
 
-def _changed_outside(
+def changed_outside(
     base: Mapping[str, Tensor],
     finetuned: Mapping[str, Tensor],
     covered: Mapping[str, Tensor],
     coverage: Coverage,
-    hidden: torch.dtype | None,
+    hidden: torch.dtype | None = None,
+    *,
+    told: bool = True,
 ) -> list[str]:
-    """The parameters that changed, by more than rounding, and are not covered, and those that a pattern leaves out."""
+    """The parameters that changed, by more than rounding, and are not covered, and those that a pattern leaves out.
+
+    Each is taken once, in the base's order, so that sharded ones can be gathered when they are.
+
+    Raises:
+        IncompatibleVectorsError: If some changed and the coverage does not leave them out.
+    """
     names = [name for name in base if name not in covered and name in finetuned]
     changed = [name for name in names if not same_but_for_rounding(base[name], finetuned[name], hidden)]
     if changed and not (coverage.vision_only or coverage.patterns):
@@ -235,7 +244,7 @@ def _changed_outside(
         )
     if coverage.patterns:
         changed += [name for name in finetuned if name not in base and _fits(name, coverage.exclude)]
-    if changed:
+    if changed and told:
         shown = listed(map(repr, changed), room=120)
         logger.warning("Left out of the vector: %d parameters that changed too, %s", len(changed), shown)
     return changed

@@ -93,8 +93,8 @@ def check_rounding(
         >>> check_rounding({"w": base}, {"w": tuned}, TensorDeltas({"w": tuned - base})) < 0.01
         True
     """
-    rounded = list(ours) if hidden else [name for name in ours if _is_narrower(theirs[name], ours[name])]
-    widened = [name for name in ours if _is_narrower(ours[name], theirs[name])]
+    rounded = list(ours) if hidden else [name for name in ours if is_narrower(theirs[name], ours[name])]
+    widened = [name for name in ours if is_narrower(ours[name], theirs[name])]
     square = math.fsum(dot(deltas[name], deltas[name]) for name in deltas) if rounded or widened else 0.0
     if square == 0:
         return 0.0
@@ -128,5 +128,6 @@ def _in(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     return weight if dtype is None else weight.to(dtype)
 
 
-def _is_narrower(one: Tensor, other: Tensor) -> bool:
+def is_narrower(one: Tensor, other: Tensor) -> bool:
+    """Whether a weight's dtype has a coarser spacing than another's."""
     return torch.finfo(one.dtype).eps > torch.finfo(other.dtype).eps
