@@ -190,6 +190,7 @@ def test_a_journal_that_cannot_be_locked_is_not_kept_for_that_reason(
     torch.testing.assert_close(merged.deltas["w0"], merge(vectors(), "iso_c").deltas["w0"])
     assert "cannot be locked; the merge keeps no journal" in caplog.text
     assert "Another process" not in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_merge_that_cannot_succeed_leaves_no_journal(tmp_path: Path) -> None:

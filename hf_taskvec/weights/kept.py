@@ -77,6 +77,8 @@ def _held(folder: Path) -> Iterator[bool]:
                 continue
             if free is None:
                 logger.warning("%s cannot be locked; the merge keeps no journal", folder.parent)
+                with suppress(OSError):  # unless something is in it
+                    folder.rmdir()
             elif not free:
                 logger.warning("Another process merges the same into %s; this one keeps no journal", folder.parent)
             yield bool(free)
