@@ -81,6 +81,15 @@ def test_the_digests_taken_while_writing_are_those_of_the_files(tmp_path: Path, 
     assert digests == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
+def test_a_tensor_that_is_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:
+    vector = TaskVector({"a": torch.ones(2), "b": torch.ones(300), "c": torch.ones(3)})
+    vector.save_pretrained(tmp_path / "v", max_shard_size="1KB")
+    assert TaskVector.from_pretrained(tmp_path / "v", verify=True) == vector
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "v").glob("*.safetensors"))]
+    assert len(sizes) == 3
+    assert sizes[1] > 1200 > max(sizes[0], sizes[2])
+
+
 def test_the_safetensors_library_reads_the_file(tmp_path: Path) -> None:
     vector = TaskVector(random_deltas())
     vector.save_pretrained(tmp_path / "v")

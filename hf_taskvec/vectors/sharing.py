@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_taskvec.vectors.files import CONFIG_NAME, STEM, Rounded, is_own, write_config
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.deltas import Deltas, LazyDeltas
 from hf_taskvec.weights.folders import atomic_folder, write_json
 from hf_taskvec.weights.processes import agreed, dealt, from_first, gathered, together
-from hf_taskvec.weights.safetensors import MAX_SHARD_SIZE, write_safetensors
+from hf_taskvec.weights.safetensors import MAX_SHARD_SIZE, split_sizes, write_safetensors
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -114,9 +113,7 @@ def _plan(
     files: list[list[list[str]]] = []
     for names in _shares(deltas, group):
         sizes = {name: deltas.shapes[name].numel() * dtype.itemsize for name in names}
-        split = split_state_dict_into_shards_factory(
-            sizes, get_storage_size=int, filename_pattern="{suffix}", max_shard_size=max_shard_size
-        )
+        split = split_sizes(sizes, "{suffix}", max_shard_size)
         files.append([list(inside) for inside in split.filename_to_tensors.values() if inside])
     total, number = sum(map(len, files)), 0
     plan: list[dict[str, list[str]]] = []

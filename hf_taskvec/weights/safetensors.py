@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -163,12 +164,29 @@ def shard_plan(stem: str, shapes: Mapping[str, Sequence[int]], dtype: Dtypes, ma
         CheckpointError: If a name is none that `open_safetensors` reads.
         ValueError: If the size is none, or there is no tensor.
     """
-    _check_shard_size(max_shard_size)
     _check_names(shapes, f"{stem}.safetensors")
     sizes = {name: math.prod(shape) * dtype_of(dtype, name).itemsize for name, shape in shapes.items()}
-    return split_state_dict_into_shards_factory(  # the torch form of it imports torch.distributed, a second per process
-        sizes, get_storage_size=int, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=max_shard_size
+    return split_sizes(sizes, f"{stem}{{suffix}}.safetensors", max_shard_size)
+
+
+def split_sizes(sizes: Mapping[str, int], pattern: str, max_shard_size: int | str) -> Any:
+    """Splits tensors of these sizes in bytes into files in their order, so that they can be written as they come.
+
+    Raises:
+        ValueError: If the largest size of a file is none.
+
+    Example:
+        >>> split_sizes({"a": 1, "b": 9, "c": 1}, "{suffix}", 4).filename_to_tensors.values()
+        dict_values([['a'], ['b'], ['c']])
+    """
+    limit = _shard_limit(max_shard_size)
+    split = split_state_dict_into_shards_factory(  # the torch form imports torch.distributed, a second per process
+        {name: min(size, limit) for name, size in sizes.items()},  # it puts a larger one before those that come first
+        get_storage_size=int,
+        filename_pattern=pattern,
+        max_shard_size=limit,
     )
+    return dataclasses.replace(split, metadata={"total_size": sum(sizes.values())})
 
 
 def _check_names(names: Collection[str], where: str) -> None:
@@ -180,9 +198,13 @@ def _check_names(names: Collection[str], where: str) -> None:
         check_text(name, f"a name in {where}")
 
 
-def _check_shard_size(size: int | str) -> None:
-    if not (re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", size, re.IGNORECASE) if isinstance(size, str) else size > 0):
+def _shard_limit(size: int | str) -> int:
+    limit = 0 if isinstance(size, str) else size
+    if isinstance(size, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])B", size, re.IGNORECASE)):
+        limit = int(float(match[1]) * 1000 ** (1 + "KMGT".index(match[2].upper())))
+    if limit <= 0:
         raise ValueError(f"max_shard_size must be a number of bytes or a size such as '5GB', got {size!r}")
+    return limit
 
 
 def shard_files(folder: Path, stem: str) -> list[str]:
