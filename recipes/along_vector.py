@@ -18,6 +18,7 @@ from typing import Any
 
 import interrupts  # noqa: F401
 from paper.along import SCALINGS, along_data, along_table, course
+from paper.seeds import seed_folders
 
 from hf_taskvec import TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, command_line, run_recipe
@@ -65,9 +66,7 @@ def vectors_of(folder: Path, tasks: list[Task], seeds: list[int]) -> dict[str, l
     Raises:
         DataError: If there is no seed, or a vector of one is missing.
     """
-    names = [f"seed-{seed}" for seed in seeds] or sorted(path.name for path in folder.glob("seed-*"))
-    if not names:
-        raise DataError(f"{folder} holds no folder seed-N of quickstart.py")
+    names = [f"seed-{seed}" for seed in seeds] or [path.name for path in seed_folders(folder)]
     places = {task.name: [folder / name / task.name / "vector" for name in names] for task in tasks}
     missing = [str(path) for paths in places.values() for path in paths if not path.is_dir()]
     if missing:

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 
 import interrupts  # noqa: F401
+from paper.seeds import seed_folders
 
 from hf_taskvec import Task, TaskVector, evaluate, get_tasks, load_base, merge
 from hf_taskvec.arguments import arg, run_recipe
@@ -53,9 +54,10 @@ class CompressionArguments:
 
 def main(args: CompressionArguments) -> str:
     base, tasks = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    seeds = seed_folders(args.folder)
     setup = {"base": base.name, "tasks": args.tasks, "data_dir": args.data_dir, "scalings": args.scalings}
     results: dict[str, list[Values]] = {packing: [] for packing in (WHOLE, *args.packings)}
-    for seed in sorted(Path(args.folder).glob("seed-*")):
+    for seed in seeds:
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
         prints = {name: vector_fingerprint(vector.deltas) for name, vector in vectors.items()}
         chosen: Values = {}

@@ -25,6 +25,7 @@ from typing import Any, get_args
 import interrupts  # noqa: F401
 from paper.merges import Run, measure_individual, measure_learned, measure_merge, methods_page, tuned
 from paper.needs import Needs
+from paper.seeds import seed_folders
 
 from hf_taskvec import Report, TaskVector, evaluate, get_tasks, list_methods, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -63,13 +64,14 @@ class ComparisonArguments:
 
 def main(args: ComparisonArguments) -> str:
     base, tasks = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    seeds = seed_folders(args.folder)
     check_names(args)
     kept, setup = Path(args.results_dir), {"base": base.name, "tasks": args.tasks, "data_dir": args.data_dir}
     results: dict[str, list[Run]] = {}
     zero_shot = compute_or_read(
         kept / "zero-shot.json", setup, compute=lambda path: evaluate(base, tasks).save(path), read=Report.load
     )
-    for seed in sorted(Path(args.folder).glob("seed-*")):
+    for seed in seeds:
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
         prints = {name: vector_fingerprint(vector.deltas) for name, vector in vectors.items()}
         plan = {**setup, "vectors": prints}

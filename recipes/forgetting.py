@@ -20,6 +20,7 @@ from pathlib import Path
 
 import interrupts  # noqa: F401
 from editing.page import WAYS, Receipts, page
+from paper.seeds import seed_folders
 
 from hf_taskvec import Task, TaskVector, get_tasks, gradient_vector, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -50,7 +51,7 @@ def main(args: ForgettingArguments) -> str:
     if len(tasks) < 2:
         raise ArgumentsError("each task is forgotten with the others as control, so --tasks must name two or more")
     receipts: Receipts = {}
-    seeds = sorted(Path(args.folder).glob("seed-*"))
+    seeds = seed_folders(args.folder)
     for seed in seeds:
         for task in tasks:
             vector = TaskVector.from_pretrained(seed / task.name / "vector")

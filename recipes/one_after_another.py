@@ -30,6 +30,7 @@ from editing.orders import (
     page,
     sequence_scaling,
 )
+from paper.seeds import seed_folders
 
 from hf_taskvec import TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -78,12 +79,13 @@ def main(args: OrdersArguments) -> str:
     if args.orders < 1 or args.between < 1:
         raise ArgumentsError(f"--orders and --between must be at least 1, got {args.orders} and {args.between}")
     base, whole = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    seeds = seed_folders(args.folder)
     tasks = [subset(task, max_test=args.max_test, max_validation=args.max_validation) for task in whole]
     names = [task.name for task in tasks]
     orders = drawn_orders(names, args.orders)
     batch: dict[str, list[dict[str, Any]]] = {method: [] for method in args.batch}
     sequences: dict[str, list[dict[str, Any]]] = {method: [] for method in args.methods}
-    for seed in sorted(Path(args.folder).glob("seed-*")):
+    for seed in seeds:
         vectors = {name: TaskVector.from_pretrained(seed / name / "vector") for name in names}
         bench = Bench(base, tasks, vectors)
         plan: dict[str, Any] = {key: getattr(args, key) for key in ("base", "tasks", "max_test", "max_validation")}

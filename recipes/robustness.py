@@ -19,6 +19,7 @@ from typing import Any
 
 import interrupts  # noqa: F401
 from editing.corrupted import EXPERTS, Accuracies, Seeds, curves, measure, measure_merge, measure_way, page
+from paper.seeds import seed_folders
 
 from hf_taskvec import Task, TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -50,13 +51,14 @@ class RobustnessArguments:
 
 def main(args: RobustnessArguments) -> str:
     base, whole = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    seeds = seed_folders(args.folder)
     if len(whole) < 2:
         raise ArgumentsError("each task's control are the others, so --tasks must name two or more")
     tasks = [subset(task, max_test=args.max_test, max_validation=args.max_validation) for task in whole]
     once = partial(measured_once, args)
     results: Seeds = {"base": [once("base", partial(measure, base, tasks, args.strengths), [])], EXPERTS: []}
     ways: list[dict[str, Any]] = []
-    for seed in sorted(Path(args.folder).glob("seed-*")):
+    for seed in seeds:
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
         own: Accuracies = {}
         for task in tasks:

@@ -17,6 +17,7 @@ from typing import Any
 
 import interrupts  # noqa: F401
 from editing.carrying import SCALINGS, WAYS, Results, measure, page
+from paper.seeds import seed_folders, seed_of
 
 from hf_taskvec import TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -47,9 +48,9 @@ def main(args: TransportArguments) -> str:
     old, new = load_base(args.base), load_base(args.to)
     whole = get_tasks(args.tasks, data_dir=args.data_dir)
     tasks = [subset(task, max_validation=args.max_validation, max_test=args.max_test) for task in whole]
-    seeds = sorted(Path(args.folder).glob("seed-*"))
+    seeds = seed_folders(args.folder)
     results: Results = {}
-    for number, seed in enumerate(seeds):
+    for seed in seeds:
         for task in tasks:
             vector = TaskVector.from_pretrained(seed / task.name / "vector")
             plan = {
@@ -61,7 +62,7 @@ def main(args: TransportArguments) -> str:
                 "max_test": args.max_test,
             }
             for way in args.ways:
-                work = partial(measure, old, new, task, vector, way, images=args.images_per_class, seed=number)
+                work = partial(measure, old, new, task, vector, way, images=args.images_per_class, seed=seed_of(seed))
                 target = Path(args.results_dir) / f"{seed.name}-{task.name}-{way.replace(', ', '-')}.json"
                 result = compute_or_read(target, plan, compute=partial(write, work), read=read_json)
                 results.setdefault((way, task.name), []).append(result)

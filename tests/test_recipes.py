@@ -9,15 +9,17 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from paper.seeds import seed_folders, seed_of
 
 from hf_taskvec import Report, TaskVector, TaskVectorConfig, VectorInfo, choose_scaling, get_task, load_base, merge
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import ArgumentsError, OutputExistsError, UnknownNameError
+from hf_taskvec.errors import ArgumentsError, DataError, OutputExistsError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
 from hf_taskvec.weights.folders import read_json
@@ -377,3 +379,20 @@ def test_vectors_are_added_to_a_merge_that_is_kept(tmp_path: Path) -> None:
         add_vectors.main(replace(args, method="opcm"))
     with pytest.raises(UnknownNameError, match="opcm"):
         add_vectors.main(replace(args, method="opc"))
+
+
+@pytest.mark.parametrize("recipe", [compare_compressions, compare_methods, forgetting, one_after_another, robustness])
+def test_a_recipe_on_a_folder_without_vectors_says_so_before_it_measures(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "seed-old").mkdir()
+    kind = next(value for name, value in vars(recipe).items() if name.endswith("Arguments") and is_dataclass(value))
+    page = tmp_path / "page.md"
+    where = {"output_dir": str(tmp_path)} if recipe is robustness else {"table": str(page)}
+    with pytest.raises(DataError, match=r"holds no folder seed-N of quickstart\.py"):
+        recipe.main(kind(folder=str(tmp_path), tasks=["digits", "shapes"], results_dir=str(tmp_path / "kept"), **where))
+    assert [path.name for path in tmp_path.iterdir()] == ["seed-old"]
+
+
+def test_seeds_are_told_by_their_folders_names(tmp_path: Path) -> None:
+    for name in ("seed-10", "seed-2", "seed-x"):
+        (tmp_path / name).mkdir()
+    assert [seed_of(folder) for folder in seed_folders(tmp_path)] == [2, 10]
