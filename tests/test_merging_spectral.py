@@ -17,6 +17,7 @@ from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, UnknownN
 from hf_taskvec.merging import lapack, merge
 from hf_taskvec.merging.knots import merge_adapters
 from hf_taskvec.merging.linalg import leading, polar
+from hf_taskvec.merging.spectral import tsv_parts
 from hf_taskvec.merging.wudi import normal_equations
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.vectors.info import VectorInfo
@@ -201,6 +202,16 @@ def test_tsv_m_keeps_vectors_that_do_not_meet() -> None:
     one, two = torch.zeros(4, 4), torch.zeros(4, 4)
     one[0, 0], two[1, 2] = 3.0, 2.0
     check(merged_values([one, two], "tsv_m"), one + two)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 5, 60])
+def test_factors_of_tsv_m_scale_what_each_vector_adds(shape: tuple[int, int], count: int) -> None:
+    deltas, factors = deltas_of(count, shape), torch.linspace(-1, 2, count)[:, None, None]
+    own = [TaskVector({"w": delta, "b": delta[0]}) for delta in deltas]
+    added = tsv_parts(own)
+    check((factors * added["w"]).sum(0), merged_values(factors * deltas, "tsv_m"))
+    torch.testing.assert_close((factors[:, 0] * added["b"]).sum(0), (factors[:, 0] * deltas[:, 0]).mean(0))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

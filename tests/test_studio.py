@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hf_taskvec.editing import disentanglement
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, DataError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.intervals import paired_difference
+from hf_taskvec.merging.spectral import tsv_parts
 from hf_taskvec.multitask import pack
 from hf_taskvec.multitask.files import CONFIG_NAME as PACKED_NAME
 from hf_taskvec.studio import Bank, Bench, Setting, open_bank
@@ -81,19 +83,43 @@ def test_a_vector_comes_with_the_moments_of_its_training(bank: Bank) -> None:
     assert norms == pytest.approx([0.2 * norms[2], 0.6 * norms[2], norms[2]])
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "average"])
-def test_a_setting_is_the_merge_of_the_scaled_vectors(method: str, bank: Bank) -> None:
-    setting = Setting((0.5, -1.0), (1, 0), method)
-    first, second = bank.levers[0].moments[1].vector, bank.levers[1].vector
-    expected = merge([first, second], method, factors=[0.5, -1.0], missing="zero")
-    assert equal_vectors(bank.merged(setting), expected)
-    for name, delta in bank.delta(setting).items():
-        torch.testing.assert_close(delta, expected.deltas[name])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "tsv_m", "average", "iso_c"])
+@pytest.mark.parametrize("room", [1 << 29, 0])
+def test_a_setting_is_the_merge_of_the_scaled_vectors(
+    room: int, method: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_taskvec.studio.prepared.MOST_BYTES", room)
+    bank = open_bank(tiny_base(), [str(place / "one" / "vector"), str(place / "two")])
+    vectors = [bank.levers[0].moments[1].vector, bank.levers[1].vector]
+    for factors in ((0.5, -1.0), (2.0, -0.05), (-0.7, 0.3)):  # the later ones by what the first has prepared
+        expected = merge(vectors, method, factors=factors, missing="zero")
+        if room:
+            assert equal_vectors(bank.merged(Setting(factors, (1, 0), method)), expected)
+        for name, delta in bank.delta(Setting(factors, (1, 0), method)).items():
+            torch.testing.assert_close(delta, expected.deltas[name], rtol=1e-5, atol=1e-6)
+
+
+def test_sliders_wait_for_a_decomposition_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, seen = open_bank(tiny_base(), [str(place / "one" / "vector"), str(place / "two")]), list[int]()
+
+    def counted(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
+        seen.append(len(vectors))
+        return tsv_parts(vectors)
+
+    monkeypatch.setattr("hf_taskvec.studio.prepared.tsv_parts", counted)
+    monkeypatch.setattr("hf_taskvec.studio.bank.SLOW", 0.0)
+    slow = []
+    for factors in ((0.5, 0.3), (0.6, 0.3), (0.6, -1.0), (0.6, 0.0), (0.7, 0.0)):
+        setting = Setting(factors, (2, 0), "tsv_m")
+        slow.append(bank.is_slow(setting))
+        bank.delta(setting)
+    assert seen == [2, 1]
+    assert slow == [True, False, False, True, False]
 
 
 def test_a_merge_is_slow_until_one_by_its_method_was_fast(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = open_bank(tiny_base(), [str(place / "two")])
-    setting = Setting((0.5,), (0,), "ties")
+    setting = Setting((0.5,), (0,), "iso_c")
     assert [bank.is_slow(one) for one in (setting, Setting((0.5,), (0,)), Setting((0.0,), (0,), "ties"))] == [1, 0, 0]
     for limit in (60.0, 0.0):
         monkeypatch.setattr("hf_taskvec.studio.bank.SLOW", limit)

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from hf_taskvec.errors import check_finite_number, check_fraction
 from hf_taskvec.merging import lapack
-from hf_taskvec.merging.engine import check_finite_deltas, chunk_size, map_parameters, rounding_of, stacked, wide_dtype
+from hf_taskvec.merging.engine import (
+    check_finite_deltas,
+    chunk_size,
+    map_parameters,
+    parallel,
+    rounding_of,
+    stacked,
+    wide_dtype,
+)
 from hf_taskvec.merging.linalg import Singular, above_noise, leading, leading_and_rest, noise, polar, spectral_norm
 from hf_taskvec.merging.registry import merge_method
 from hf_taskvec.vectors.vector import TaskVector
@@ -44,13 +52,42 @@ def tsv_m(vectors: Sequence[TaskVector]) -> TaskVector:
     rounding = rounding_of(vectors)
 
     def merge_matrices(deltas: Tensor) -> Tensor:
-        rank = max(1, min(deltas.shape[1:]) // len(deltas))
-        own = [leading(delta, rank, rounding=rounding) for delta in deltas]
-        left, _ = polar(torch.cat([each.left for each in own], dim=1))
-        right, _ = polar(torch.cat([each.right for each in own], dim=1))
-        return left * torch.cat([each.values for each in own]) @ right.T
+        left, values, right = _whitened(deltas, rounding)
+        return left * values @ right.T
 
     return map_matrices(merge_matrices, vectors)
+
+
+def tsv_parts(vectors: Sequence[TaskVector]) -> dict[str, Tensor]:
+    """What each of T vectors adds to `tsv_m` of them all, (T, ...) by parameter.
+
+    A factor other than 0 before a vector is a factor before its part, and leaves the other parts as they are.
+
+    Example:
+        >>> pair = [TaskVector({"w": torch.eye(2)}), TaskVector({"w": torch.diag(torch.tensor([1.0, 3.0]))})]
+        >>> tsv_parts(pair)["w"].norm(dim=(1, 2)).round(decimals=3)
+        tensor([1., 3.])
+    """
+    rounding, wide, names = rounding_of(vectors), wide_dtype(vectors), list(vectors[0].deltas.shapes)
+
+    def compute(name: str) -> Tensor:
+        deltas = stacked(vectors, name, wide)
+        if not _are_matrices(deltas):
+            return deltas / len(vectors)
+        blocks = (whole.tensor_split(len(vectors), dim=-1) for whole in _whitened(deltas, rounding))
+        return torch.stack([left * values @ right.T for left, values, right in zip(*blocks, strict=True)]).to(wide)
+
+    lapack.load()  # before a pool limits the threads of what is loaded
+    return dict(zip(names, parallel(compute, names, description="tsv_m"), strict=True))
+
+
+def _whitened(deltas: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Left vectors (m, k), values (k,) and right vectors (n, k) of matrices (T, m, n), a block of columns for each."""
+    rank = max(1, min(deltas.shape[1:]) // len(deltas))
+    own = [leading(delta, rank, rounding=rounding) for delta in deltas]
+    left, _ = polar(torch.cat([each.left for each in own], dim=1))
+    right, _ = polar(torch.cat([each.right for each in own], dim=1))
+    return left, torch.cat([each.values for each in own]), right
 
 
 @merge_method("iso_c", paper="2502.04959", resumable=True)
@@ -218,8 +255,12 @@ def map_matrices(
 
     def compute(name: str) -> Tensor:
         deltas = stacked(vectors, name, wide)
-        if deltas.ndim != 3 or 0 in deltas.shape or not where(name):
+        if not (_are_matrices(deltas) and where(name)):
             return deltas.mean(dim=0)
         return merge_matrices(deltas).to(wide)
 
     return map_parameters(compute, vectors)
+
+
+def _are_matrices(deltas: Tensor) -> bool:
+    return deltas.ndim == 3 and 0 not in deltas.shape

@@ -14,12 +14,14 @@ from torch import Tensor
 from hf_taskvec.merging import list_methods, merge
 from hf_taskvec.merging.sources import covering_alike
 from hf_taskvec.studio.kept import Kept
+from hf_taskvec.studio.prepared import Finish, prepared, weighted_sum
 from hf_taskvec.studio.setting import SUM, Setting
 from hf_taskvec.vectors.compatibility import check_compatible
 from hf_taskvec.vectors.vector import TaskVector
 
 _KEYS = itertools.count()
 KEPT_MERGES = 16  # of methods other than the sum, which are computed anew for each setting
+KEPT_PREPARED = 4  # methods whose costly part is kept for the vectors that count
 SLOW = 0.3  # seconds of a merge from which on it is told that one is being made
 
 
@@ -96,7 +98,8 @@ class Bank:
         self._vectors = [
             TaskVector(self._places(row), vector.info) for row, vector in zip(self.stack, vectors, strict=True)
         ]
-        self._took: dict[str, float] = {}  # seconds of the last merge by each method
+        self._took: dict[str, float] = {}  # seconds of the last merge by each method that was made from the ground
+        self._prepared: Kept[tuple[str | int, ...], Finish | None] = Kept(KEPT_PREPARED)
         self._merges: Kept[Setting, dict[str, Tensor]] = Kept(KEPT_MERGES)
 
     def _places(self, row: Tensor) -> dict[str, Tensor]:
@@ -132,19 +135,30 @@ class Bank:
         if not rows:
             return {}
         if setting.method == SUM:
-            total = torch.tensor(list(rows.values())) @ self.stack[list(rows)]
-            return self._places(total)
+            return self._places(weighted_sum(self.stack, rows))
         return self._merges.get(setting, lambda: self._merge(rows, setting.method))
 
     def is_slow(self, setting: Setting) -> bool:
-        """Whether the merge of a setting may take a while: it is no sum, and the last one by its method was slow."""
-        return setting.method != SUM and any(setting.factors) and self._took.get(setting.method, SLOW) >= SLOW
+        """Whether the merge of a setting may take a while.
+
+        It does not if it is a sum, the last one by its method was fast, or the costly part of it is at hand.
+        """
+        rows, method = self._rows(setting), setting.method
+        if method == SUM or not rows or self._prepared.at_hand((method, *rows)):
+            return False
+        return self._took.get(method, SLOW) >= SLOW
 
     def _merge(self, rows: Mapping[int, float], method: str) -> dict[str, Tensor]:
-        start = time.perf_counter()
-        merged = merge([self._vectors[row] for row in rows], method, factors=list(rows.values()))
-        deltas = {name: merged.deltas[name] for name in merged.deltas}
-        self._took[method] = time.perf_counter() - start
+        start, factors = time.perf_counter(), list(rows.values())
+        vectors, known = [self._vectors[row] for row in rows], self._prepared.at_hand((method, *rows))
+        finish = known or self._prepared.get((method, *rows), lambda: prepared(method, vectors))
+        if finish is None:
+            merged = merge(vectors, method, factors=factors)
+            deltas = {name: merged.deltas[name] for name in merged.deltas}
+        else:
+            deltas = self._places(finish(factors))
+        if not known:
+            self._took[method] = time.perf_counter() - start
         return deltas
 
     def merged(self, setting: Setting) -> TaskVector:

@@ -21,7 +21,6 @@ from hf_taskvec.studio.stages import Tower
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import load_pixels
 
-BATCH = 96  # images per forward pass: their states stay in the cache
 MOST_STATE_BYTES = 1 << 28  # of the states before the first stage that changes, which are kept for the first images
 KEPT_LOGITS = 512
 
@@ -161,7 +160,7 @@ class Bench:
             start, states = 0, self._pixels(block)
         begin, end = self.blocks[block]
         counts = [len(one.labels[begin:end]) for one in self.exams]
-        features = self._features(states.split(counts)[exam], deltas, start=start)
+        features = self.tower.run(states.split(counts)[exam], deltas, start=start)
         return (features @ self.exams[exam].head.T).argmax(dim=-1)
 
     def _kept(self, bank: Bank, setting: Setting, block: int) -> tuple[Tensor, ...]:
@@ -177,12 +176,9 @@ class Bench:
         states = self._before(block, start)
         if states is None:
             start, states = 0, self._pixels(block)
-        features = self._features(states, deltas, start=start)
+        features = self.tower.run(states, deltas, start=start)
         split = features.split(counts)
         return tuple(own @ exam.head.T for own, exam in zip(split, self.exams, strict=True))
-
-    def _features(self, states: Tensor, deltas: Mapping[str, Tensor], *, start: int = 0) -> Tensor:
-        return torch.cat([self.tower.run(batch, deltas, start=start) for batch in states.split(BATCH)])
 
     def _pixels(self, block: int) -> Tensor:
         begin, end = self.blocks[block]
@@ -197,9 +193,7 @@ class Bench:
         held = sum(states.nbytes for states in tuple(self._states.values()))  # another visitor may add to them
         if held + first.nbytes * len(pixels) > MOST_STATE_BYTES:
             return None
-        states = torch.cat([self.tower.run(batch, {}, end=stage) for batch in pixels.split(BATCH)])
-        self._states[block, stage] = states
-        return states
+        return self._states.setdefault((block, stage), self.tower.run(pixels, {}, end=stage))
 
 
 def _only(bank: Bank, factors: Mapping[int, float], moments: tuple[int, ...]) -> Setting:

@@ -40,3 +40,8 @@ class Kept(Generic[Key, Value]):
             while len(self._values) > self.most:
                 self._values.popitem(last=False)
         return value
+
+    def at_hand(self, key: Key) -> Value | None:
+        """What was kept under the key."""
+        with self._lock:
+            return self._values.get(key)

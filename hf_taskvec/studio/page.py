@@ -192,7 +192,7 @@ class _Page:
         told: dict[str, Any] = {**quiet, "outputs": [self.visit, self.bars, self.note]}
 
         triggers = [*(slider.input for slider in moves), self.method.input]
-        moved = gr.on(triggers, self._moved, inputs, trigger_mode="always_last", **told)
+        moved = gr.on(triggers, self._moved, inputs, trigger_mode="always_last", queue=False, **told)
         enters = [
             self.blocks.load(self._entered, [self.visit, self.address], everything, js=_ADDRESS, **quiet),
             self.reset.click(self._reset, [self.visit], everything, **quiet),
@@ -212,8 +212,8 @@ class _Page:
         self.doctor.click(self._diagnosed, [self.visit], [self.findings], **quiet)
         self.push.click(self._pushed, [self.visit, self.repository], [self.note], **quiet)
 
-    def _moved(self, visit: Visit, method: str, *values: float) -> Iterator[Shown]:
-        """The first thing after a move: the bars on few images."""
+    def _moved(self, visit: Visit, method: str, *values: float) -> Shown:
+        """The first thing after a move: the bars on few images, or that they take a while."""
         count = len(self.controls.sliders)
         factors, moments = values[:count], list(self.desk.bank(visit).start.moments)
         for number, value in zip(self.controls.epochs, values[count:], strict=True):
@@ -223,8 +223,8 @@ class _Page:
         setting = Setting(cut, tuple(moments), method)
         visit = self.desk.moved(visit, setting, at=time.monotonic())
         if self.desk.bank(visit).is_slow(setting):
-            yield {self.note: drawn_note([f"Merging by {method} …"])}
-        yield self._first_look(visit)
+            return {self.visit: visit, self.bars: gr.skip(), self.note: drawn_note([f"Merging by {method} …"])}
+        return self._first_look(visit)
 
     def _first_look(self, visit: Visit, note: str = "") -> Shown:
         try:
@@ -235,6 +235,7 @@ class _Page:
 
     def _settled(self, visit: Visit, task: int, looking: bool) -> Iterator[Shown]:
         """What may come later: what is copied, the likeness of the vectors, more images, and those that flip."""
+        waited = self.desk.bank(visit).is_slow(visit.setting)
         try:
             yield {**self._copies(visit), **self._likeness(visit)}
             for blocks in range(1, self.desk.all_blocks + 1):
@@ -245,6 +246,7 @@ class _Page:
                     shown |= self._strip(visit, task, blocks)
                 if blocks == 1:
                     shown[self.logits] = ""  # not again: by then somebody may be reading those of an image
+                    shown |= {self.note: ""} if waited else {}
                 yield shown
             if looking:
                 yield self._entanglement(visit)
