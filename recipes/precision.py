@@ -15,11 +15,10 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import interrupts  # noqa: F401
-from editing.precisions import DTYPES, PAIRS, Case, measure, precision_table
+from editing.precisions import Case, cases, measure, precision_table
 
 from hf_taskvec import TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -35,6 +34,7 @@ class PrecisionArguments:
     tasks: list[str] = arg("Tasks or suites whose vectors are taken.")
     base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
     data_dir: str | None = arg("Folder with one dataset folder per task, instead of the Hub.", default=None)
+    dtypes: list[str] = arg("Dtypes besides float32.", default=["float16", "bfloat16"])
     lengths: list[float] = arg("Parts of the vectors tried too; powers of two.", default=[1 / 8, 1 / 64, 1 / 256])
     max_test: int | None = arg("At most so many test images of a task.", default=None)
     results_dir: str = arg("Where each result is kept.", default="out/precision")
@@ -45,8 +45,7 @@ def main(args: PrecisionArguments) -> str:
     logging.getLogger("hf_taskvec.vectors.rounding").setLevel(logging.ERROR)  # what it warns of is what is measured
     base, whole = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
     tasks = [subset(task, max_test=args.max_test) for task in whole]
-    results: dict[Case, list[dict[str, float]]] = {Case(*names): [] for names in product(DTYPES, DTYPES, DTYPES)}
-    results |= {Case(*pair, "float32", length): [] for length in args.lengths for pair in PAIRS}
+    results: dict[Case, list[dict[str, float]]] = {case: [] for case in cases(args.dtypes, args.lengths)}
     for seed in sorted(Path(args.folder).glob("seed-*")):
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
         scaling = read_json(seed / "report-task_arithmetic.json")["scaling"]

@@ -32,6 +32,7 @@ from recipes import (
     forgetting,
     learn_coefficients,
     one_after_another,
+    precision,
     quickstart,
     robustness,
 )
@@ -266,6 +267,24 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "robustness" / "robustness.png").is_file()
     assert len(read_json(tmp_path / "corrupted" / "base.json")["first"]) == 1 + 7 * 2
     assert page.count("\n| individual |") == page.count("\n| average |") == 1
+    rounded = precision.PrecisionArguments(
+        folder=str(tmp_path / "out"),
+        tasks=["first", "second"],
+        base=str(base),
+        data_dir=str(tmp_path / "data"),
+        dtypes=["bfloat16"],
+        lengths=[1 / 1024],
+        results_dir=str(tmp_path / "rounded"),
+        table=str(tmp_path / "precision.md"),
+    )
+    page = precision.main(rounded)
+    assert page == precision.main(rounded)
+    lost = {tuple(row.split(" | ")[:4]): float(row.split(" | ")[5]) for row in page.splitlines() if "| `" in row}
+    assert len(lost) == 8 + 4
+    whole, narrow = "`float32`", "`bfloat16`"
+    assert lost["| 1", whole, whole, whole] < 0.01 < lost["| 1", whole, whole, narrow] < 1  # percent
+    assert lost["| 1", whole, whole, narrow] < lost["| 1", narrow, narrow, narrow]
+    assert lost["| 0.000976562", whole, whole, whole] < 1 < 50 < lost["| 0.000976562", narrow, narrow, whole]
 
 
 def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:

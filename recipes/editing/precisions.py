@@ -20,8 +20,7 @@ from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import write_json
 from hf_taskvec.weights.names import parameters_of
 
-DTYPES = ("float32", "float16", "bfloat16")
-PAIRS = [pair for pair in product(DTYPES, DTYPES) if "float32" in pair or len(set(pair)) == 1]  # of shorter vectors
+WHOLE = "float32"
 SHARES = ("below", "error", "told")  # of a vector; then accuracies
 ACCURACIES = ("individual", "merged")
 
@@ -34,6 +33,14 @@ class Case:
     expert: str
     delta: str
     length: float = 1.0
+
+
+def cases(dtypes: Sequence[str], lengths: Sequence[float]) -> list[Case]:
+    """All triples of the dtypes and float32; of shorter vectors base and expert alike or one of them in float32."""
+    kinds = [WHOLE, *dtypes]
+    pairs = [pair for pair in product(kinds, kinds) if WHOLE in pair or len(set(pair)) == 1]
+    whole = [Case(*names) for names in product(kinds, kinds, kinds)]
+    return whole + [Case(*pair, WHOLE, length) for length in lengths for pair in pairs]
 
 
 def measure(
@@ -65,7 +72,7 @@ def is_below(weight: Tensor, delta: Tensor, case: Case) -> Tensor:
 
 def precision_table(results: Mapping[Case, Sequence[Mapping[str, float]]]) -> str:
     """Each case's shares and accuracies in percent over seeds, and what it loses of float32's, paired."""
-    whole, rows = results[Case(*DTYPES[:1] * 3)], []
+    whole, rows = results[Case(WHOLE, WHOLE, WHOLE)], []
     for case, runs in results.items():
         cells = [f"{case.length:g}", *(f"`{name}`" for name in (case.base, case.expert, case.delta))]
         cells += [f"{100 * fmean(run[share] for run in runs):.2f}" for share in SHARES]
