@@ -3,11 +3,13 @@
 python recipes/benchmarks/large.py --folder /scratch/large --parameters 1.5e9 --count 8
 python recipes/benchmarks/large.py --folder /scratch/large --parameters 1.5e9 --peer_limit 1200
 python recipes/benchmarks/large.py --folder /scratch/large --parameters 5e7 --count 4 --runs 1 --peer false
+python recipes/benchmarks/large.py --folder /scratch/large --parameters 1.5e9 --runs 1 --peer false --estimate 7e10
 
 It writes `count` fine-tuned checkpoints and their base in bfloat16, in the shapes and names of Llama, with heavy-tailed
 deltas: 2 bytes a parameter each, and as much once more for what a merge writes. What is there is kept. Ours is
 `merge_checkpoints`; mergekit runs in an environment of its own. Each merge is a process of its own. Peak memory is
-anonymous: mapped files do not count.
+anonymous: mapped files do not count. `--estimate` says what a size that is not tried would take, from all that was
+measured in the folder: `large_estimate.py` has the formula.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from large_estimate import Bandwidths, disk_bandwidths, estimate_text
 from merging_data import heavy_tailed
 from merging_peers import MERGEKIT, environment, run_peer, run_script
 from merging_runs import Run, Runs, copy_bandwidth, header, line
@@ -49,11 +52,16 @@ class LargeArguments:
     peer_runs: int = arg("Runs of the peer; the median counts.", default=1)
     peer: bool = arg("Run mergekit too.", default=True)
     peer_limit: float = arg("Seconds after which a run of mergekit is stopped.", default=7200.0)
+    estimate: float | None = arg("Parameters for which the time is estimated from what was measured.", default=None)
 
 
 def config_of(parameters: float) -> LlamaConfig:
     """A Llama of about that many parameters: as many layers as its width has times 64."""
-    width = max(128, 64 * round((64 * parameters / 15) ** (1 / 3) / 64))
+    return config_of_width(max(128, 64 * round((64 * parameters / 15) ** (1 / 3) / 64)))
+
+
+def config_of_width(width: int) -> LlamaConfig:
+    """The Llama of that width."""
     return LlamaConfig(
         hidden_size=width,
         intermediate_size=64 * round(2.7 * width / 64),
@@ -69,6 +77,11 @@ def shapes_of(config: LlamaConfig) -> dict[str, torch.Size]:
     """The shapes of the parameters of a model that is not built."""
     with torch.device("meta"):
         return {name: value.shape for name, value in LlamaForCausalLM(config).named_parameters()}
+
+
+def entries_of(config: LlamaConfig) -> int:
+    """How many parameters a model has."""
+    return sum(shape.numel() for shape in shapes_of(config).values())
 
 
 def write(folder: Path, config: LlamaConfig, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -101,6 +114,17 @@ def middle(runs: list[Run]) -> tuple[float, float, float]:
     return median(run.seconds for run in runs), median(working), median(run.peak for run in runs) / 1e6
 
 
+def processor_seconds(top: Path, count: int, methods: list[str]) -> dict[str, dict[int, float]]:
+    """Of each method and each number of parameters that ours was measured at, seconds of processor time."""
+    measured: dict[str, dict[int, float]] = {}
+    for path in sorted(top.glob("*x*/runs.jsonl"), key=lambda path: int(path.parent.name.split("x")[0])):
+        entries = entries_of(config_of_width(int(path.parent.name.split("x")[0])))
+        for method in methods:
+            if runs := Runs(path).kept(["ours", count, method]):
+                measured.setdefault(method, {})[entries] = middle(runs)[1]
+    return measured
+
+
 def main(args: LargeArguments) -> None:
     config = config_of(args.parameters)
     top = Path(args.folder)
@@ -108,9 +132,9 @@ def main(args: LargeArguments) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     runs, out = Runs(folder / "runs.jsonl"), folder / "merged"
     python = environment(PEER, top / "mergekit") if args.peer else None
-    entries = sum(shape.numel() for shape in shapes_of(config).values())
+    entries, copied = entries_of(config), copy_bandwidth()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ", end="")
-    print(f"copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s; {args.count} checkpoints of {entries:,} parameters")
+    print(f"copy bandwidth {copied / 1e9:.1f} GB/s; {args.count} checkpoints of {entries:,} parameters")
     figures = ("s", "processor, s", "peak, MB")
     header("method", *(f"{who}, {what}" for who in ("ours", "mergekit") for what in figures), "of mergekit's processor")
 
@@ -139,6 +163,10 @@ def main(args: LargeArguments) -> None:
                     f"{ours[1] / theirs[1]:.0%}",
                 ]
         line(*cells)
+    if args.estimate is not None:
+        bandwidths = Bandwidths(*disk_bandwidths(top), copied)
+        measured_here = processor_seconds(top, args.count, args.methods)
+        print("\n" + estimate_text(measured_here, int(args.estimate), args.count, bandwidths))
 
 
 if __name__ == "__main__":

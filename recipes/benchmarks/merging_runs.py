@@ -56,12 +56,16 @@ class Runs:
 
     def all(self, key: Sequence[object], run: Callable[[], Run], count: int) -> list[Run]:
         """The runs of `key`, after as many more as `count` asks for."""
-        runs = [Run(**line["run"]) for line in self._lines() if line["key"] == list(key)]
+        runs = self.kept(key)
         while len(runs) < count:
             runs.append(run())
             with self.path.open("a") as file:
                 file.write(json.dumps({"key": list(key), "run": dataclasses.asdict(runs[-1])}) + "\n")
         return runs
+
+    def kept(self, key: Sequence[object]) -> list[Run]:
+        """The runs of `key` so far."""
+        return [Run(**line["run"]) for line in self._lines() if line["key"] == list(key)]
 
     def _lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
