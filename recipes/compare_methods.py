@@ -33,6 +33,7 @@ from hf_taskvec.errors import check_known
 from hf_taskvec.evaluation.report import percent
 from hf_taskvec.merging import get_method
 from hf_taskvec.tasks import Split
+from hf_taskvec.tuning import Descent
 from hf_taskvec.tuning.mixture import Per
 from hf_taskvec.tuning.objectives import Objective
 from hf_taskvec.vectors.files import vector_fingerprint
@@ -58,6 +59,7 @@ class ComparisonArguments:
     learned_per: Per = arg("What has a coefficient of its own: task, layer or parameter.", default="parameter")
     learned_images: int | None = arg("At most so many images of each task to learn from.", default=None)
     learned_steps: int = arg("Steps of Adam.", default=500)
+    learned_rate: float = arg("Learning rate of Adam.", default=1e-3)
     results_dir: str = arg("Where each result is kept.", default="out/methods")
     table: str = arg("Markdown file for the table.", default="out/methods/table.md")
 
@@ -111,8 +113,9 @@ def jobs(args: ComparisonArguments) -> Iterator[tuple[str, dict[str, Any], Calla
     for objective, split in product(args.learned, args.learned_splits):
         if (objective, split) != ("labels", "test"):  # nothing is learned from labels of test images
             how = {"objective": objective, "split": split, "per": args.learned_per, "images": args.learned_images}
-            measure = partial(measure_learned, settings=how, steps=args.learned_steps)
-            yield f"learned-{objective}-{split}", {**how, "steps": args.learned_steps}, measure
+            descent = Descent(steps=args.learned_steps, learning_rate=args.learned_rate)
+            measure = partial(measure_learned, settings=how, descent=descent)
+            yield f"learned-{objective}-{split}", {**how, **descent.provenance()}, measure
 
 
 if __name__ == "__main__":

@@ -84,13 +84,13 @@ def measure_merge(
 
 
 def measure_learned(
-    needs: Needs, vectors: Mapping[str, TaskVector], path: Path, *, settings: Mapping[str, Any], steps: int
+    needs: Needs, vectors: Mapping[str, TaskVector], path: Path, *, settings: Mapping[str, Any], descent: Descent
 ) -> None:
     """Writes the run of a sum whose coefficients are learned; of test images, which the report tells, if asked for."""
     start = time.perf_counter()
     transductive = settings["split"] == "test"
     learned = learn_coefficients(
-        needs.base, vectors, needs.tasks, **settings, descent=Descent(steps=steps), transductive=transductive
+        needs.base, vectors, needs.tasks, **settings, descent=descent, transductive=transductive
     )
     merged = learned.merge()
     seconds = time.perf_counter() - start
