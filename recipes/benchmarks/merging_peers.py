@@ -119,9 +119,9 @@ def run_ours(towers: Path, count: int, method: str, settings: dict[str, Any], ou
     return _run(words, out, warm=2 << 30)
 
 
-def run_script(words: Sequence[object]) -> Run:
-    """One run of a script of ours in this folder; its last word is the folder that it writes."""
-    return _run([sys.executable, HERE / str(words[0]), *words[1:]], Path(str(words[-1])), warm=2 << 30)
+def run_script(words: Sequence[object], *, python: str = sys.executable) -> Run:
+    """One run of a script in this folder; its last word is the folder that it writes."""
+    return _run([python, HERE / str(words[0]), *words[1:]], Path(str(words[-1])), warm=2 << 30)
 
 
 def run_peer(

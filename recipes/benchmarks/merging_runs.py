@@ -15,6 +15,8 @@ import torch
 
 from hf_taskvec.text import table, table_row
 
+_BEFORE = ("import", "load")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -35,7 +37,12 @@ class Run:
     @property
     def merging(self) -> float:
         """Seconds without imports and loading: some merge while they write, so that saving belongs to it."""
-        return sum(value for name, value in self.parts.items() if name not in ("import", "load"))
+        return sum(value for name, value in self.parts.items() if name not in _BEFORE)
+
+    @property
+    def processor_merging(self) -> float:
+        """Seconds of processor time of all threads for the same, in and outside of the kernel."""
+        return sum(sum(value) for name, value in self.processor.items() if name not in _BEFORE)
 
 
 @dataclass(frozen=True)
