@@ -32,6 +32,7 @@ from recipes import (
     forgetting,
     learn_coefficients,
     one_after_another,
+    penalties,
     precision,
     quickstart,
     robustness,
@@ -285,6 +286,54 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     assert lost["| 1", whole, whole, whole] < 0.01 < lost["| 1", whole, whole, narrow] < 1  # percent
     assert lost["| 1", whole, whole, narrow] < lost["| 1", narrow, narrow, narrow]
     assert lost["| 0.000976562", whole, whole, whole] < 1 < 50 < lost["| 0.000976562", narrow, narrow, whole]
+
+
+def test_penalties_are_compared_with_plain_vectors_of_the_same_seed(tmp_path: Path) -> None:
+    base = save_tiny_base(tmp_path / "base")
+    for name, seed in (("first", 0), ("second", 1)):
+        save_colour_dataset(tmp_path / "data" / name, seed=seed)
+    config = TaskVectorConfig(
+        output_dir=str(tmp_path / "out"),
+        learning_rate=3e-3,
+        num_train_epochs=2,
+        per_device_train_batch_size=16,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    arguments = penalties.PenaltyArguments(
+        base=str(base),
+        tasks=["first", "second"],
+        data_dir=str(tmp_path / "data"),
+        max_test=12,
+        orthogonalities=[],
+        pulls=[10.0],
+        methods=["average"],
+        scalings=[0.5, 1.0],
+        seeds=[0, 1],
+    )
+    page = penalties.main(arguments, config)
+    assert page == penalties.main(arguments, config) == (tmp_path / "out" / "table.md").read_text()
+    lines = [row.split(" | ") for row in page.splitlines() if "`" in row and row.startswith("| ")]
+    rows = {(row[0].removeprefix("| "), row[1]): row[2:] for row in lines}
+    assert list(rows) == [
+        *[(kind, way) for kind in ("plain", "one long") for way in ("`average`", "`distac of average`")],
+        ("pull_to_base 10", "`average`"),
+    ]
+    mean, longest = zip(*(map(float, row[0].rstrip(")").split(" (")) for row in rows.values()), strict=True)
+    assert mean[4] < mean[0] < mean[2]  # pulled, plain, one long
+    assert longest[0] < longest[2]
+    reports = {
+        (kind, way): [Report.load(tmp_path / "out" / f"seed-{seed}" / kind / f"{way}.json") for seed in (0, 1)]
+        for kind, way in (("plain", "average"), ("one-long-10", "average"), ("one-long-10", "distac-of-average"))
+    }
+    assert all(result.num_images == 12 for runs in reports.values() for run in runs for result in run.results)
+    gains = [
+        sum(one.accuracy - other.accuracy for one, other in zip(reports[left], reports[right], strict=True)) / 2
+        for left, right in zip(list(reports)[1:], list(reports)[:2], strict=True)
+    ]
+    shown = [rows["one long", way][4] for way in ("`average`", "`distac of average`")]
+    assert [text.split(" ± ")[0] for text in shown] == [f"{100 * gain:.1f}" for gain in gains]
+    assert rows["plain", "`average`"][4] == "-"
 
 
 def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:
