@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from hf_taskvec import Report, Task, TaskVector, TaskVectorConfig, choose_scaling, evaluate, merge
 from hf_taskvec.evaluation.accuracy import evaluate_individually
@@ -73,7 +74,8 @@ def write_merged(
 ) -> None:
     """Writes the report of a merge ("distac of ties" is `distac` with `of="ties"`) at its best scaling."""
     method, _, inner = way.partition(" of ")
-    merged = merge(list(vectors.values()), method, **({"of": inner} if inner else {}))
+    settings: dict[str, Any] = {"of": inner} if inner else {}
+    merged = merge(list(vectors.values()), method, **settings)
     scaling = choose_scaling(base, merged, tasks, scalings=scalings)
     evaluate(merged.apply_to(base, scaling=scaling), tasks, label=way, scaling=scaling).save(path)
 
