@@ -137,7 +137,10 @@ def stacked(vectors: Sequence[TaskVector], name: str, dtype: torch.dtype) -> Ten
     Raises:
         NonFiniteError: If one holds NaN or Inf.
     """
-    deltas = torch.stack([vector.deltas[name].to(dtype) for vector in vectors])
+    shape = vectors[0].deltas.shapes[name]
+    deltas = torch.empty((len(vectors), *shape), dtype=dtype, device=vectors[0].device)
+    for own, vector in zip(deltas, vectors, strict=True):
+        own.copy_(vector.deltas[name])
     check_finite_deltas(deltas, name, vectors)
     return deltas
 

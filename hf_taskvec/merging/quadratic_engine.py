@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hf_taskvec.errors import check_finite_number, check_known
 from hf_taskvec.merging.arithmetic import check_weights
-from hf_taskvec.merging.engine import map_parameters, map_sum, stacked, wide_dtype
+from hf_taskvec.merging.engine import check_finite_deltas, map_parameters, map_sum, stacked, wide_dtype
 from hf_taskvec.merging.needs import is_map
 from hf_taskvec.statistics.value import Statistics
 from hf_taskvec.vectors.vector import TaskVector
@@ -36,10 +36,10 @@ MENDING = 1e-3  # the ridge to offer where directions are unseen
 
 @dataclass(frozen=True)
 class Term:
-    """One vector's part of the quadratic in one matrix, in float64: `G = factorᵀ factor + diag(diagonal)`.
+    """One vector's part of the quadratic in one matrix: `G = factorᵀ factor + diag(diagonal)`, in float64.
 
     Attributes:
-        delta: (m, n).
+        delta: (m, n), of any dtype.
         factor: (r, n).
         diagonal: (n,).
         weight: w, at least 0.
@@ -80,20 +80,47 @@ def minimum(
     rows = torch.cat([term.rows for term in terms])
     own = torch.stack([term.diagonal * term.weight for term in terms])
     pull = ridge * float(rows.square().sum() + own.sum()) / columns
-    anchored = torch.zeros_like(terms[0].delta) if anchor is None else anchor
+    anchored = rows.new_zeros(terms[0].delta.shape) if anchor is None else anchor
     held = own.sum(dim=0) + pull
     if not bool((held > 0).all()):
         return _pseudo(terms, rows, held, anchored, cutoff)
-    start = sum((term.delta * row for term, row in zip(terms, own, strict=True)), anchored * pull) / held
-    errors = torch.cat([(term.delta - start) @ term.rows.T for term in terms], dim=1)  # (m, sum of r)
+    start = anchored * pull
+    wide = torch.empty_like(start)  # one buffer: pages that are new for each vector take longer than the sums
+    for term, row in zip(terms, own, strict=True):
+        start.addcmul_(wide.copy_(term.delta), row)
+    start /= held
+    errors = torch.cat([wide.copy_(term.delta).sub_(start) @ term.rows.T for term in terms], dim=1)  # (m, sum of r)
     if len(rows) < columns:
         scaled = rows / held
-        small = rows @ scaled.T
+        small = upper_product(scaled, rows)
         small.diagonal().add_(1.0)
-        return start + torch.cholesky_solve(errors.T, torch.linalg.cholesky(small)).T @ scaled, 0
-    square = rows.T @ rows
+        factor = torch.linalg.cholesky(small, upper=True)
+        return start.addmm_(torch.cholesky_solve(errors.T, factor, upper=True).T, scaled), 0
+    square = upper_product(rows.T, rows.T)
     square.diagonal().add_(held)
-    return start + torch.cholesky_solve((errors @ rows).T, torch.linalg.cholesky(square)).T, 0
+    factor = torch.linalg.cholesky(square, upper=True)
+    if len(rows) < len(start):
+        return start.addmm_(errors, torch.cholesky_solve(rows.T, factor, upper=True).T), 0
+    return start.add_(torch.cholesky_solve((errors @ rows).T, factor, upper=True).T), 0
+
+
+def upper_product(left: Tensor, right: Tensor, *, blocks: int = 4) -> Tensor:
+    """The upper triangle, diagonal included, of `left @ rightᵀ`, which is symmetric; below it stands anything.
+
+    Args:
+        left: (n, k).
+        right: (n, k).
+        blocks: How many blocks of rows; with b of them it takes (b + 1) / 2b of the time.
+
+    Example:
+        >>> upper_product(torch.eye(2), torch.eye(2), blocks=2).triu().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    product = left.new_zeros(len(left), len(right))
+    step = -(-len(left) // blocks)
+    for first in range(0, len(left), step):
+        product[first : first + step, first:] = left[first : first + step] @ right[first:].T
+    return product
 
 
 def _pseudo(terms: Sequence[Term], rows: Tensor, held: Tensor, anchor: Tensor, cutoff: float) -> tuple[Tensor, int]:
@@ -153,14 +180,14 @@ class Quadratic:
         self,
         vectors: Sequence[TaskVector],
         statistics: Sequence[Statistics],
-        terms: Callable[[str, Tensor, Sequence[float]], list[Term] | None],
+        terms: Callable[[str, Sequence[Tensor], Sequence[float]], list[Term] | None],
     ) -> TaskVector:
         """Merges parameter by parameter, when each is needed.
 
         Args:
             vectors: The vectors.
             statistics: Theirs, for `others="diagonal"`; may be empty.
-            terms: Maps a parameter's name, its deltas (T, m, …) in float64 and the weights to the terms of the
+            terms: Maps a parameter's name, its deltas (m, …) as they are stored and the weights to the terms of the
                 quadratic; to `None` if it has none.
 
         Raises:
@@ -171,7 +198,8 @@ class Quadratic:
 
         def compute(name: str) -> Tensor:
             if len(shape := vectors[0].deltas.shapes[name]) > 1 and shape.numel():
-                deltas = stacked(vectors, name, torch.float64)
+                deltas = [vector.deltas[name] for vector in vectors]
+                check_finite_deltas(deltas, name, vectors)
                 if (own := terms(name, deltas, weights)) is not None:
                     start = None if self.anchor is None else self.anchor.deltas[name].double().flatten(1)
                     merged, unseen = minimum(own, ridge=self.ridge, anchor=start, cutoff=self.cutoff)
@@ -226,7 +254,7 @@ class Quadratic:
 
 def gram_terms(
     statistics: Sequence[Statistics], *, shrink: float = 1.0, prefix: bool = False
-) -> Callable[[str, Tensor, Sequence[float]], list[Term] | None]:
+) -> Callable[[str, Sequence[Tensor], Sequence[float]], list[Term] | None]:
     """The terms by the Gram matrices of statistics.
 
     Args:
@@ -235,16 +263,16 @@ def gram_terms(
         prefix: Whether to take those of inputs in the merged model.
     """
 
-    def terms(name: str, deltas: Tensor, weights: Sequence[float]) -> list[Term] | None:
+    def terms(name: str, deltas: Sequence[Tensor], weights: Sequence[float]) -> list[Term] | None:
         grams = [own.prefix(name) if prefix else own.gram(name) for own in statistics]
         if is_embedding(name) or any(gram is None for gram in grams):
             return None
         wanted = []
-        for delta, gram, weight in zip(deltas.flatten(2), grams, weights, strict=True):
+        for delta, gram, weight in zip(deltas, grams, weights, strict=True):
             if gram is not None:
                 factor = gram.factor.to(delta.device, torch.float64)
                 diagonal = (1 - shrink) * factor.square().sum(dim=0) + gram.diagonal().to(delta.device)
-                wanted.append(Term(delta, factor * shrink**0.5, diagonal, weight))
+                wanted.append(Term(delta.flatten(1), factor * shrink**0.5, diagonal, weight))
         return wanted
 
     return terms
@@ -252,14 +280,14 @@ def gram_terms(
 
 def delta_terms(
     scale: Callable[[Tensor], Tensor],
-) -> Callable[[str, Tensor, Sequence[float]], list[Term] | None]:
+) -> Callable[[str, Sequence[Tensor], Sequence[float]], list[Term] | None]:
     """The terms of methods without data, which take a delta's own rows for the inputs: `G = Dᵀ D` after `scale`."""
 
-    def terms(name: str, deltas: Tensor, weights: Sequence[float]) -> list[Term] | None:
-        if not is_map(name, deltas.ndim - 1):
+    def terms(name: str, deltas: Sequence[Tensor], weights: Sequence[float]) -> list[Term] | None:
+        if not is_map(name, deltas[0].ndim):
             return None
-        nothing = deltas.new_zeros(deltas.shape[2])
-        alive = [(delta, weight) for delta, weight in zip(deltas, weights, strict=True) if bool(delta.any())]
+        nothing = deltas[0].new_zeros(deltas[0].shape[1], dtype=torch.float64)
+        alive = [(delta.double(), weight) for delta, weight in zip(deltas, weights, strict=True) if bool(delta.any())]
         return [Term(delta, scale(delta), nothing, weight) for delta, weight in alive if weight > 0] or None
 
     return terms
