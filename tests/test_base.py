@@ -61,7 +61,7 @@ def test_a_folder_of_something_else_is_not_saved_into(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "message"),
-    [("siglip2", "is SigLIP 2"), ("dinov2", "is DINOv2"), ("vit", "is ViT"), ("llama", "is another model")],
+    [("siglip2", "is SigLIP 2"), ("dinov3_vit", "is DINOv3"), ("deit", "is DeiT"), ("llama", "is another model")],
 )
 def test_another_model_is_named_by_its_configuration(folder: Path, model_type: str, message: str) -> None:
     edit(folder / "config.json", lambda config: config.update(model_type=model_type))

@@ -24,7 +24,7 @@ from transformers import CLIPImageProcessorPil
 
 from hf_taskvec import Base, evaluate, get_task, load_base
 from hf_taskvec.errors import CheckpointError, DataError
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.tasks import Task, pixels
 from hf_taskvec.tasks.cache import cache_folder
 from hf_taskvec.tasks.pixels import load_pixels

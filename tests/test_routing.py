@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 from hf_taskvec import TaskVector, VectorInfo, evaluate, merge
 from hf_taskvec.errors import BaseMismatchError, DataError, UnknownNameError
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.multitask import pack
 from hf_taskvec.routing import RoutedVisionModel, evaluate_routed, mass, smile, twin, we_moe
 from hf_taskvec.routing.experts import ExpertLinear

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from hf_taskvec import TaskVector, get_task
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, DataError, NonFiniteError, OutputExistsError
-from hf_taskvec.models.classifier import ImageClassifier, Normalize
+from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.statistics import Statistics, collect_statistics
 from hf_taskvec.statistics.maps import inputs_of
 from hf_taskvec.statistics.sums import EXTRA, GramSum

@@ -31,8 +31,9 @@ from hf_taskvec.editing import Disentanglement, disentanglement, linearize, nonl
 from hf_taskvec.errors import CheckpointError, UnknownNameError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.plots import plot_disentanglement
-from hf_taskvec.models.classifier import ImageClassifier, Normalize, classify
+from hf_taskvec.models.classifier import ImageClassifier, classify
 from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.routing.making import given
 from hf_taskvec.statistics import collect_statistics
 from hf_taskvec.tasks.pixels import load_pixels

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_taskvec import Task, TaskVector, merge
 from hf_taskvec.errors import BaseMismatchError, DataError, IncompatibleVectorsError, NonFiniteError, UnknownNameError
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.statistics import Statistics, collect_statistics
 from hf_taskvec.statistics.collect import ChosenImages
 from hf_taskvec.tuning import collect_prefix_statistics

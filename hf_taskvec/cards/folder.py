@@ -13,7 +13,7 @@ from hf_taskvec.cards.render import render_base_card, render_model_card, render_
 from hf_taskvec.errors import CheckpointError, TaskVecError
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.merging.run import as_scaling
-from hf_taskvec.vectors.checkpoints import APPLIED_NAME
+from hf_taskvec.models.layouts import APPLIED_NAME
 from hf_taskvec.vectors.files import CONFIG_NAME, read_info
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.weights.folders import read_json

@@ -125,7 +125,7 @@ def run_checkpoint_merge(settings: MergeSettings) -> str:
 
 def check_free(output_dir: str, *, overwrite: bool) -> None:
     """Raises an `OutputExistsError` if a folder holds a checkpoint that is not to be replaced."""
-    from hf_taskvec.vectors.checkpoints import APPLIED_NAME
+    from hf_taskvec.models.layouts import APPLIED_NAME
 
     if not overwrite and (Path(output_dir) / APPLIED_NAME).exists():
         raise OutputExistsError(

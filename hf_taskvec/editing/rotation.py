@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_taskvec.errors import IncompatibleVectorsError
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.statistics.maps import measured
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import load_pixels

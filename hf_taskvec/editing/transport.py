@@ -120,6 +120,7 @@ def transport(
     run = METHODS[method]
     chosen = _settings_of(run, method, settings)
     check_base(to)
+    to.check_zero_shot("transport")
     to.check_not_linearized("transport")
     _check_target(vector, to)
     if images_per_class is not None:

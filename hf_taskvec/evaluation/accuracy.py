@@ -1,4 +1,4 @@
-"""Evaluation: accuracies of a model on tasks by its zero-shot head."""
+"""Evaluation: accuracies of a model on tasks by its zero-shot head, or its linear ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_taskvec.evaluation.report import Report, check_reference
 from hf_taskvec.evaluation.result import TaskResult, finite
 from hf_taskvec.evaluation.sharing import summed
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize, classify
-from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.classifier import classify, head_of
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.models.per_task import TaskModels
 from hf_taskvec.tasks import Split, Task, as_tasks
 from hf_taskvec.tasks.pixels import load_pixels
@@ -34,7 +34,7 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of a model on a task's split.
 
-    Pixels and the zero-shot head come from their caches, whatever the model. Under `torchrun` or `accelerate launch`
+    Pixels and the head come from their caches, whatever the model. Under `torchrun` or `accelerate launch`
     the batches are dealt to the processes, and each of them gets the logits of all: call it on every one.
 
     Args:
@@ -58,7 +58,7 @@ def predict(
     group = processes()
     with nullcontext() if group is None else group.local_main_process_first():
         pixels = load_pixels(task, split, model.processor.image_processor)
-        head = zero_shot_head(model, task.class_names, task.templates)
+        head = head_of(model, task)
     starts = range(0, len(pixels), batch_size)
     if group is not None:
         check_alike(_facts(model, task, split, batch_size=batch_size, num_images=len(pixels)), "an evaluation")
@@ -90,7 +90,7 @@ def evaluate(
     individual: Report | Iterable[Report] | Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> Report:
-    """The accuracy of a model on each task by its zero-shot head.
+    """The accuracy of a model on each task by its zero-shot head; that of a ViT or DINOv2 by its linear ones.
 
     Of vectors packed as one artefact, `packed.apply_to(base)`, each task gets its own weights.
 
@@ -231,7 +231,7 @@ def check_base(model: object) -> None:
         remedy = "it has no processor: wrap it as Base(model, processor, name), or load it by load_base(folder_or_id)"
     else:
         remedy = "load one by load_base(folder_or_id)"
-    raise TypeError(f"what is evaluated must be a Base, a CLIP model with its processor, got a {kind}; {remedy}")
+    raise TypeError(f"what is evaluated must be a Base, a model with its processor, got a {kind}; {remedy}")
 
 
 def _measure(

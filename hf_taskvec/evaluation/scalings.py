@@ -25,9 +25,9 @@ from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import finite
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, as_tasks
+from hf_taskvec.vectors.application import named_as
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.arithmetic import added
-from hf_taskvec.weights.names import canonical_name
 
 logger = logging.getLogger(__name__)
 
@@ -252,5 +252,5 @@ def touched(model: Base, vector: TaskVector) -> dict[str, Tensor]:
         >>> list(touched(load_base(), TaskVector({"logit_scale": torch.ones(())})))
         ['logit_scale']
     """
-    named = model.model.named_parameters()
-    return {canonical_name(name): parameter for name, parameter in named if canonical_name(name) in vector.deltas}
+    named = named_as(vector, model.model)
+    return {name: parameter for name, parameter in named.items() if name in vector.deltas}

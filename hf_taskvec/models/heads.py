@@ -44,12 +44,14 @@ def zero_shot_head(base: Base, class_names: Sequence[str], templates: Sequence[s
 
     Raises:
         DataError: If a class name reaches beyond the text tower's context, where it would be cut.
+        ValueError: If the model has no text tower.
 
     Example:
         >>> from hf_taskvec import load_base
         >>> zero_shot_head(load_base(), ["circle", "square"], ["a photo of a {}."]).shape
         torch.Size([2, 256])
     """
+    base.check_zero_shot("zero-shot classification")
     key = _head_key(base, class_names, templates)
     path = Path(HF_HOME) / "hf_taskvec" / "heads" / f"{key}.safetensors"
     shape = (len(class_names), feature_size(base))

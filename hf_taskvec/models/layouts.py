@@ -16,12 +16,15 @@ from hf_taskvec.weights.folders import check_inside, read_json
 from hf_taskvec.weights.safetensors import open_safetensors, shard_files
 
 CONFIG = "config.json"
+APPLIED_NAME = "task_vector_applied.json"  # marks a checkpoint that is a base plus a vector
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 _TEXT_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _CLIP_TYPES = {"clip", "clip_vision_model", "clip_text_model"}
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*(Model|For[A-Z][A-Za-z0-9]*)")
+# Image models without a text tower that are bases: what their classes in Transformers begin with, by `model_type`.
+BACKBONES = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
 _NAMES = {
     "siglip_vision_model": "SigLIP's vision tower",
     "siglip2": "SigLIP 2 of native resolution",
@@ -58,8 +61,8 @@ _OPEN_CLIP = (
     "model.safetensors; else convert it by transformers.models.clip.convert_clip_original_pytorch_to_hf"
 )
 _OTHER = (
-    "not CLIP or SigLIP of fixed resolution, of which zero-shot classification is possible here. Vectors of any "
-    "architecture are made by TaskVector.from_checkpoints(base, finetuned)"
+    "of which no base is made: that takes CLIP, SigLIP of fixed resolution, ViT or DINOv2, with its configuration. "
+    "Vectors of any architecture are made by TaskVector.from_checkpoints(base, finetuned)"
 )
 
 
@@ -154,7 +157,7 @@ def check_is_zero_shot(folder: Path | None, names: Iterable[str], where: str) ->
 
 
 def check_base_folder(folder: Path, where: str) -> None:
-    """Raises unless a folder holds a whole CLIP or SigLIP with its processor, as its files' names and headers tell.
+    """Raises unless a folder holds a whole model with its processor, as its files' names and headers tell.
 
     Args:
         folder: The folder.
@@ -165,15 +168,19 @@ def check_base_folder(folder: Path, where: str) -> None:
     """
     config = read_config(folder)
     weights = open_safetensors(weight_files(folder))
-    check_is_zero_shot(folder, weights, where)
+    is_backbone = config.get("model_type") in BACKBONES
+    if not is_backbone:
+        check_is_zero_shot(folder, weights, where)
     if not config:
         raise CheckpointError(f"{where} has no {CONFIG}, which says what model it is")
-    if config.get("model_type") == "clip_vision_model" or not any("text_model." in name for name in weights):
+    if is_backbone:
+        check_not_quantised(config, where)
+    elif config.get("model_type") == "clip_vision_model" or not any("text_model." in name for name in weights):
         raise CheckpointError(
             f"{where} is only a vision tower: as a base, give the full CLIP that it comes from; to make a vector of "
             "it, pass it to TaskVector.from_checkpoints as the fine-tuned model"
         )
-    for names, what in ((_IMAGE_FILES, "image processor"), (_TEXT_FILES, "tokenizer")):
+    for names, what in ((_IMAGE_FILES, "image processor"), (_TEXT_FILES, "tokenizer"))[: 1 if is_backbone else 2]:
         if not any((folder / name).is_file() for name in names):
             raise CheckpointError(
                 f"{where} has no {what} ({' or '.join(names)}); save the processor of the model it comes from beside "

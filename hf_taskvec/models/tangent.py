@@ -130,6 +130,7 @@ def linearize(base: Base) -> Base:
         >>> len({evaluate(model, [digits], split="validation").accuracy for model in models})
         1
     """
+    base.check_zero_shot("linearize")
     if base.linearized:
         raise ValueError(f"{base.name!r} is linearised already; linearize takes the base itself")
     projection = base.model.visual_projection

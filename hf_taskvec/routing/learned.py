@@ -13,8 +13,9 @@ from hf_taskvec.errors import DataError, NonFiniteError, check_finite_number, ch
 from hf_taskvec.evaluation.accuracy import Tasks
 from hf_taskvec.evaluation.progress import progress_bar
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize, classify
+from hf_taskvec.models.classifier import classify
 from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.multitask.value import MultiTaskVector
 from hf_taskvec.routing.experts import GatedMLP
 from hf_taskvec.routing.making import Given, Vectors, expert_of, filled, given

@@ -98,6 +98,7 @@ def given(base: Base, vectors: Vectors, tasks: Tasks) -> Given:
     """
     tasks = as_tasks(tasks)
     check_base(base)
+    base.check_zero_shot("routing")
     base.check_not_linearized("routing")
     by_task = vectors_by_task(vectors, tasks)
     for task in by_task:

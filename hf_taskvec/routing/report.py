@@ -11,7 +11,7 @@ from hf_taskvec.evaluation.metrics import Accuracy
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import TaskResult
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.routing.model import RoutedVisionModel
 from hf_taskvec.tasks import Split, Task, as_tasks
 from hf_taskvec.tasks.pixels import load_pixels

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from hf_taskvec.errors import DataError, check_count, check_known
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
 from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.statistics.fisher import GradientSums
 from hf_taskvec.statistics.hooks import InputSums
 from hf_taskvec.statistics.maps import measured
@@ -256,6 +256,7 @@ def check_settings(
     """Refuses settings of a collection before an image is read; see `collect_statistics`. Gives the three counts."""
     if not isinstance(model, Base):
         raise TypeError(f"statistics are collected of a Base, got {type(model).__name__}; load one by load_base")
+    model.check_zero_shot("collect_statistics")
     model.check_not_linearized("collect_statistics")
     if isinstance(kinds, str) or not kinds:
         raise ValueError(f"kinds must be a list of what to measure, such as ['gram'], got {kinds!r}")

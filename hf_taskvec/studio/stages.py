@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.weights.names import canonical_name
 
 BATCH = 96  # images per pass: their states stay in the cache

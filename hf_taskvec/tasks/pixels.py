@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,6 +61,11 @@ class PixelDataset(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of images and labels."""
+        return _digest(self.pixels, self.labels.tolist(), self.skipped)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {key: value[0] for key, value in self.__getitems__([index]).items()}

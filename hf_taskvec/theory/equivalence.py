@@ -160,7 +160,7 @@ def verify_equivalence(
         'One epoch is one gradient step: the task vector is −η∇L.'
     """
     tasks = as_tasks(task, needed_by="verify_equivalence")
-    check_deterministic(base.model.vision_model)
+    check_deterministic(base.tower)
     check_dtype(base)
     args = args or TaskVectorConfig(full_batch=True, learning_rate=learning_rate, disable_tqdm=True)
     wide = in_dtype(base, torch.float64)

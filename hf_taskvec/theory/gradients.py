@@ -79,7 +79,7 @@ def gradient_vector(
     factors = [1.0] * len(tasks) if weights is None else [float(weight) for weight in weights]
     _check_settings(tasks, factors, learning_rate)
     epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
-    check_deterministic(base.model.vision_model)
+    check_deterministic(base.tower)
     check_dtype(base)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(), dataloader_config=DataLoaderConfiguration(even_batches=False)

@@ -149,7 +149,7 @@ def clip_losses(base: Base, tasks: Sequence[Task], *, batch_size: int = 64) -> C
         (1, torch.float64)
     """
     tasks = as_tasks(tasks, needed_by="the theory")
-    check_deterministic(base.model.vision_model)
+    check_deterministic(base.tower)
     wide = in_dtype(base, torch.float64)
     wide.model.set_attn_implementation("sdpa")
     models = [ImageClassifier(wide, task).eval() for task in tasks]

@@ -74,7 +74,7 @@ def prepare_full_batch(args: TrainingArguments, num_images: int, base: Base) -> 
     Raises:
         ValueError: If the base's loss is no deterministic function of its weights.
     """
-    check_deterministic(base.model.vision_model)
+    check_deterministic(base.tower)
     args.gradient_accumulation_steps = math.ceil(num_images / (args.train_batch_size * args.world_size))
     if violations := [each for each in violated_preconditions(args) if each.name != "num_train_epochs"]:
         logger.warning("full_batch: an epoch is not exactly a gradient step: %s", "; ".join(map(str, violations)))
@@ -97,7 +97,7 @@ def check_deterministic(model: nn.Module) -> None:
 
 def check_dtype(base: Base) -> None:
     """Raises a `ValueError` unless the base is in float32 or float64 throughout, on one real device."""
-    tower = base.model.vision_model
+    tower = base.tower
     dtypes = {parameter.dtype for parameter in tower.parameters()}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         raise ValueError(

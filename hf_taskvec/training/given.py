@@ -9,7 +9,7 @@ from typing import Any
 from hf_taskvec.errors import nearest
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task, get_task
-from hf_taskvec.training.config import TaskVectorConfig
+from hf_taskvec.training.config import PENALTIES, TaskVectorConfig
 from hf_taskvec.training.objective import Objective, SingleTask
 
 _REPLACED = {
@@ -20,7 +20,7 @@ _REPLACED = {
     "data_collator": "batches come ready-made from the task's images",
     "processing_class": "the base brings its processor",
     "tokenizer": "the base brings its processor",
-    "compute_loss_func": "the loss is the cross-entropy against the frozen zero-shot head",
+    "compute_loss_func": "the loss is the cross-entropy against the frozen head",
     "optimizer_cls_and_kwargs": "name the optimiser in args.optim, or pass optimizers=",
 }
 
@@ -35,19 +35,29 @@ def refuse(arguments: Iterable[str], known: Sequence[str]) -> None:
         raise TypeError(f"TaskVectorTrainer takes no argument {name!r}.{hint} It takes {', '.join(known)}")
 
 
-def checked_args(base: Any, args: Any, *, tangent: bool = False) -> TaskVectorConfig:
+def checked_args(base: Any, args: Any, *, tangent: bool = False, adapted: bool = False) -> TaskVectorConfig:
     """The settings, or the default ones; raises a `TypeError` if they or the base are of another kind."""
     if not isinstance(base, Base):
         raise TypeError(
-            f"base must be a Base (a CLIP model with its processor), got {type(base).__name__}; load_base() gives "
+            f"base must be a Base (a model with its processor), got {type(base).__name__}; load_base() gives "
             "one, and Base(model, processor, name) makes one"
         )
     if args is not None and not isinstance(args, TaskVectorConfig):
         raise TypeError(f"args must be a TaskVectorConfig, got {type(args).__name__}")
     base.check_not_linearized("training")
-    if not tangent:
-        return args or TaskVectorConfig()
-    return dataclasses.replace(args or TaskVectorConfig(), tangent=True)
+    chosen: TaskVectorConfig = args or TaskVectorConfig()
+    chosen = dataclasses.replace(chosen, tangent=True) if tangent else chosen
+    if not base.zero_shot:
+        _check_linear(base, chosen, adapted=adapted)
+    return chosen
+
+
+def _check_linear(base: Base, args: TaskVectorConfig, *, adapted: bool) -> None:
+    """Raises a `ValueError` that names what training against a linear head has no place for."""
+    settings = ("include_projection", "tangent", *PENALTIES)
+    given = [*(name for name in settings if getattr(args, name)), *(["peft_config"] if adapted else [])]
+    if given:
+        raise ValueError(f"{', '.join(given)} cannot be set for {base.name!r}, a {base.architecture} with linear heads")
 
 
 def objective_of(task: Any) -> Objective:

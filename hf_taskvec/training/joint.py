@@ -66,6 +66,7 @@ class JointClassifier(ImageClassifier):
     class_owners: Tensor
 
     def __init__(self, base: Base, tasks: Sequence[Task], *, include_projection: bool = False) -> None:
+        base.check_zero_shot("joint training")
         super().__init__(base, tasks[0], include_projection=include_projection)
         heads = [zero_shot_head(base, task.class_names, task.templates) for task in tasks]
         self.register_buffer("head", torch.cat(heads).to(self.head), persistent=False)

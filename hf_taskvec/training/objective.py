@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from hf_taskvec.evaluation.metrics import Accuracy
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import ImageClassifier
+from hf_taskvec.models.classifier import ImageClassifier, LinearClassifier
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.pixels import IGNORED, PixelDataset, load_pixels
 from hf_taskvec.training.plan import task_plan
@@ -67,7 +67,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class SingleTask:
-    """One task against its frozen zero-shot head."""
+    """One task against its frozen head."""
 
     task: Task
 
@@ -86,6 +86,8 @@ class SingleTask:
 
     def classifier(self, base: Base, *, include_projection: bool) -> ImageClassifier:
         """The tower with the task's head."""
+        if not base.zero_shot:
+            return LinearClassifier(base, self.task)
         return ImageClassifier(base, self.task, include_projection=include_projection)
 
     def loss(self, images: PixelDataset, *, label_smoothing: float) -> Loss:

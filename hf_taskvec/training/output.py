@@ -13,17 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from transformers import TrainerState
 
 from hf_taskvec.errors import CheckpointError, OutputExistsError
+from hf_taskvec.models.base import SAVED, Base
+from hf_taskvec.models.classifier import ImageClassifier, LinearClassifier
+from hf_taskvec.models.layouts import BACKBONES
 from hf_taskvec.text import listed
-from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.folders import read_json, write_bytes, write_json
+from hf_taskvec.weights.names import parameters_of
 from hf_taskvec.weights.resume import check_plan, plain
 from hf_taskvec.weights.temporary import held
 
 logger = logging.getLogger(__name__)
 
-SAVED_AS = {None: "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}  # class by the base's architecture
+SAVED_AS: dict[str | None, str] = {  # class by the base's architecture
+    None: "CLIPVisionModelWithProjection",
+    "siglip": "SiglipVisionModel",
+    **{kind: f"{stem}ForImageClassification" for kind, stem in BACKBONES.items()},
+}
 RUN_FILE = "task_vector_run.json"
 VECTORS = "vectors"
 GRADIENT_VECTORS = "gradients"
@@ -257,6 +266,27 @@ def check_checkpoint(checkpoint: Path, plan: Mapping[str, Any]) -> None:
 def comparable(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
     """A plan without what the older one it is compared with cannot tell."""
     return {key: value for key, value in here.items() if key in there or key not in LATER}
+
+
+def save_beside(folder: str | os.PathLike[str], model: ImageClassifier, base: Base) -> None:
+    """Writes what makes saved weights a model of Transformers: configuration and image processor."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [SAVED_AS[base.architecture]]
+    if isinstance(model, LinearClassifier):
+        config.id2label = dict(enumerate(model.linear_head.class_names))
+        config.label2id = {name: number for number, name in config.id2label.items()}
+        write_json(Path(folder) / SAVED, {"name": base.name, "revision": base.revision, "edited": True})
+    config.save_pretrained(folder)
+    base.processor.image_processor.save_pretrained(folder)
+
+
+def name_as_in_files(folder: str | os.PathLike[str], model: ImageClassifier) -> None:
+    """Gives what was saved of a backbone and its head the names that Transformers gives them in files."""
+    if isinstance(model, LinearClassifier):
+        head = {f"classifier.{name}": value for name, value in model.classifier.named_parameters()}
+        named = {f"{model.body}.{name}": value for name, value in parameters_of(model.tower).items()} | head
+        weights = {name: value.detach().cpu().contiguous() for name, value in named.items()}
+        write_bytes(Path(folder) / _WEIGHTS[0], save(weights, metadata={"format": "pt"}))
 
 
 def _size_of(folder: Path) -> int:

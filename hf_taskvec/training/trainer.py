@@ -32,7 +32,6 @@ from hf_taskvec.training.lora import adapter_deltas, adapter_settings, add_adapt
 from hf_taskvec.training.objective import Objective, accuracy_of, with_master_weights
 from hf_taskvec.training.output import (
     RUN_FILE,
-    SAVED_AS,
     STATE,
     VECTORS,
     RunFolder,
@@ -40,6 +39,8 @@ from hf_taskvec.training.output import (
     comparable,
     epoch_name,
     last_checkpoint,
+    name_as_in_files,
+    save_beside,
     what_is_left,
     what_lies_in,
 )
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaskVectorTrainer(ObjectiveTrainer):
-    """Fine-tunes a base's vision tower on a task against its frozen zero-shot head.
+    """Fine-tunes a base's vision tower on a task against its frozen head, zero-shot or linear.
 
     Runs under `python`, `torchrun` and `accelerate launch` alike, and resumes like any `Trainer`. The loss is the sum
     over images divided by their number in the whole accumulated batch, so that accumulation, a ragged last batch and
@@ -113,15 +114,16 @@ class TaskVectorTrainer(ObjectiveTrainer):
         **refused: Any,
     ) -> None:
         refuse(refused, inspect.getfullargspec(TaskVectorTrainer.__init__).kwonlyargs)
-        args = checked_args(base, args, tangent=tangent)
+        args = checked_args(base, args, tangent=tangent, adapted=peft_config is not None)
         self.base, self.objective = base, objective_of(task)
+        start = linearize(base) if args.tangent else base
         with args.main_process_first(local=True, desc="decoding images"):
             train = self.objective.images(base, "train")
             validation = self.objective.images(base, "validation") if args.eval_strategy != "no" else None
+            classifier = self.objective.classifier(start, include_projection=args.include_projection)
         if args.full_batch:
             prepare_full_batch(args, len(train), base)
-        start = linearize(base) if args.tangent else base
-        model = with_master_weights(self.objective.classifier(start, include_projection=args.include_projection))
+        model = with_master_weights(classifier)
         model.freeze_except(args.trainable_parameters)
         if peft_config is not None:
             add_adapter(model, peft_config, args)
@@ -204,7 +206,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
             seconds=self.seconds,
             optimizer=self._own_optimizer,
         )
-        info = dataclasses.replace(info, settings={**info.settings, **self._adapter})
+        info = dataclasses.replace(info, settings={**info.settings, **self._adapter, **self.model.told()})
         if self._best is not None:
             chosen = {
                 "chosen_by": str(self.args.metric_for_best_model),
@@ -318,7 +320,8 @@ class TaskVectorTrainer(ObjectiveTrainer):
         return checkpoint if state.global_step < state.max_steps and not plan_differences(there, plan) else None
 
     def _whole_plan(self) -> dict[str, Any]:
-        return self.objective.plan() | base_plan(self.base) | tokenizer_plan(self.base) | self._settings()
+        head = self.model.told() or tokenizer_plan(self.base)
+        return self.objective.plan() | base_plan(self.base) | head | self._settings()
 
     def _settings(self) -> dict[str, Any]:
         settings = run_plan(self.args) | self._adapter
@@ -361,22 +364,20 @@ class TaskVectorTrainer(ObjectiveTrainer):
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the tower as `CLIPVisionModel.from_pretrained` and `TaskVector.from_checkpoints` read it."""
+        """Writes the tower, a ViT or DINOv2 with its head, as `from_pretrained` and `from_checkpoints` read it."""
         if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint
             write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})  # first: it is ours
             self.recorder.save(Path(output_dir))  # here and not in on_save, for by then older checkpoints are gone
         elif self._adapter or self.args.tangent:
             raise ValueError("this run has no whole model to save; task_vector().save_pretrained() writes its vector")
         super().save_model(output_dir, _internal_call=_internal_call)
+        if not _internal_call and self.args.should_save:
+            name_as_in_files(output_dir or str(self.args.output_dir), self.model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and not self._adapter:
-            folder = output_dir or str(self.args.output_dir)
-            config = type(self.model.config).from_dict(self.model.config.to_dict())
-            config.architectures = [SAVED_AS[self.base.architecture]]
-            config.save_pretrained(folder)
-            self.base.processor.image_processor.save_pretrained(folder)
+            save_beside(output_dir or str(self.args.output_dir), self.model, self.base)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -392,6 +393,6 @@ class TaskVectorTrainer(ObjectiveTrainer):
         if self.args.track_gradients:
             limit = self.args.max_grad_norm
             clipped = float(norm) / limit if limit > 0 and float(norm) > limit else 1.0  # undoes the clipping
-            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            gradients = {name: p.grad for name, p in self.model.trained().items() if p.grad is not None}
             self.recorder.tracker.add(gradients, norm=float(norm), factor=clipped)
         return norm

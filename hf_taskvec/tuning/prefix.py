@@ -18,7 +18,7 @@ from hf_taskvec.evaluation.accuracy import Tasks, vectors_by_task
 from hf_taskvec.merging.quadratic_engine import Quadratic, gram_terms
 from hf_taskvec.merging.registry import TRANSDUCTIVE, get_method
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.statistics.collect import RANK, ChosenImages, check_settings, origin
 from hf_taskvec.statistics.hooks import InputSums
 from hf_taskvec.statistics.maps import measured

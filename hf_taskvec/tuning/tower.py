@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hf_taskvec.errors import NonFiniteError
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import ImageClassifier, Normalize
+from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.models.pooling import pooled
 from hf_taskvec.tasks import Task
 from hf_taskvec.tuning.images import TaskImages

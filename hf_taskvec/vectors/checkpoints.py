@@ -21,6 +21,7 @@ from hf_taskvec.hub.access import AnyPath, HubAccess
 from hf_taskvec.hub.fetch import CHECKPOINT, PICKLED, SIDE_FILES, WEIGHTS, Wanted
 from hf_taskvec.models.embedded import EMBEDDED_BASES
 from hf_taskvec.models.layouts import (
+    APPLIED_NAME,
     CONFIG,
     check_not_quantised,
     fetch_checkpoint,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from hf_taskvec.models.base import Base
 
 logger = logging.getLogger(__name__)
-APPLIED_NAME = "task_vector_applied.json"
 TOWER = Wanted((*WEIGHTS, CONFIG), required=CHECKPOINT.required, missing=PICKLED)
 Edit = Callable[[str, Tensor], Tensor]  # canonical name and weight of a parameter -> its new weight
 _BUFFER = re.compile(  # no parameter, whatever its dtype: statistics, positions, masks

@@ -98,6 +98,11 @@ def canonical(named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
     return result
 
 
+def named_as_in_files(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters themselves, under canonical names; see `parameters_of`."""
+    return canonical(_as_in_files(model, dict(model.named_parameters())).items())
+
+
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters, detached, under canonical names: those that its file has.
 
@@ -109,14 +114,14 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     return canonical(_as_in_files(model, named).items())
 
 
-def _as_in_files(model: Any, named: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_in_files(model: Any, named: dict[str, Value]) -> dict[str, Value]:
     """The parameters of a model of Transformers under the names of its file, split as they are there."""
     kind = getattr(getattr(model, "config", None), "model_type", "clip")
     if not hasattr(model, "base_model_prefix") or str(kind).startswith("clip"):
         return named
     from transformers.core_model_loading import revert_weight_conversion
 
-    reverted: dict[str, Tensor] = revert_weight_conversion(model, named)
+    reverted: dict[str, Value] = revert_weight_conversion(model, named)
     return reverted
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hf_taskvec import Task, TaskVector, choose_scaling, merge
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize, classify
+from hf_taskvec.models.classifier import classify
 from hf_taskvec.models.heads import zero_shot_head
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.models.per_task import TaskModels
 from hf_taskvec.multitask import METHODS, choose_strengths, pack
 from hf_taskvec.routing import RoutedVisionModel, mass, smile, twin, we_moe

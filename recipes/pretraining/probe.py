@@ -12,7 +12,7 @@ from transformers import CLIPProcessor
 
 from hf_taskvec import Task, load_base
 from hf_taskvec.models.base import Base
-from hf_taskvec.models.classifier import Normalize
+from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.tasks import Split
 from hf_taskvec.tasks.pixels import load_pixels
 from pretraining.run import running_base
