@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,12 +96,33 @@ def test_rounding_is_known_by_the_values_where_the_dtype_no_longer_tells(
     assert TaskVector.from_models(base_too, moved(base_too, 0.001)).info.rounding_error is None
 
 
-def test_two_checkpoints_in_half_precision_are_no_rounding(base: CLIPModel) -> None:
+def test_two_checkpoints_in_half_precision_tell_the_rounding_of_the_second(base: CLIPModel) -> None:
     half = copy.deepcopy(base).bfloat16()
-    after = copy.deepcopy(half)
-    with torch.no_grad():
-        after.vision_model.pre_layrnorm.weight.add_(0.5)
-    assert TaskVector.from_models(half, after).info.rounding_error is None
+    tuned = moved(copy.deepcopy(half).float(), 0.05)  # a run with float32 weights, saved in the dtype of its base
+    true = TaskVector.from_models(copy.deepcopy(half).float(), tuned)
+    stored = TaskVector.from_models(half, copy.deepcopy(tuned).bfloat16())
+    share = math.sqrt(sum(float((stored[name] - true[name]).square().sum()) for name in true)) / stored.norm()
+    assert stored.info.rounding_error == pytest.approx(share, rel=0.15)
+    assert TaskVector.from_models(half, half).info.rounding_error is None
+
+
+@pytest.mark.parametrize(("size", "told"), [(0.1, False), (0.0005, True)])
+def test_two_checkpoints_whose_changes_are_mostly_below_the_rounding_are_told_and_not_refused(
+    base: CLIPModel, caplog: pytest.LogCaptureFixture, size: float, told: bool
+) -> None:
+    half = copy.deepcopy(base).bfloat16()
+    tuned = moved(copy.deepcopy(half).float(), size).bfloat16()
+    vector = TaskVector.from_models(half, tuned)
+    assert ("below the rounding of torch.bfloat16" in caplog.text) is told
+    assert (vector.info.rounding_error or 0) > (0.1 if told else 0)
+
+
+def test_tokens_that_a_run_never_saw_are_no_rounding(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.randn(100, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    after = before.clone()
+    after[:3] += 1
+    TaskVector.from_weights({"embedding": before}, {"embedding": after})
+    assert "below the rounding" not in caplog.text
 
 
 def test_a_base_that_was_only_rounded_hears_of_its_dtype(base: CLIPModel, tuned: CLIPModel) -> None:

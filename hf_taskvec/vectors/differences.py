@@ -128,7 +128,8 @@ def difference(
     deltas = lazy if mapped else TensorDeltas(dict(lazy))
     if looked_at and not _check_entries(deltas):
         logger.warning("The fine-tuned weights are those of the base: every entry of the vector is zero")
-    rounding = check_rounding(ours, theirs, deltas, hidden=hidden, allowed=coverage.allow_rounding)
+    allowed = coverage.allow_rounding
+    rounding = check_rounding(ours, theirs, deltas, hidden=hidden, allowed=allowed, looked_at=looked_at)
     info = dataclasses.replace(
         info,
         base_hashes=tensor_hashes(ours) if hashes is None else hashes(ours),

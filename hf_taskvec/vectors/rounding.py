@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hf_taskvec.errors import IncompatibleVectorsError
+from hf_taskvec.text import listed
 from hf_taskvec.weights.arithmetic import PIECE, dot, equal, rounding_noise
 from hf_taskvec.weights.deltas import Deltas
 
@@ -74,8 +75,11 @@ def check_rounding(
     *,
     hidden: torch.dtype | None = None,
     allowed: bool = False,
+    looked_at: bool = True,
 ) -> float:
     """The share of the difference's norm that the fine-tuned weights' rounding explains; told, and refused if large.
+
+    A base that is as narrow can be where training started, so that nothing is refused then.
 
     Args:
         ours: The base's weights.
@@ -83,6 +87,7 @@ def check_rounding(
         deltas: Their difference.
         hidden: The dtype that the fine-tuned weights were stored in once (`hidden_dtype`).
         allowed: Whether more than half of the norm may be rounding.
+        looked_at: Whether weights of one dtype are read for it too.
 
     Raises:
         IncompatibleVectorsError: If more is, and it is not allowed.
@@ -95,9 +100,13 @@ def check_rounding(
     """
     rounded = list(ours) if hidden else [name for name in ours if is_narrower(theirs[name], ours[name])]
     widened = [name for name in ours if is_narrower(ours[name], theirs[name])]
-    square = math.fsum(dot(deltas[name], deltas[name]) for name in deltas) if rounded or widened else 0.0
+    alike = [name for name in ours if not hidden and looked_at and _are_half(ours[name], theirs[name])]
+    some = rounded or widened or alike
+    square = math.fsum(dot(deltas[name], deltas[name]) for name in deltas) if some else 0.0
     if square == 0:
         return 0.0
+    _tell_unmoved(ours, theirs, alike)
+    both = _share((rounding_noise(theirs[name], ours[name], deltas[name]) for name in alike), square)
     if widened:
         noise = (rounding_noise(ours[name], theirs[name], deltas[name]) for name in widened)
         logger.warning(
@@ -107,7 +116,7 @@ def check_rounding(
             100 * _share(noise, square),
         )
     if not rounded:
-        return 0.0
+        return both
     dtype = hidden or theirs[rounded[0]].dtype
     share = _share((rounding_noise(_in(theirs[name], hidden), ours[name], deltas[name]) for name in rounded), square)
     whence = f"have the values of {dtype}, which they were stored in once" if hidden else f"are in {dtype}"
@@ -117,7 +126,32 @@ def check_rounding(
             f"{text}. Take the fine-tuned weights in the dtype they were trained in, or pass allow_rounding=True"
         )
     logger.log(logging.WARNING if share >= LITTLE else logging.INFO, "%s", text)
-    return share
+    return min(1.0, math.hypot(share, both))
+
+
+def _tell_unmoved(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Tells of tensors whose changes mostly were smaller than the base's rounding, so that entries are as they were."""
+    lost = [name for name in names if _is_mostly_unmoved(ours[name], theirs[name])]
+    if not lost:
+        return
+    share = sum(ours[name].numel() for name in lost) / sum(ours[name].numel() for name in names)
+    logger.log(
+        logging.WARNING if share >= LITTLE else logging.INFO,
+        "in %d of %d tensors (%.0f %% of the entries; %s) most changes are below the rounding of %s: more than half of "
+        "the entries are as they were. Take base and fine-tuned weights in float32 if there are any",
+        len(lost),
+        len(names),
+        100 * share,
+        listed(lost, room=100),
+        ours[lost[0]].dtype,
+    )
+
+
+def _is_mostly_unmoved(before: Tensor, after: Tensor) -> bool:
+    """Whether more than half of the entries of those rows that changed, as of the tokens that were seen, did not."""
+    moved = (before != after.to(before.device)).reshape(len(before) if before.ndim > 1 else 1, -1)
+    moved = moved[moved.any(dim=1)]
+    return 2 * int(moved.sum()) < moved.numel()
 
 
 def _share(noise: Iterable[float], square: float) -> float:
@@ -131,3 +165,7 @@ def _in(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
 def is_narrower(one: Tensor, other: Tensor) -> bool:
     """Whether a weight's dtype has a coarser spacing than another's."""
     return torch.finfo(one.dtype).eps > torch.finfo(other.dtype).eps
+
+
+def _are_half(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.finfo(one.dtype).eps > torch.finfo(torch.float32).eps
