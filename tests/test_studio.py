@@ -49,6 +49,15 @@ def moved(seed: int, *, pattern: str = "vision_model", **info: object) -> TaskVe
     return TaskVector.from_weights(weights, changed, include_projection=True, info=made)
 
 
+def save_foreign(folder: Path) -> str:
+    """A vector of the tiny base's architecture that tells another base."""
+    vector = moved(3, task="colours")
+    hashes = {name: "0" * 32 for name in vector.info.base_hashes}
+    other = dataclasses.replace(vector.info, base="user/elsewhere", base_hashes=hashes)
+    TaskVector(vector.deltas, other).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two vectors, one of them with moments of its training; never changed by a test."""

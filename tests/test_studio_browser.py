@@ -15,7 +15,7 @@ import pytest
 
 from hf_taskvec.multitask import pack
 from tests.bases import save_colour_dataset, save_tiny_base
-from tests.test_studio import moved
+from tests.test_studio import moved, save_foreign
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytest.importorskip("gradio", reason="the page needs the extra studio")
@@ -40,6 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     moved(7, task="colours", epochs=1.0).save_pretrained(root / "0" / "vectors" / "epoch-1")
     for epochs in (1.0, 2.0):
         moved(5, task="more", epochs=epochs).save_pretrained(root / "more" / f"epoch-{epochs:g}")
+    save_foreign(root / "foreign")
     pack({name: moved(6) for name in ("this", "that")}, "emr", output_dir=root / "packed")
     words = ["studio", "0/vector", "1/vector", "--base", "base", "--data-dir", "data", "--images", "8"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
@@ -166,6 +167,26 @@ def test_every_control_does_what_it_says(page: Any, address: str) -> None:
     shows(page, "#note", "2 vectors were added already")
     page.locator("#push").click()
     shows(page, "#note", "name a repository")
+
+
+def test_a_vector_of_another_base_is_brought_here_and_an_analogy_is_made_of_it(page: Any) -> None:
+    page.get_by_role("tab", name="Add and publish").click()
+    assert not page.locator("#carry").is_visible()
+    add(page, "foreign")
+    shows(page, "#note", "was made from user/elsewhere")
+    page.locator("#carry").click()
+    shows(page, "#note", "colours by gradfix was brought here from user/elsewhere")
+    shows(page, "#added-0", "colours by gradfix")
+    page.locator("#carry").wait_for(state="hidden")
+    page.locator("#term-c input").click()
+    page.get_by_role("option", name="colours by gradfix", exact=True).click()
+    page.locator("#alpha input").fill("0.5")
+    page.locator("#alpha input").press("Tab")
+    page.locator("#analogy").click()
+    shows(page, "#added-1", "colours by gradfix + 0.5 (")
+    page.wait_for_function("new URLSearchParams(location.search).getAll('add').includes('analogy:0,1,2,0.5')")
+    page.get_by_role("tab", name="Copy").click()
+    shows(page, "#python", "import analogy")
 
 
 def test_a_narrow_screen_holds_all_of_it(browser: Any, address: str) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import torch
@@ -15,17 +17,21 @@ import torch
 from hf_taskvec import TaskVector
 from hf_taskvec.command.app import app
 from hf_taskvec.command.studio import StudioSettings, desk_of
-from hf_taskvec.errors import DataError, TaskVecError
+from hf_taskvec.editing import analogy, transport
+from hf_taskvec.errors import BaseMismatchError, DataError, TaskVecError
 from hf_taskvec.multitask import pack
-from hf_taskvec.studio import Bank
+from hf_taskvec.studio import Bank, Lever, Moment
 from hf_taskvec.studio.board import Bar, Board, ClassLogits
 from hf_taskvec.studio.desk import GESTURE, Desk
 from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
-from hf_taskvec.studio.setting import Setting
+from hf_taskvec.studio.edits import analogy_lever
+from hf_taskvec.studio.setting import Analogy, Setting, added_of
+from hf_taskvec.studio.words import added_note, copied
 from tests.bases import colours_task, save_colour_dataset, save_tiny_base, tiny_base
+from tests.helpers import equal_vectors
 from tests.hub_server import HubServer
 from tests.test_command import call, refusal
-from tests.test_studio import moved
+from tests.test_studio import moved, save_foreign
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[2J|birds"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,6 +48,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def desk(sources: list[str]) -> Desk:
     return Desk(tiny_base(), [colours_task()], sources, quick=8, most=30)
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_foreign(tmp_path_factory.mktemp("foreign") / "vector")
 
 
 # -- the desk ---------------------------------------------------------------------------------------------------------
@@ -106,6 +117,57 @@ def test_several_tasks_that_are_added_leave_the_sum_as_it_is(desk: Desk, sources
     assert len(longer.setting.moments) == 4
     again, notes = desk.entered({"factors": ["0.3,0.3"]})
     assert (again.setting, notes) == (desk.first.setting, [])
+
+
+def test_an_analogy_of_vectors_at_the_desk_has_a_slider(desk: Desk) -> None:
+    longer = desk.with_vector(desk.first, Analogy(0, 1, 1, 0.5).source)
+    bank, (a, b) = desk.bank(longer), (lever.vector for lever in desk.home.levers)
+    assert equal_vectors(bank.levers[2].vector, analogy(a, b, b, factor=0.5))
+    assert bank.levers[2].name == "shades + 0.5 (shades − colours)"
+    alone = replace(longer.setting, factors=(0.0, 0.0, 1.0))
+    names: dict[str, Any] = {}
+    exec(copied(bank, alone, tiny_base().name)[0].rsplit("\n", 1)[0], names)
+    assert equal_vectors(names["merged"], bank.merged(alone))
+    again, notes = desk.entered(parse_qs(longer.setting.link(longer.added).removeprefix("?")))
+    assert (again.setting, again.added, notes) == (longer.setting, longer.added, [])
+    for wrong in (Analogy(0, 0, 1), Analogy(0, 1, 2)):
+        with pytest.raises(DataError, match="out of the 2 under the sliders"):
+            desk.with_vector(desk.first, wrong.source)
+
+
+def test_an_analogy_across_bases_is_refused_by_name(desk: Desk, foreign: str) -> None:
+    stranger = Lever("stranger", (Moment("end", foreign, TaskVector.from_pretrained(foreign)),))
+    with pytest.raises(BaseMismatchError, match="colours"):
+        analogy_lever(Analogy(0, 2, 1), [*desk.home.levers, stranger])
+
+
+def test_a_vector_of_another_base_is_brought_here(desk: Desk, foreign: str, tmp_path: Path) -> None:
+    with pytest.raises(BaseMismatchError):
+        desk.with_vector(desk.first, foreign)
+    bank = desk.bank(desk.with_vector(desk.first, f"gradfix:{foreign}"))
+    vector = TaskVector.from_pretrained(foreign)
+    assert equal_vectors(bank.levers[2].vector, transport(vector, to=tiny_base(), tasks=colours_task()))
+    info = bank.levers[2].vector.info
+    assert (info.base, (info.transport or {})["base"]) == (tiny_base().name, "user/elsewhere")
+    told = added_note(bank.levers[2:])
+    assert "colours by gradfix was brought here from user/elsewhere by 2 images a class of colours" in told
+    assert "method='gradfix', tasks=['colours']" in str(bank.levers[2].moments[0].code)
+    TaskVector(vector.deltas, replace(vector.info, task="ships")).save_pretrained(tmp_path / "ships")
+    with pytest.raises(DataError, match="of ships, which has no bar here: start with --tasks"):
+        desk.with_vector(desk.first, f"gradfix:{tmp_path / 'ships'}")
+
+
+def test_strangers_and_links_bring_vectors_only_by_what_opens_no_other_base(sources: list[str]) -> None:
+    desk = Desk(tiny_base(), [colours_task()], sources, quick=8, most=8, public=True)
+    assert desk.ways == ["gradfix"]
+    with pytest.raises(DataError, match="theseus opens another base: take gradfix"):
+        desk.with_vector(desk.first, "theseus:user/birds")
+    with pytest.raises(DataError, match="is no Hub id"):
+        desk.with_vector(desk.first, "gradfix:/etc")
+    links = {
+        "add": ["theseus:user/birds", "gradfix:/etc", "analogy:0,1,x,1", "gradfix:user/birds", "analogy:0,1,0,-0.5"]
+    }
+    assert added_of(links) == ["gradfix:user/birds", "analogy:0,1,0,-0.5"]
 
 
 def test_only_vectors_whose_tasks_have_a_bar_are_told_to_disturb_each_other(desk: Desk, sources: list[str]) -> None:

@@ -26,12 +26,16 @@ from hf_taskvec.studio.setting import (
     HIGHEST,
     LOWEST,
     MOST_ADDED,
+    PUBLIC_WAY,
     ROOM,
     SUM,
+    WAYS,
+    Analogy,
     Setting,
     added_of,
     is_hub_source,
     restored,
+    way_of,
 )
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.subsets import subset
@@ -103,6 +107,11 @@ class Desk:
         return Visit(self.home.start)
 
     @property
+    def ways(self) -> list[str]:
+        """The methods that bring a vector of another base here."""
+        return [PUBLIC_WAY] if self.public else list(WAYS)
+
+    @property
     def all_blocks(self) -> int:
         """How many blocks of images there are."""
         return len(self.bench.blocks)
@@ -114,7 +123,7 @@ class Desk:
         return self._banks.get(visit.added, lambda: self._opened(visit.added))
 
     def _opened(self, added: tuple[str, ...]) -> Bank:
-        return open_bank(self.base, self.sources, added=added, room=ROOM)
+        return open_bank(self.base, self.sources, added=added, room=ROOM, tasks=self.bench.tasks)
 
     def entered(self, query: Mapping[str, Sequence[str]]) -> tuple[Visit, list[str]]:
         """The visit that a link describes, and what of it was not taken, in words.
@@ -146,6 +155,10 @@ class Desk:
     def with_vector(self, visit: Visit, source: str) -> Visit:
         """The visit with one more vector, whose slider stands at 0.3, or with those of several tasks, at 0.
 
+        Args:
+            visit: The visit.
+            source: As `open_bank` takes it among `added`.
+
         Raises:
             DataError: If there is no room, or a stranger names something else than a Hub repository.
             TaskVecError: If it is of another base or cannot be opened.
@@ -153,8 +166,11 @@ class Desk:
         source = source.strip()
         if len(visit.added) >= MOST_ADDED:
             raise DataError(f"{MOST_ADDED} vectors were added already; reload the page to begin anew")
-        if not source or (self.public and not is_hub_source(source)):
-            raise DataError(f"{source or 'nothing'!r} is no Hub id; write user/name, with @revision if wanted")
+        way, place = way_of(source)
+        if Analogy.of(source) is None and (not place or (self.public and not is_hub_source(place))):
+            raise DataError(f"{place or 'nothing'!r} is no Hub id; write user/name, with @revision if wanted")
+        if way is not None and way not in self.ways:
+            raise DataError(f"this page is open to everybody, and {way} opens another base: take {PUBLIC_WAY}")
         longer = replace(visit, added=(*visit.added, source))
         start, before = self.bank(longer).start, len(visit.setting.factors)
         new = start.factors[before:] if len(start.factors) == before + 1 else (0.0,) * (len(start.factors) - before)

@@ -17,6 +17,9 @@ from hf_taskvec.multitask.files import CONFIG_NAME as PACKED_NAME
 from hf_taskvec.multitask.files import artefact_info
 from hf_taskvec.multitask.value import MultiTaskVector
 from hf_taskvec.studio.bank import Bank, Lever, Moment
+from hf_taskvec.studio.edits import analogy_lever, carried_lever
+from hf_taskvec.studio.setting import Analogy, way_of
+from hf_taskvec.tasks import Task
 from hf_taskvec.text import listed
 from hf_taskvec.vectors.adapter_config import CONFIG as ADAPTER_NAME
 from hf_taskvec.vectors.adapter_config import parse_config
@@ -43,15 +46,23 @@ def embedded_vectors() -> list[str]:
     return sorted(str(path.parent) for path in VECTORS.glob(f"*/vector/{CONFIG_NAME}"))
 
 
-def open_bank(base: Base, sources: Sequence[str] = (), *, added: Sequence[str] = (), room: int | None = None) -> Bank:
+def open_bank(
+    base: Base,
+    sources: Sequence[str] = (),
+    *,
+    added: Sequence[str] = (),
+    room: int | None = None,
+    tasks: Sequence[Task] = (),
+) -> Bank:
     """The levers of some vectors.
 
     Args:
         base: Their base.
         sources: Hub ids (with `@revision` if wanted) or folders of vectors, LoRA adapters, series of epochs or vectors
             of several tasks; those that come with the package if there are none.
-        added: Further ones.
+        added: Further ones, also of another base as `way:source` (`way_of`), and analogies (`Analogy.source`).
         room: How many levers the further ones may have; as many as they like if left out.
+        tasks: Whose training images show how a vector of another base is brought here.
 
     Raises:
         BaseMismatchError: If one is of another base.
@@ -67,7 +78,9 @@ def open_bank(base: Base, sources: Sequence[str] = (), *, added: Sequence[str] =
     if not chosen:
         raise CheckpointError(f"there are no vectors to open, not even in {VECTORS}; name some")
     levers = [lever for source in chosen for lever in open_levers(base, source)]
-    more = [lever for source in added for lever in open_levers(base, source)]
+    more = list[Lever]()
+    for source in added:
+        more += _added(base, source, [*levers, *more], tasks)
     if room is not None and len(more) > room:
         raise DataError(
             f"{added[-1]} would make it {len(more)} vectors that were added, and there is room for {room}; start the "
@@ -79,6 +92,13 @@ def open_bank(base: Base, sources: Sequence[str] = (), *, added: Sequence[str] =
         again = names[lever.name] > 1
         unique.append(replace(lever, name=f"{lever.name} ({names[lever.name]})") if again else lever)
     return Bank(unique)
+
+
+def _added(base: Base, source: str, levers: Sequence[Lever], tasks: Sequence[Task]) -> list[Lever]:
+    way, place = way_of(source)
+    if (wanted := Analogy.of(source)) is not None:
+        return [analogy_lever(wanted, levers)]
+    return open_levers(base, source) if way is None else [carried_lever(place, way, base, tasks)]
 
 
 def open_levers(base: Base, source: str) -> list[Lever]:

@@ -13,13 +13,13 @@ from urllib.parse import parse_qs
 import gradio as gr
 import numpy as np
 
-from hf_taskvec.errors import TaskVecError
-from hf_taskvec.studio.bank import Lever
+from hf_taskvec.errors import BaseMismatchError, TaskVecError
 from hf_taskvec.studio.board import Flip, logits_of
 from hf_taskvec.studio.desk import Desk, Visit
 from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
-from hf_taskvec.studio.setting import HIGHEST, LOWEST, ROOM, STEP, Setting
-from hf_taskvec.studio.words import added_note, lever_label, moment_label
+from hf_taskvec.studio.setting import HIGHEST, LOWEST, ROOM, STEP, Analogy, Setting
+from hf_taskvec.studio.widgets import epoch_slider, factor_slider, lever_choices, term_choices
+from hf_taskvec.studio.words import added_note, copied, flip_caption, lever_label, moment_label
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 REFUSALS = (TaskVecError, ValueError, OSError)  # what a visitor can meet; told on the page
@@ -104,16 +104,18 @@ class _Page:
         start = self.desk.home.start
         with gr.Column(elem_classes="tv-levers"):
             for number, (lever, factor) in enumerate(zip(self.desk.home.levers, start.factors, strict=True)):
-                self.controls.sliders.append(_slider(lever, factor, name=f"factor-{number}"))
+                self.controls.sliders.append(factor_slider(lever, factor, name=f"factor-{number}"))
                 if len(lever.moments) > 1:
                     last = len(lever.moments) - 1
-                    self.controls.epochs[number] = _epochs(moment_label(lever, last), last, name=f"moment-{number}")
+                    self.controls.epochs[number] = epoch_slider(
+                        moment_label(lever, last), last, name=f"moment-{number}"
+                    )
             for number in range(ROOM):  # what a visitor adds
                 hidden = gr.Slider(
                     LOWEST, HIGHEST, value=0, step=STEP, visible=False, elem_id=f"added-{number}", buttons=[]
                 )
                 self.controls.sliders.append(hidden)
-                self.controls.epochs[len(self.desk.home.levers) + number] = _epochs(
+                self.controls.epochs[len(self.desk.home.levers) + number] = epoch_slider(
                     "", 1, name=f"added-moment-{number}", visible=False
                 )
 
@@ -175,6 +177,14 @@ class _Page:
                     scale=4,
                 )
                 self.add = gr.Button("Check and add", elem_id="add", scale=1)
+            with gr.Row(visible=False) as self.carrying:
+                label = "It is of another base: bring it here by"
+                self.way = gr.Dropdown(self.desk.ways, label=label, elem_id="way", scale=4)
+                self.carry = gr.Button("Carry it over", elem_id="carry", scale=1)
+            with gr.Row():
+                self.terms = term_choices(self.desk.home.levers)
+                self.alpha = gr.Number(1.0, label="how far (α)", minimum=-1, maximum=2, elem_id="alpha", min_width=80)
+                self.analogy = gr.Button("Add c + α (b − a)", elem_id="analogy", scale=1)
             with gr.Row(visible=not self.desk.public):
                 self.repository = gr.Textbox(
                     label="Publish the merged vector with its card", placeholder="user/name", elem_id="repo", scale=4
@@ -188,6 +198,7 @@ class _Page:
         inputs = [self.visit, self.method, *moves]
         everything = [self.visit, self.strip, self.method, self.bars, self.note, self.link, self.python, self.yaml]
         everything += [self.gallery, self.logits, self.cosines, self.conflicts, self.entangled, self.source, *moves]
+        everything += [self.carrying, *self.terms]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         told: dict[str, Any] = {**quiet, "outputs": [self.visit, self.bars, self.note]}
 
@@ -199,6 +210,8 @@ class _Page:
             self.tune.click(self._tuned, [self.visit], everything, **quiet),
             self.add.click(self._added, [self.visit, self.source], everything, **quiet),
             self.source.submit(self._added, [self.visit, self.source], everything, **quiet),
+            self.carry.click(self._carried, [self.visit, self.source, self.way], everything, **quiet),
+            self.analogy.click(self._analogy, [self.visit, *self.terms, self.alpha], everything, **quiet),
         ]
         looks = {"fn": self._settled, "inputs": [self.visit, self.task, self.looking], "outputs": everything, **quiet}
         settles = [*(event.then(**looks) for event in (moved, *enters)), self.task.input(**looks)]
@@ -256,7 +269,8 @@ class _Page:
     def _strip(self, visit: Visit, task: int, blocks: int) -> Shown:
         exam = None if task < 0 else task
         turned = self.desk.flips(visit, blocks=blocks, exam=exam)
-        pictures = [(self._picture(flip), self._caption(flip)) for flip in turned]
+        tasks = [task.name for task in self.desk.bench.tasks]
+        pictures = [(self._picture(flip), flip_caption(flip, tasks[flip.exam])) for flip in turned]
         return {self.strip: turned, self.gallery: gr.Gallery(pictures, selected_index=None)}
 
     def _picture(self, flip: Flip) -> np.ndarray[Any, Any]:
@@ -264,20 +278,9 @@ class _Page:
         times = max(1, _SIDE // pixels.shape[0])
         return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
-    def _caption(self, flip: Flip) -> str:
-        name = self.desk.bench.tasks[flip.exam].name
-        return f"{'✓' if flip.mended else '✗'} {name}: {flip.before} → {flip.now}"
-
     def _copies(self, visit: Visit) -> Shown:
-        bank, setting = self.desk.bank(visit), visit.setting
-        shown: Shown = {self.link: setting.link(visit.added)}
-        try:
-            codes = bank.codes(setting)
-            python = setting.python(bank.sources(setting), codes=codes, base=self.desk.base.name)
-            yaml = setting.yaml(bank.sources(setting), codes=codes)
-        except REFUSALS as error:
-            python = yaml = f"# {error}"
-        return {**shown, self.python: python, self.yaml: yaml}
+        python, yaml = copied(self.desk.bank(visit), visit.setting, self.desk.base.name)
+        return {self.link: visit.setting.link(visit.added), self.python: python, self.yaml: yaml}
 
     def _likeness(self, visit: Visit) -> Shown:
         bank = self.desk.bank(visit)
@@ -317,6 +320,8 @@ class _Page:
                 moment = visit.setting.moments[number]
                 label = moment_label(bank.levers[number], moment)
                 shown[slider] = gr.Slider(value=moment, maximum=last, visible=True, label=label)
+        if visit.added:
+            shown |= {term: gr.Dropdown(lever_choices(bank.levers)) for term in self.terms}
         return {**shown, self.method: visit.setting.method}
 
     def _entered(self, visit: Visit, address: str) -> Shown:
@@ -345,12 +350,26 @@ class _Page:
 
     def _added(self, visit: Visit, source: str) -> Iterator[Shown]:
         yield {self.note: drawn_note([f"Looking at {source} …"])}
+        yield self._with(visit, source)
+
+    def _carried(self, visit: Visit, source: str, way: str) -> Iterator[Shown]:
+        yield {self.note: drawn_note([f"Bringing {source} here by {way} …"])}
+        yield self._with(visit, f"{way}:{source.strip()}")
+
+    def _analogy(self, visit: Visit, a: int, b: int, c: int, factor: float | None) -> Shown:
+        return self._with(visit, Analogy(a, b, c, 1.0 if factor is None else factor).source)
+
+    def _with(self, visit: Visit, source: str) -> Shown:
+        """The page with one more vector, or why not; of one of another base, with the offer to bring it here."""
         try:
             longer = self.desk.with_vector(visit, source)
-            told = added_note(self.desk.bank(longer).levers[len(visit.setting.factors) :])
-            yield {**self._everywhere(longer, drawn_note([told])), self.source: ""}
         except REFUSALS as error:
-            yield {self.note: drawn_note([str(error)], bad=True)}
+            offered = {self.carrying: gr.Row(visible=isinstance(error, BaseMismatchError))}
+            return {**offered, self.note: drawn_note([str(error)], bad=True)}
+        levers = self.desk.bank(longer).levers
+        told = added_note(levers[len(visit.setting.factors) :])
+        done: Shown = {self.source: "", self.carrying: gr.Row(visible=False)}
+        return {**self._everywhere(longer, drawn_note([told])), **done}
 
     def _relabelled(self, number: int, visit: Visit, moment: float) -> Any:
         return gr.Slider(label=moment_label(self.desk.bank(visit).levers[number], int(moment)))
@@ -376,11 +395,3 @@ class _Page:
             yield drawn_note(["Published:"], link=self.desk.push(visit, repository))
         except REFUSALS as error:
             yield drawn_note([str(error)], bad=True)
-
-
-def _slider(lever: Lever, factor: float, *, name: str) -> Any:
-    return gr.Slider(LOWEST, HIGHEST, value=factor, step=STEP, label=lever_label(lever), elem_id=name, buttons=[])
-
-
-def _epochs(label: str, last: int, *, name: str, visible: bool = True) -> Any:
-    return gr.Slider(0, last, value=last, step=1, label=label, elem_id=name, visible=visible, buttons=[])

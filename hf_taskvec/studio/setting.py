@@ -21,6 +21,9 @@ SUM = "task_arithmetic"
 LOWEST, HIGHEST, STEP = -1.0, 2.0, 0.05
 MOST_ADDED = 2  # sources
 ROOM = 8  # sliders for what is in them
+WAYS = {"gradfix": True, "orthogonal_shift": False, "theseus": True, "rebasin": False}  # whether images are looked at
+PUBLIC_WAY = "gradfix"  # it alone opens no other base
+_ANALOGY = re.compile(r"analogy:(\d{1,3}),(\d{1,3}),(\d{1,3}),(-?\d{1,2}(?:\.\d{1,4})?)")
 _LIST = re.compile(r"[-+\d.eE,a-zA-Z]{0,2000}")
 
 
@@ -77,9 +80,10 @@ class Setting:
         """
         recipe = self.recipe(sources)
         lines = "".join(f"    {codes.get(source, repr(source))},\n" for source in recipe.vectors)
-        opened = {code.partition(".")[0] for code in codes.values()}
-        names = [*(["TaskVector"] if "TaskVector" in opened else []), "load_base", "merge"]
-        more = "from hf_taskvec.multitask import MultiTaskVector\n" if "MultiTaskVector" in opened else ""
+        used = set(re.findall(r"\w+(?=[.(])", "".join(codes.values())))
+        names = [*(["TaskVector"] if "TaskVector" in used else []), "load_base", "merge"]
+        rooms = {"analogy": "editing", "transport": "editing", "MultiTaskVector": "multitask"}
+        more = "".join(f"from hf_taskvec.{rooms[name]} import {name}\n" for name in rooms if name in used)
         return (
             f"from hf_taskvec import {', '.join(names)}\n{more}\nvectors = [\n{lines}]\n"
             f'merged = merge(vectors, {recipe.method!r}, factors={list(recipe.factors)}, missing="zero")\n'
@@ -122,7 +126,44 @@ class Setting:
             "moments": ",".join(map(str, self.moments)),
         }
         pairs = [*values.items(), *(("add", source) for source in added)]
-        return "?" + urlencode(pairs, safe=",/@")
+        return "?" + urlencode(pairs, safe=",/@:")
+
+
+@dataclass(frozen=True)
+class Analogy:
+    """c + α(b − a) of vectors under the sliders, by their numbers.
+
+    Example:
+        >>> Analogy(0, 1, 2, 0.5).source, Analogy.of("analogy:0,1,2,0.5") == Analogy(0, 1, 2, 0.5), Analogy.of("user/x")
+        ('analogy:0,1,2,0.5', True, None)
+    """
+
+    a: int
+    b: int
+    c: int
+    factor: float = 1.0
+
+    @property
+    def source(self) -> str:
+        """How it is told among what was added."""
+        return f"analogy:{self.a},{self.b},{self.c},{round(self.factor, 4):g}"
+
+    @classmethod
+    def of(cls, source: str) -> Analogy | None:
+        """The analogy that a source tells, if it tells one."""
+        told = _ANALOGY.fullmatch(source)
+        return told and cls(int(told[1]), int(told[2]), int(told[3]), float(told[4]))
+
+
+def way_of(source: str) -> tuple[str | None, str]:
+    """How a vector of another base is to be brought here, `None` if it is of this one, and its own source.
+
+    Example:
+        >>> way_of("gradfix:user/birds@main"), way_of("user/birds")
+        (('gradfix', 'user/birds@main'), (None, 'user/birds'))
+    """
+    way, colon, place = source.partition(":")
+    return (way, place) if colon and way in WAYS else (None, source)
 
 
 @dataclass(frozen=True)
@@ -139,14 +180,19 @@ class Restored:
 
 
 def added_of(query: Mapping[str, Sequence[str]]) -> list[str]:
-    """The Hub ids of a link that vectors are to be added from; folders of the machine are none.
+    """What a link adds: Hub ids, also of vectors to be brought here, and analogies; no folders of the machine.
 
     Example:
         >>> added_of({"add": ["user/birds@main", "../../etc", "/root"]})
         ['user/birds@main']
     """
-    sources = dict.fromkeys(source for source in query.get("add", []) if is_hub_source(source))
+    sources = dict.fromkeys(source for source in query.get("add", []) if _is_open(source))
     return list(sources)[:MOST_ADDED]
+
+
+def _is_open(source: str) -> bool:
+    way, place = way_of(source)
+    return Analogy.of(source) is not None or (way in (None, PUBLIC_WAY) and is_hub_source(place))
 
 
 def is_hub_source(source: str) -> bool:
