@@ -17,7 +17,7 @@ from pretraining.drawn import generated_pairs
 
 from hf_taskvec.errors import DataError, UnknownNameError
 from hf_taskvec.tasks import SUITES, TASKS, Task, get_task, get_tasks
-from hf_taskvec.tasks.generated import COUNTS, PATTERNS, SHAPES
+from hf_taskvec.tasks.generated import COUNTS, PATTERNS, SHAPES, generated_split
 from hf_taskvec.tasks.mini import builtin_splits
 from hf_taskvec.tasks.registry import DATA_DIR_VARIABLE
 from hf_taskvec.tasks.subsets import subset
@@ -478,6 +478,21 @@ def test_builtin_tasks_are_drawn_the_same_again() -> None:
         for split in ("train", "test"):
             assert again[split]._fingerprint == splits[split]._fingerprint  # a hash of the images and labels
             assert again[split].data == splits[split].data
+
+
+def test_a_test_part_is_had_without_drawing_the_training_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    builtin_splits.cache_clear()
+    drawn: list[int] = []
+
+    def counted(draw: Any, names: Any, count: int, *, seed: int) -> Dataset:
+        drawn.append(count)
+        return generated_split(draw, names, count, seed=seed)
+
+    monkeypatch.setattr("hf_taskvec.tasks.mini.generated_split", counted)
+    assert len(get_task("shapes").load("test")) == 400
+    assert drawn == [400]
+    assert len(get_task("shapes").load("train")) == 1080
+    assert drawn == [400, 1200]
 
 
 def test_generated_drawings_are_pinned() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset
 from PIL import Image as PILImage
 
 from hf_taskvec.errors import check_known
@@ -51,37 +52,68 @@ _DRAWN = {  # how an image is drawn, the classes, and which pair of seeds the pa
 }
 
 
+class DrawnSplits(Mapping[str, Dataset]):
+    """Splits that are drawn when somebody asks for them, once.
+
+    Args:
+        draw: Gives the split of a name.
+        names: The names.
+
+    Example:
+        >>> DrawnSplits(lambda split: Dataset.from_dict({"label": [0]}), ("train", "test"))["test"]["label"][:]
+        [0]
+    """
+
+    def __init__(self, draw: Callable[[str], Dataset], names: Iterable[str] = ("train", "test")) -> None:
+        self._draw, self._names, self._drawn = draw, tuple(names), dict[str, Dataset]()
+
+    def __getitem__(self, split: str) -> Dataset:
+        if split not in self._names:
+            raise KeyError(split)
+        if split not in self._drawn:
+            self._drawn[split] = self._draw(split)
+        return self._drawn[split]
+
+    def __contains__(self, split: object) -> bool:  # a mapping's own asks for the value
+        return split in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @cache
-def builtin_splits(name: str) -> DatasetDict:
-    """The `train` and `test` splits of a builtin task, made in memory once per process.
+def builtin_splits(name: str) -> Mapping[str, Dataset]:
+    """The `train` and `test` splits of a builtin task, each made in memory once per process, when it is asked for.
 
     Example:
         >>> len(builtin_splits("shapes")["train"]), len(builtin_splits("shapes")["test"])
         (1200, 400)
     """
     check_known("builtin dataset", name, ("digits", *_DRAWN))
-    if name == "digits":
-        return _digits()
+    return DrawnSplits(partial(_digits if name == "digits" else _generated, name))
+
+
+def _generated(name: str, split: str) -> Dataset:
     draw, names, seed = _DRAWN[name]
-    train = generated_split(draw, names, TRAIN_IMAGES, seed=2 * seed)
-    return DatasetDict(train=train, test=generated_split(draw, names, TEST_IMAGES, seed=2 * seed + 1))
+    if split == "train":
+        return generated_split(draw, names, TRAIN_IMAGES, seed=2 * seed)
+    return generated_split(draw, names, TEST_IMAGES, seed=2 * seed + 1)
 
 
-def _digits() -> DatasetDict:
-    """The 1,797 real 8 x 8 digits of scikit-learn, drawn up to 32 px, split with equal class shares."""
+def _digits(name: str, split: str) -> Dataset:
+    """A part of the 1,797 real 8 x 8 digits of scikit-learn, drawn up to 32 px, split with equal class shares."""
     from sklearn.datasets import load_digits  # slow to import, needed by this task only
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    images = [_enlarge(image) for image in digits.images]
-    indices = np.arange(len(images))
-    train, test = train_test_split(indices, test_size=TEST_IMAGES, stratify=digits.target, random_state=0)
-
-    def split_of(rows: np.ndarray) -> Dataset:
-        labels = [int(digits.target[row]) for row in rows]
-        return image_dataset([images[row] for row in rows], "label", labels, ClassLabel(names=list(DIGITS)))
-
-    return DatasetDict(train=split_of(train), test=split_of(test))
+    images = np.arange(len(digits.images))
+    train, test = train_test_split(images, test_size=TEST_IMAGES, stratify=digits.target, random_state=0)
+    rows = test if split == "test" else train
+    enlarged, labels = [_enlarge(digits.images[row]) for row in rows], [int(digits.target[row]) for row in rows]
+    return image_dataset(enlarged, "label", labels, ClassLabel(names=list(DIGITS)))
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:

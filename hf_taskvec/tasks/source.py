@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ _MAX_CARD_BYTES = 1 << 20
 _HUB_TABLE = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{40})/(.+\.(?:parquet|arrow))")
 
 
-def load_source(dataset: str, config: str | None = None, revision: str | None = None) -> DatasetDict:
+def load_source(dataset: str, config: str | None = None, revision: str | None = None) -> Mapping[str, Dataset]:
     """Downloads what is not cached and gives every split of a dataset, memory-mapped.
 
     Args:
@@ -60,13 +60,13 @@ def load_source(dataset: str, config: str | None = None, revision: str | None = 
     if not is_local(dataset):
         builder = _open(dataset, config, revision)
         _check_files_apart(builder, dataset)
-        fetched = _prepared(builder, dataset, config)
+        fetched: Mapping[str, Dataset] = _prepared(builder, dataset, config)
         check_label_orders(_fetched_files(builder, dataset), builder.info.features)
         return fetched
     local = _read_local(dataset, config)
     # The fingerprint of a local dataset knows its card but not its files; caches keyed by it would go stale.
     stamp = _stamp(local.files)
-    splits = DatasetDict()
+    splits: dict[str, Dataset] = DatasetDict()
     for split, data in local.splits.items():
         mark = xxhash.xxh3_64_hexdigest(f"{stamp}/{split}".encode())
         splits[split] = data.select_columns(data.column_names, new_fingerprint=mark)

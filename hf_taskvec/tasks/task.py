@@ -336,9 +336,10 @@ class Task:
             return self.dataset.removeprefix(MEMORY_PREFIX)
         return source_revision(self.dataset, self.config, self.revision)
 
-    def _source(self) -> DatasetDict:
-        if self.source is not None:
-            return self.source
+    def _source(self) -> Mapping[str, Dataset]:
+        own: Mapping[str, Dataset] | None = self.source
+        if own is not None:
+            return own
         if self.dataset.startswith(MEMORY_PREFIX):
             raise DataError(f"the data of task {self.name!r} were in memory; make it anew by Task.from_dataset")
         return load_source(self.dataset, self.config, self.revision)
