@@ -52,7 +52,8 @@ class VectorInfo:
             `hf_taskvec.editing.forget`.
         transport: Of a vector that was brought to its base from another: that other base and how; see
             `hf_taskvec.editing.transport`.
-        rounding_error: Relative error, in norm, of the dtypes that the fine-tuned weights and the vector were saved in.
+        rounding_error: Relative error, in norm, of the dtypes that the fine-tuned weights and the vector were saved in;
+            the least it can be where the base's weights are in the same half precision.
         command: The command that made it.
         seconds: How long the making took, on the machine it ran on.
         license: Licence of the vector, by the Hub's name for it.
