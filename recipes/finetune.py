@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["hf-taskvec"]
 # ///
-"""Fine-tunes a CLIP vision tower on one task and saves its task vector.
+"""Fine-tunes a vision tower on one task and saves its task vector.
 
 accelerate launch recipes/finetune.py --task mnist --base openai/clip-vit-base-patch32 --output_dir out/mnist
 python recipes/finetune.py --task digits --learning_rate 3e-4 --num_train_epochs 3 --output_dir out/digits
@@ -31,7 +31,7 @@ from hf_taskvec.weights.folders import check_output_folder
 @dataclass
 class FinetuneArguments:
     task: str = arg("A registered task, or a folder's name in data_dir.")
-    base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    base: str | None = arg("Hub id or folder of a CLIP, SigLIP, ViT or DINOv2; the tiny CLIP by default.", default=None)
     base_revision: str | None = arg("Branch, tag or commit of the base.", default=None)
     attn_implementation: str | None = arg(
         "Attention, as Transformers names it; eager is the fastest on a CPU with --bf16.", default=None

@@ -26,7 +26,7 @@ class EvaluateSettings:
     """What is evaluated, on what, and what stands beside it."""
 
     tasks: list[str] = arg("Tasks or suites.")
-    base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    base: str | None = arg("Hub id or folder of a CLIP, SigLIP, ViT or DINOv2; the tiny CLIP by default.", default=None)
     vector: str | None = arg(
         "Hub id or folder of a task vector to add, or of several tasks' vectors packed together.", default=None
     )
@@ -79,7 +79,7 @@ class TuneSettings:
 
     vectors: list[str] = arg("Hub ids or folders: one vector for its scaling, several for weights of their sum.")
     tasks: list[str] = arg("Tasks or suites whose validation parts decide; the vectors' own if left out.", default=[])
-    base: str | None = arg("Hub id or folder of a CLIP model; the embedded tiny CLIP if left out.", default=None)
+    base: str | None = arg("Hub id or folder of a CLIP, SigLIP, ViT or DINOv2; the tiny CLIP by default.", default=None)
     criterion: Literal["accuracy", "normalised"] = arg("What is maximised.", default="accuracy")
     individual: list[str] = arg("Hub ids or folders of the tasks' own vectors, for normalised.", default=[])
     tried: list[float] = arg("Scalings to try, or steps of weights; a good grid if left out.", default=[])
