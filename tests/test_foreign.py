@@ -19,6 +19,7 @@ from transformers import CLIPModel
 from hf_taskvec.errors import BaseMismatchError, CheckpointError, IncompatibleVectorsError
 from hf_taskvec.models.base import load_base
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.arithmetic import rounding_noise
 from tests.helpers import equal_vectors, finetuned, tiny_clip
 
 Folders = tuple[Path, Path]
@@ -104,6 +105,17 @@ def test_two_checkpoints_in_half_precision_tell_the_rounding_of_the_second(base:
     share = math.sqrt(sum(float((stored[name] - true[name]).square().sum()) for name in true)) / stored.norm()
     assert stored.info.rounding_error == pytest.approx(share, rel=0.15)
     assert TaskVector.from_models(half, half).info.rounding_error is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_noise_of_half_precision_is_read_from_the_bits(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = (torch.randn(5000, generator=generator) * torch.logspace(-9, 3, 5000)).to(dtype)
+    after = torch.where(torch.arange(5000) % 3 > 0, before * 1.5, before)
+    delta = after.float() - before.float()
+    info = TaskVector.from_weights({"w": before}, {"w": after}).info
+    expected = math.sqrt(rounding_noise(after, before, delta)) / float(delta.double().norm())
+    assert info.rounding_error == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("size", "told"), [(0.1, False), (0.0005, True)])

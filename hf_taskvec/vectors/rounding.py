@@ -106,7 +106,7 @@ def check_rounding(
     if square == 0:
         return 0.0
     _tell_unmoved(ours, theirs, alike)
-    both = _share((rounding_noise(theirs[name], ours[name], deltas[name]) for name in alike), square)
+    both = _share((_noise_of_moved(ours[name], theirs[name]) for name in alike), square)
     if widened:
         noise = (rounding_noise(ours[name], theirs[name], deltas[name]) for name in widened)
         logger.warning(
@@ -165,6 +165,20 @@ def _in(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
 def is_narrower(one: Tensor, other: Tensor) -> bool:
     """Whether a weight's dtype has a coarser spacing than another's."""
     return torch.finfo(one.dtype).eps > torch.finfo(other.dtype).eps
+
+
+def _noise_of_moved(before: Tensor, after: Tensor) -> float:
+    """As `rounding_noise` of two weights of one half precision, whose bits tell the spacing, faster."""
+    info = torch.finfo(after.dtype)
+    shift = round(-math.log2(info.eps))  # bits behind the exponent's
+    counts = torch.zeros(1 << (15 - shift), dtype=torch.int64)
+    flat = (tensor.detach().cpu().reshape(-1).split(PIECE) for tensor in (before, after))
+    for old, new in zip(*flat, strict=True):
+        exponents = (new[old != new].view(torch.int16) & 0x7FFF) >> shift
+        counts += torch.bincount(exponents, minlength=len(counts))
+    powers = torch.arange(len(counts)).clamp_(min=1).double() - 1
+    spacing = info.smallest_normal * info.eps * torch.exp2(powers)
+    return float((counts * spacing.square()).sum()) / 12
 
 
 def _are_half(one: Tensor, other: Tensor) -> bool:
