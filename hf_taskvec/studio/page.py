@@ -248,8 +248,10 @@ class _Page:
 
     def _settled(self, visit: Visit, task: int, looking: bool) -> Iterator[Shown]:
         """What may come later: what is copied, the likeness of the vectors, more images, and those that flip."""
-        waited = self.desk.bank(visit).is_slow(visit.setting)
         try:
+            if self.desk.bank(visit).is_slow(visit.setting):  # the move told so, and no bars
+                first = self._first_look(visit)
+                yield {self.bars: first[self.bars], self.note: first[self.note]}
             yield {**self._copies(visit), **self._likeness(visit)}
             for blocks in range(1, self.desk.all_blocks + 1):
                 busy = blocks < self.desk.all_blocks
@@ -259,7 +261,6 @@ class _Page:
                     shown |= self._strip(visit, task, blocks)
                 if blocks == 1:
                     shown[self.logits] = ""  # not again: by then somebody may be reading those of an image
-                    shown |= {self.note: ""} if waited else {}
                 yield shown
             if looking:
                 yield self._entanglement(visit)
