@@ -21,7 +21,7 @@ from hf_taskvec.vectors.vector import TaskVector
 
 _KEYS = itertools.count()
 KEPT_MERGES = 16  # of methods other than the sum, which are computed anew for each setting
-KEPT_PREPARED = 4  # methods whose costly part is kept for the vectors that count
+KEPT_PREPARED = 2  # methods whose costly part is kept for the vectors that count
 SLOW = 0.3  # seconds of a merge from which on it is told that one is being made
 
 

@@ -15,7 +15,7 @@ from hf_taskvec.merging.spectral import tsv_parts
 from hf_taskvec.vectors.vector import TaskVector
 
 Finish = Callable[[Sequence[float]], Tensor]  # factors -> merged entries (n,)
-MOST_BYTES = 1 << 29  # of what is kept for the vectors at hand; larger ones are merged anew at each move
+MOST_BYTES = 1 << 28  # of what is kept for the vectors at hand; larger ones are merged anew at each move
 _CHUNK = 1 << 16  # entries of a row at a time: they stay in the cache
 
 
