@@ -194,6 +194,20 @@ def test_a_run_is_resumed_to_the_same_vector(folders: dict[str, Path], tmp_path:
     assert again.task_vector() == whole
 
 
+def test_processes_do_not_wait_for_the_gradient_of_a_token_that_is_not_read(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for kind, expected in (("vit", False), ("dinov2", True)):
+        args = settings(tmp_path / kind)
+        trainer = TaskVectorTrainer(loaded(folders[kind]), args, task=colours_task())
+        images = load_pixels(colours_task(), "train", trainer.base.processor.image_processor)
+        trainer.model(**images.__getitems__([0, 1]))["logits"].sum().backward()
+        unread = [name for name, parameter in trainer.model.trained().items() if parameter.grad is None]
+        assert unread == (["embeddings.mask_token"] if expected else [])
+        assert trainer.args.ddp_find_unused_parameters is expected
+        assert args.ddp_find_unused_parameters is False  # what was given stays
+
+
 # -- the head ---------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -49,6 +50,9 @@ def checked_args(base: Any, args: Any, *, tangent: bool = False, adapted: bool =
     chosen = dataclasses.replace(chosen, tangent=True) if tangent else chosen
     if not base.zero_shot:
         _check_linear(base, chosen, adapted=adapted)
+    if not base.zero_shot and base.architecture != "vit":
+        chosen = copy.copy(chosen)
+        chosen.ddp_find_unused_parameters = True  # DINOv2's token for hidden patches is in the vector and is not read
     return chosen
 
 
