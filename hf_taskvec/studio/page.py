@@ -214,7 +214,9 @@ class _Page:
             self.analogy.click(self._analogy, [self.visit, *self.terms, self.alpha], everything, **quiet),
         ]
         looks = {"fn": self._settled, "inputs": [self.visit, self.task, self.looking], "outputs": everything, **quiet}
-        settles = [*(event.then(**looks) for event in (moved, *enters)), self.task.input(**looks)]
+        # "multiple": the one before may still be on its way out when the next is due, which "once" would leave out
+        settles = [event.then(**looks, trigger_mode="multiple") for event in (moved, *enters)]
+        settles.append(self.task.input(**looks))
         gr.on([*triggers, self.reset.click, self.tune.click], None, cancels=settles, **quiet)
         for number, slider in self.controls.epochs.items():
             relabel = partial(self._relabelled, number)
