@@ -12,7 +12,7 @@ from hf_taskvec.studio.setting import HIGHEST, LOWEST, STEP
 from hf_taskvec.studio.words import lever_label
 from hf_taskvec.text import printable, shortened
 
-_TERMS = {"a": "Analogy: from", "b": "to, so from", "c": "to what has no vector"}
+_TERMS = {"a": "Analogy: from a", "b": "to b", "c": "likewise from c"}
 
 
 def factor_slider(lever: Lever, factor: float, *, name: str) -> Any:
