@@ -75,8 +75,7 @@ def main(args: ComparisonArguments) -> str:
     )
     for seed in seeds:
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
-        prints = {name: vector_fingerprint(vector.deltas) for name, vector in vectors.items()}
-        plan = {**setup, "vectors": prints}
+        plan = {**setup, "vectors": {name: vector_fingerprint(vector.deltas) for name, vector in vectors.items()}}
         needs = Needs(base, tasks, kept / f"{seed.name}-statistics", args.num_images)
         own = partial(measure_individual, needs, vectors)
         individual = compute_or_read(kept / f"{seed.name}-individual.json", plan, compute=own, read=read_json)
@@ -94,8 +93,7 @@ def main(args: ComparisonArguments) -> str:
 
 def check_names(args: ComparisonArguments) -> None:
     """Refuses names that are none before hours of work."""
-    for method in args.methods:
-        get_method(method)
+    [get_method(method) for method in args.methods]
     [tuned(text) for text in args.tuned]
     for objective in args.learned:
         check_known("objective", objective, get_args(Objective))
