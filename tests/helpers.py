@@ -151,7 +151,7 @@ def mutant(content: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def in_processes(script: Path, *words: Path, count: int = 2) -> None:
+def in_processes(script: Path, *words: Path | str, count: int = 2) -> None:
     """Runs a script under torchrun in some processes."""
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

@@ -45,8 +45,8 @@ from hf_taskvec.training.joint import JointTrainer
 from hf_taskvec.training.run import quiet
 from tests.architectures import moved
 from tests.backbones import KINDS, save_backbone
-from tests.bases import colours_task
-from tests.helpers import rewrite_weights
+from tests.bases import colours_task, save_colour_dataset
+from tests.helpers import in_processes, rewrite_weights
 
 PATTERNS = subset(get_task("patterns"), max_train=300)
 COUNTS = subset(get_task("counts"), max_train=60, max_validation=20, max_test=20)
@@ -206,6 +206,17 @@ def test_processes_do_not_wait_for_the_gradient_of_a_token_that_is_not_read(
         assert unread == (["embeddings.mask_token"] if expected else [])
         assert trainer.args.ddp_find_unused_parameters is expected
         assert args.ddp_find_unused_parameters is False  # what was given stays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_take_the_steps_of_one(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    script, data = Path(__file__).parent / "scripts" / "train_colours.py", save_colour_dataset(tmp_path / "colours")
+    for count in (1, 2):  # by plain descent: AdamW makes steps of the rounding of a key's bias, whose gradient is 0
+        words = [str(tmp_path / str(count)), "--optim", "sgd", "--batch", str(16 // count)]
+        in_processes(script, folders[kind], data, *words, count=count)
+    one, two = (TaskVector.from_pretrained(tmp_path / str(count) / "final") for count in (1, 2))
+    assert float((one - two).norm()) < 1e-5 * float(one.norm())
 
 
 # -- the head ---------------------------------------------------------------------------------------------------------
