@@ -12,7 +12,6 @@ shorter vectors, brought to their length again before accuracies are measured. E
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,6 @@ class PrecisionArguments:
 
 
 def main(args: PrecisionArguments) -> str:
-    logging.getLogger("hf_taskvec.vectors.rounding").setLevel(logging.ERROR)  # what it warns of is what is measured
     base, whole = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
     tasks = [subset(task, max_test=args.max_test) for task in whole]
     results: dict[Case, list[dict[str, float]]] = {case: [] for case in cases(args.dtypes, args.lengths)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import runpy
 import shlex
@@ -280,6 +281,7 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     )
     page = precision.main(rounded)
     assert page == precision.main(rounded)
+    assert logging.getLogger("hf_taskvec.vectors.rounding").isEnabledFor(logging.WARNING)  # as it was
     lost = {tuple(row.split(" | ")[:4]): float(row.split(" | ")[5]) for row in page.splitlines() if "| `" in row}
     assert len(lost) == 8 + 4
     whole, narrow = "`float32`", "`bfloat16`"

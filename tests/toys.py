@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
 
 import torch
@@ -18,8 +19,10 @@ from tests.helpers import tiny_config
 def toy_base() -> Base:
     """A randomly initialised CLIP of 32 px with a tokenizer of its own, in float32; never changed by a test."""
     captions = ["a photo of a handwritten digit zero", "circle square horizontal stripes red blue green"] * 3
-    tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=400, show_progress=False)
-    tokenizer.model_max_length = 24
+    learned = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=400, show_progress=False)
+    model = json.loads(learned.backend_tokenizer.to_str())["model"]
+    vocab = {token: number for number, token in enumerate(sorted(model["vocab"]))}  # learned in an order of chance
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]], model_max_length=24)
     config: CLIPConfig = tiny_config()
     text = config.text_config
     text.vocab_size, text.max_position_embeddings = len(tokenizer), 24

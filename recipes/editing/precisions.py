@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -52,7 +54,8 @@ def measure(
         ours = {name: weights[name].to(getattr(torch, case.base)) for name in vector}
         moved = {name: weights[name] + case.length * delta for name, delta in vector.deltas.items()}
         theirs = {name: weight.to(getattr(torch, case.expert)) for name, weight in moved.items()}
-        difference = TaskVector.from_weights(ours, theirs, allow_rounding=True)
+        with quietly("hf_taskvec.vectors.rounding"):  # what it warns of is what is measured
+            difference = TaskVector.from_weights(ours, theirs, allow_rounding=True)
         taken[task] = TaskVector(difference.to(case.delta).deltas, vector.info) * (1 / case.length)
         error = (taken[task].to("float32") - vector).norm() / vector.norm()
         below = [is_below(weights[name], case.length * vector[name], case) for name in vector]
@@ -62,6 +65,18 @@ def measure(
     values["individual"] = fmean(evaluate_individually(base, taken, tasks).values())
     merged = merge(list(taken.values()), "task_arithmetic")
     write_json(path, {**values, "merged": evaluate(merged.apply_to(base, scaling=scaling), tasks).accuracy})
+
+
+@contextmanager
+def quietly(name: str) -> Iterator[None]:
+    """Keeps the warnings of a logger back for a while."""
+    told = logging.getLogger(name)
+    level = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        told.setLevel(level)
 
 
 def is_below(weight: Tensor, delta: Tensor, case: Case) -> Tensor:
