@@ -35,10 +35,10 @@ def folder(seen: Statistics, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def trained(folder: Path, **changes: Any) -> TaskVector:
+def trained(folder: Path, *, epochs: int = 3, **changes: Any) -> TaskVector:
     config = TaskVectorConfig(
         output_dir=str(folder),
-        num_train_epochs=3,
+        num_train_epochs=epochs,
         learning_rate=1e-3,
         per_device_train_batch_size=12,
         warmup_steps=0,
@@ -82,12 +82,12 @@ def test_of_one_image_and_one_token_it_is_the_squared_derivative_of_the_likeliho
 
 def test_a_run_that_is_held_changes_less_of_the_other_task(folder: str, tmp_path: Path) -> None:
     free, held = (
-        trained(tmp_path / "free", tangent=True),
-        trained(tmp_path / "held", tangent=True, curvature=100.0, curvature_of=[folder]),
+        trained(tmp_path / "free", epochs=12, tangent=True),
+        trained(tmp_path / "held", epochs=12, tangent=True, curvature=100.0, curvature_of=[folder]),
     )
     penalty = held_by([folder], parameters_of(toy_base().model), list(free.deltas))
     harm = [float(penalty(dict(vector.deltas)) / vector.norm() ** 2) for vector in (free, held)]
-    assert harm[1] < 0.7 * harm[0]  # 0.54 times, with any kernels and threads
+    assert harm[1] < 0.5 * harm[0]
     assert held.info.settings["curvature"] == 100.0
     assert held.info.settings["curvature_of"][0].startswith("shapes ")
 
