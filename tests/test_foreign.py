@@ -137,6 +137,13 @@ def test_tokens_that_a_run_never_saw_are_no_rounding(caplog: pytest.LogCaptureFi
     assert "below the rounding" not in caplog.text
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (0, 5), (5, 0)])
+def test_half_precision_holds_parameters_of_any_shape(shape: tuple[int, ...]) -> None:
+    before = {"w": torch.ones(2, 2).bfloat16(), "odd": torch.ones(shape).bfloat16()}
+    vector = TaskVector.from_weights(before, {name: 2 * weight for name, weight in before.items()})
+    assert vector["odd"].shape == shape
+
+
 def test_a_base_that_was_only_rounded_hears_of_its_dtype(base: CLIPModel, tuned: CLIPModel) -> None:
     vector = TaskVector.from_models(base, tuned)
     with pytest.raises(BaseMismatchError, match=r"that base in torch\.bfloat16, which rounds, load it in float32"):

@@ -149,7 +149,8 @@ def _tell_unmoved(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], name
 
 def _is_mostly_unmoved(before: Tensor, after: Tensor) -> bool:
     """Whether more than half of the entries of those rows that changed, as of the tokens that were seen, did not."""
-    moved = (before != after.to(before.device)).reshape(len(before) if before.ndim > 1 else 1, -1)
+    changed = before != after.to(before.device)
+    moved = changed.flatten(1) if changed.ndim > 1 else changed.reshape(1, -1)
     moved = moved[moved.any(dim=1)]
     return 2 * int(moved.sum()) < moved.numel()
 
