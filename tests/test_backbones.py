@@ -29,7 +29,7 @@ from hf_taskvec import (
     merge,
 )
 from hf_taskvec.command.evaluation import EvaluateSettings, run_evaluation
-from hf_taskvec.errors import BaseMismatchError, CheckpointError, DataError
+from hf_taskvec.errors import BaseMismatchError, CheckpointError, DataError, IncompatibleVectorsError
 from hf_taskvec.evaluation.accuracy import predict
 from hf_taskvec.evaluation.scalings import edit, touched
 from hf_taskvec.models import linear
@@ -172,6 +172,22 @@ def test_a_vector_of_classifiers_fits_the_backbone_and_every_scaling_of_it(tmp_p
     for scaling, logits in curve.items():
         torch.testing.assert_close(logits, predict(vector.apply_to(base, scaling=scaling), task)[0])
     assert not torch.equal(curve[0.5], curve[1.0])
+
+
+def test_a_vector_of_classifiers_is_not_merged_with_one_of_the_backbone_under_other_names(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "base", "vit", head=True)
+    tuned = hf.ViTForImageClassification.from_pretrained(folder)
+    moved(tuned).save_pretrained(save_backbone(tmp_path / "tuned", "vit", head=True))
+    whole = TaskVector.from_checkpoints(folder, tmp_path / "tuned", exclude="classifier.*")
+    own = trained(load_base(folder), tmp_path / "run", **LIGHT).task_vector()
+    for vectors in ([own, whole], [whole, own]):
+        for missing in ("refuse", "zero"):
+            with pytest.raises(IncompatibleVectorsError, match=r"but behind 'vit\.'.*load_base\(finetuned\)"):
+                merge(vectors, "task_arithmetic", missing=missing)
+    named_alike = TaskVector.from_models(load_base(folder), load_base(tmp_path / "tuned"))  # the remedy
+    merged = merge([own, named_alike], "task_arithmetic")
+    for name in merged:
+        torch.testing.assert_close(merged[name], own[name] + whole[f"vit.{name}"])
 
 
 def linear_curve(base: Base, vector: TaskVector, task: Task) -> dict[float, Tensor]:

@@ -14,7 +14,7 @@ from hf_taskvec.errors import IncompatibleVectorsError, check_finite_number
 from hf_taskvec.hub.access import split_revision
 from hf_taskvec.hub.fetch import Wanted, fetch_folder
 from hf_taskvec.text import listed
-from hf_taskvec.vectors.compatibility import check_not_zero, is_zero
+from hf_taskvec.vectors.compatibility import check_named_alike, check_not_zero, is_zero
 from hf_taskvec.vectors.files import CONFIG_NAME
 from hf_taskvec.vectors.info import Kind, VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
@@ -69,13 +69,14 @@ def covering_alike(vectors: Sequence[TaskVector]) -> list[TaskVector]:
     """The vectors over all parameters that any of them covers; what one lacks is zero in it.
 
     Raises:
-        IncompatibleVectorsError: If a parameter has several shapes.
+        IncompatibleVectorsError: If a parameter has several shapes, or two names.
 
     Example:
         >>> parts = [TaskVector({"a": torch.ones(2)}), TaskVector({"b": torch.ones(1)})]
         >>> [list(vector) for vector in covering_alike(parts)]
         [['a', 'b'], ['a', 'b']]
     """
+    check_named_alike(vectors)
     shapes: dict[str, torch.Size] = {}
     lines = []
     for index, vector in enumerate(vectors):

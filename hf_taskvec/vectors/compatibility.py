@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Protocol, get_args
 
 from hf_taskvec.errors import BaseMismatchError, IncompatibleVectorsError
@@ -37,11 +38,35 @@ def check_same_shapes(vectors: Sequence[Parts]) -> None:
         label = f"vector {index} ({vector.info.label!r})"
         lines += differences(first.deltas.shapes, vector.deltas.shapes, left_name="vector 0", right_name=label)
     if lines:
+        check_named_alike(vectors)
         remedy = (
             "" if any("shape" in line for line in lines) else '. merge(..., missing="zero") takes what is missing as 0'
         )
         message = f"the vectors differ: {listed(lines, separator='; ')}{remedy}"
         raise IncompatibleVectorsError(message, details=lines)
+
+
+def check_named_alike(vectors: Sequence[Parts]) -> None:
+    """Raises if one vector names the parameters of its base as another does, but behind the attribute that holds them.
+
+    A whole model's file has `vit.layernorm.bias` where its body alone, which a trainer changes, has `layernorm.bias`.
+
+    Raises:
+        IncompatibleVectorsError: If the fingerprints of the base tell that they are the same parameters.
+
+    Example:
+        >>> from hf_taskvec import TaskVector
+        >>> check_named_alike([TaskVector({}, VectorInfo(base_hashes={name: "1"})) for name in ("w", "x")])
+    """
+    for inner, outer in permutations(vectors, 2):
+        ours, theirs = inner.info.base_hashes, outer.info.base_hashes
+        for body in sorted({name.partition(".")[0] for name in theirs} if ours else ()):
+            if all(theirs.get(f"{body}.{name}") == value for name, value in ours.items()):
+                raise IncompatibleVectorsError(
+                    f"{outer.info.label!r} names the parameters of the base as {inner.info.label!r} does, but behind "
+                    f"'{body}.', as in the file of a whole model. Make it by TaskVector.from_models(load_base(base), "
+                    "load_base(finetuned)), which names them as a trainer does"
+                )
 
 
 def check_one_base(infos: Sequence[VectorInfo]) -> None:
