@@ -25,6 +25,7 @@ from hf_taskvec.cards import (
     render_vector_card,
 )
 from hf_taskvec.cards.publish import push_model_to_hub, push_series_to_hub, push_to_hub, write_repository
+from hf_taskvec.cards.results import write_benchmark
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.evaluation.report import Report
 from hf_taskvec.evaluation.result import TaskResult
@@ -150,6 +151,26 @@ def test_the_classes_and_prompts_of_an_own_task_stand_in_its_card() -> None:
     assert "`bird 29` and 170 more, in the configuration." in render_vector_card(many, repo_id="user/x")
     registered = replace(own, task="mnist", dataset=TASKS["mnist"].dataset)
     assert "classes of" not in render_vector_card(registered, repo_id="user/x")
+
+
+def test_a_card_of_a_backbone_speaks_of_no_prompts(tmp_path: Path) -> None:
+    facts = {"architecture": "vit", "task": "birds", "dataset": "user/birds"}
+    own = replace(INFO, **facts, class_names=("finch", "tit"), templates=("a {}.",))
+    report = Report("birds", "test", (TaskResult("birds", 0.5, 10, zero_shot=0.3),))
+    cards = [
+        render_vector_card(own, report, repo_id="user/x"),
+        render_vector_card(replace(MERGED, architecture="vit", parents=(own,)), report, repo_id="user/x"),
+        render_model_card(own, report, repo_id="user/x", scaling=1.0),
+    ]
+    for card in cards:
+        assert not re.search("zero-shot|prompt|CLIPModel", card)
+        assert "| task | base | this model | images |" in card
+        assert "By linear heads on the backbone, one a task" in card
+        assert card_errors(card) == []
+        assert ("print(evaluate(model, " in card) == ("model = vector.apply_to(base" in card) == (card is not cards[2])
+    assert "with its own classes." in render_vector_card(replace(own, dataset="./birds"), repo_id="user/x")
+    write_benchmark("birds", [], tmp_path / "suite", description="Birds.")
+    assert "or of a model without a text tower linear" in (tmp_path / "suite" / "README.md").read_text()
 
 
 def test_a_models_card_classifies_in_three_lines_with_the_tasks_own_names() -> None:

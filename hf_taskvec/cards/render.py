@@ -22,7 +22,8 @@ from hf_taskvec.evaluation.report import Report, percent
 from hf_taskvec.hub.access import is_repo_id
 from hf_taskvec.hub.client import COMMIT
 from hf_taskvec.merging.registry import METHODS
-from hf_taskvec.models.base import EMBEDDED
+from hf_taskvec.models.base import EMBEDDED, KINDS
+from hf_taskvec.models.layouts import BACKBONES
 from hf_taskvec.multitask.methods import METHODS as PACK_METHODS
 from hf_taskvec.multitask.value import MultiTaskVector
 from hf_taskvec.tasks import TASKS
@@ -380,4 +381,5 @@ def _environment() -> Environment:
         "capitalised": text.capitalised,
     }
     environment.globals |= {"methods": METHODS, "embedded": EMBEDDED}
+    environment.globals |= {"backbones": BACKBONES, "bases": {*KINDS, *BACKBONES}}
     return environment

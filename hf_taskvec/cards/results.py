@@ -232,8 +232,9 @@ def write_benchmark(name: str, tasks: Iterable[Task], folder: Path, *, descripti
     card = (
         f"---\n{header}---\n\n# {clean(name)}\n\n{clean(description)}\n\n"
         f"{table(['task', 'dataset', 'commit', 'classes'], rows, align='lllr')}\n\n"
-        "Accuracy of a CLIP model by its zero-shot head, with the class names and prompts of `hf_taskvec`, on the test "
-        "part of each dataset. Results are the files `.eval_results/*.yaml` of models; "
+        "Accuracy by a frozen head on the test part of each dataset: zero-shot, with the class names and prompts of "
+        "`hf_taskvec`, or of a model without a text tower linear, fitted to its features of the training part. "
+        "Results are the files `.eval_results/*.yaml` of models; "
         f"`hf_taskvec.cards.results.push_results` adds them, `{BENCHMARK_NAME}` here names the tasks.\n"
     )
     with atomic_folder(folder, marker=BENCHMARK_NAME) as target:
