@@ -18,6 +18,7 @@ from pathlib import Path
 
 import interrupts  # noqa: F401
 from editing.precisions import Case, cases, measure, precision_table
+from paper.seeds import seed_folders
 
 from hf_taskvec import TaskVector, get_tasks, load_base
 from hf_taskvec.arguments import arg, run_recipe
@@ -42,9 +43,10 @@ class PrecisionArguments:
 
 def main(args: PrecisionArguments) -> str:
     base, whole = load_base(args.base), get_tasks(args.tasks, data_dir=args.data_dir)
+    seeds = seed_folders(args.folder)
     tasks = [subset(task, max_test=args.max_test) for task in whole]
     results: dict[Case, list[dict[str, float]]] = {case: [] for case in cases(args.dtypes, args.lengths)}
-    for seed in sorted(Path(args.folder).glob("seed-*")):
+    for seed in seeds:
         vectors = {task.name: TaskVector.from_pretrained(seed / task.name / "vector") for task in tasks}
         scaling = read_json(seed / "report-task_arithmetic.json")["scaling"]
         plan = {"tasks": args.tasks, "max_test": args.max_test, "base": base.name, "scaling": scaling}

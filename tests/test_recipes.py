@@ -447,7 +447,9 @@ def test_vectors_are_added_to_a_merge_that_is_kept(tmp_path: Path) -> None:
         add_vectors.main(replace(args, method="opc"))
 
 
-@pytest.mark.parametrize("recipe", [compare_compressions, compare_methods, forgetting, one_after_another, robustness])
+@pytest.mark.parametrize(
+    "recipe", [compare_compressions, compare_methods, forgetting, one_after_another, precision, robustness]
+)
 def test_a_recipe_on_a_folder_without_vectors_says_so_before_it_measures(recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "seed-old").mkdir()
     kind = next(value for name, value in vars(recipe).items() if name.endswith("Arguments") and is_dataclass(value))
@@ -456,6 +458,18 @@ def test_a_recipe_on_a_folder_without_vectors_says_so_before_it_measures(recipe:
     with pytest.raises(DataError, match=r"holds no folder seed-N of quickstart\.py"):
         recipe.main(kind(folder=str(tmp_path), tasks=["digits", "shapes"], results_dir=str(tmp_path / "kept"), **where))
     assert [path.name for path in tmp_path.iterdir()] == ["seed-old"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [({"dtypes": ["float15"]}, "dtype must be one of"), ({"lengths": [0.5, 0.0]}, r"lengths must be in \(0, 1\], got 0")],
+)
+def test_precision_refuses_what_is_no_dtype_or_length_before_it_measures(
+    odd: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(ValueError, match=message):
+        precision.main(precision.PrecisionArguments(folder=str(tmp_path), tasks=["digits"], **odd))
 
 
 def test_seeds_are_told_by_their_folders_names(tmp_path: Path) -> None:

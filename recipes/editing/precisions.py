@@ -19,6 +19,7 @@ from hf_taskvec.evaluation.summary import Mean
 from hf_taskvec.models.base import Base
 from hf_taskvec.text import table
 from hf_taskvec.vectors.info import library_versions
+from hf_taskvec.weights.dtypes import as_dtype
 from hf_taskvec.weights.folders import write_json
 from hf_taskvec.weights.names import parameters_of
 
@@ -38,7 +39,15 @@ class Case:
 
 
 def cases(dtypes: Sequence[str], lengths: Sequence[float]) -> list[Case]:
-    """All triples of the dtypes and float32; of shorter vectors base and expert alike or one of them in float32."""
+    """All triples of the dtypes and float32; of shorter vectors base and expert alike or one of them in float32.
+
+    Raises:
+        ValueError: If a dtype or a length is none.
+    """
+    for name in dtypes:
+        as_dtype(name)
+    if odd := [length for length in lengths if not 0 < length <= 1]:
+        raise ValueError(f"lengths must be in (0, 1], got {odd[0]}")
     kinds = [WHOLE, *dtypes]
     pairs = [pair for pair in product(kinds, kinds) if WHOLE in pair or len(set(pair)) == 1]
     whole = [Case(*names) for names in product(kinds, kinds, kinds)]
@@ -51,9 +60,9 @@ def measure(
     """Writes what is lost of the vectors, on average, and accuracies of the float32 base with what is left."""
     weights, taken, shares = parameters_of(base.model), {}, []
     for task, vector in vectors.items():
-        ours = {name: weights[name].to(getattr(torch, case.base)) for name in vector}
+        ours = {name: weights[name].to(as_dtype(case.base)) for name in vector}
         moved = {name: weights[name] + case.length * delta for name, delta in vector.deltas.items()}
-        theirs = {name: weight.to(getattr(torch, case.expert)) for name, weight in moved.items()}
+        theirs = {name: weight.to(as_dtype(case.expert)) for name, weight in moved.items()}
         with quietly("hf_taskvec.vectors.rounding"):  # what it warns of is what is measured
             difference = TaskVector.from_weights(ours, theirs, allow_rounding=True)
         taken[task] = TaskVector(difference.to(case.delta).deltas, vector.info) * (1 / case.length)
@@ -81,7 +90,7 @@ def quietly(name: str) -> Iterator[None]:
 
 def is_below(weight: Tensor, delta: Tensor, case: Case) -> Tensor:
     """Which entries change by less than half the spacing of numbers around the base's, in the coarser dtype."""
-    eps = max(torch.finfo(getattr(torch, name)).eps for name in (case.base, case.expert))
+    eps = max(torch.finfo(as_dtype(name)).eps for name in (case.base, case.expert))
     return (delta.abs() < torch.ldexp(torch.full_like(weight, eps / 4), torch.frexp(weight).exponent)).flatten()
 
 
