@@ -9,8 +9,8 @@ python recipes/penalties.py --tasks mnist eurosat gtsrb --data_dir <folder> --ma
     --max_test 500 --num_train_epochs 4 --seeds 0 1 2
 
 `orthogonality` is OrthoReg's (arXiv 2604.17078), `pull_to_base` the squared distance from the base. "one long" has one
-vector that was trained at a larger learning rate, another task's for each seed; `distac` shrinks it to the mean norm of
-the others before it is merged (the rule of arXiv 2508.01148 without its distillation). Scalings are chosen on
+vector that was trained at a larger learning rate, whose task changes with the seed; `distac` shrinks it to the mean
+norm of the others before it is merged (the rule of arXiv 2508.01148 without its distillation). Scalings are chosen on
 validation data, accuracies are of test data. Vectors and results stay in --output_dir: the same command goes on.
 """
 
@@ -68,10 +68,10 @@ def main(args: PenaltyArguments, config: TaskVectorConfig) -> str:
     penalties += [("pull_to_base", value) for value in args.pulls]
     settings = {**{name: getattr(args, name) for name in SETTINGS}, "base": base.name}
     results: dict[tuple[str, str], list[tuple[Report, list[float]]]] = {}
-    for number, seed in enumerate(args.seeds):
+    for seed in args.seeds:
         folder = out / f"seed-{seed}"
         runs = Runs(base, tasks, config, folder / "vectors", seed)
-        for kind, vectors in runs.vectors(penalties, long=tasks[number % len(tasks)], rate=args.long_rate):
+        for kind, vectors in runs.vectors(penalties, long=tasks[seed % len(tasks)], rate=args.long_rate):
             name = f"{kind}-{args.long_rate:g}" if kind == LONG else kind
             prints = {task: vector_fingerprint(vector.deltas) for task, vector in vectors.items()}
             plan, own = {**settings, "vectors": prints}, partial(write_own, base, tasks, vectors)
