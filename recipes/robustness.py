@@ -33,6 +33,8 @@ from hf_taskvec.vectors.files import vector_fingerprint
 from hf_taskvec.weights.folders import read_json, write_json, write_text
 from hf_taskvec.weights.resume import compute_or_read
 
+SETTINGS = ("base", "tasks", "data_dir", "strengths", "alphas", "max_test", "max_validation")  # of what is measured
+
 
 @dataclass
 class RobustnessArguments:
@@ -92,7 +94,7 @@ def measured_once(
     args: RobustnessArguments, name: str, compute: Callable[[], dict[str, Any]], vectors: list[TaskVector]
 ) -> dict[str, Any]:
     """What `compute` gives, read if it was measured before."""
-    plan = {key: getattr(args, key) for key in ("base", "tasks", "strengths", "alphas", "max_test", "max_validation")}
+    plan = {key: getattr(args, key) for key in SETTINGS}
     plan["vectors"] = [vector_fingerprint(vector.deltas) for vector in vectors]
 
     def write(path: Path) -> None:

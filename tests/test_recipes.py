@@ -20,7 +20,7 @@ from paper.seeds import seed_folders, seed_of
 
 from hf_taskvec import Report, TaskVector, TaskVectorConfig, VectorInfo, choose_scaling, get_task, load_base, merge
 from hf_taskvec.arguments import parse_recipe
-from hf_taskvec.errors import ArgumentsError, DataError, OutputExistsError, UnknownNameError
+from hf_taskvec.errors import ArgumentsError, DataError, OutputExistsError, SettingsDifferError, UnknownNameError
 from hf_taskvec.evaluation.scalings import SCALINGS
 from hf_taskvec.models.base import EMBEDDED, FEATURE_CLIP
 from hf_taskvec.weights.folders import read_json
@@ -267,6 +267,8 @@ def test_quickstart_runs_from_a_base_to_a_report(tmp_path: Path, capsys: pytest.
     page = robustness.main(corrupted)
     assert page == robustness.main(corrupted)
     assert (tmp_path / "robustness" / "robustness.png").is_file()
+    with pytest.raises(SettingsDifferError, match="data_dir="):
+        robustness.main(replace(corrupted, data_dir=str(tmp_path / "data" / ".." / "data")))
     assert len(read_json(tmp_path / "corrupted" / "base.json")["first"]) == 1 + 7 * 2
     assert page.count("\n| individual |") == page.count("\n| average |") == 1
     rounded = precision.PrecisionArguments(
@@ -320,6 +322,7 @@ def test_penalties_and_a_long_vector_are_compared_with_plain_vectors(tmp_path: P
         *[(kind, way) for kind in ("plain", "one long") for way in ("`average`", "`distac of average`")],
         ("pull_to_base 10", "`average`"),
     ]
+    assert (tmp_path / "out" / "seed-1" / "vectors" / "second-10").is_dir()  # whatever other seeds there are
     mean, longest = zip(*(map(float, row[0].rstrip(")").split(" (")) for row in rows.values()), strict=True)
     assert mean[4] < mean[0] < mean[2]  # pulled, plain, one long
     assert longest[0] < longest[2]
@@ -462,7 +465,10 @@ def test_a_recipe_on_a_folder_without_vectors_says_so_before_it_measures(recipe:
 
 @pytest.mark.parametrize(
     ("odd", "message"),
-    [({"dtypes": ["float15"]}, "dtype must be one of"), ({"lengths": [0.5, 0.0]}, r"lengths must be in \(0, 1\], got 0")],
+    [
+        ({"dtypes": ["float15"]}, "dtype must be one of"),
+        ({"lengths": [0.5, 0.0]}, r"lengths must be in \(0, 1\], got 0"),
+    ],
 )
 def test_precision_refuses_what_is_no_dtype_or_length_before_it_measures(
     odd: dict[str, Any], message: str, tmp_path: Path
