@@ -300,8 +300,9 @@ def test_heads_lie_where_they_are_wanted_and_are_read_from_there(
 
 def test_a_corrupted_task_has_the_head_of_the_task_as_it_was(folders: dict[str, Path]) -> None:
     base, task = loaded(folders["vit"]), COUNTS
-    clean, corrupted = linear_head(base, task), linear_head(base, corrupt(task, "contrast", 5))
-    assert corrupted.facts() == clean.facts()
+    clean, corrupted = linear_head(base, task), corrupt(task, "contrast", 5)
+    assert linear_head(base, corrupted).facts() == clean.facts()
+    assert linear_head(base, corrupt(corrupted, "pixelate", 5)).facts() == clean.facts()
 
 
 def test_fewer_test_images_leave_the_head_as_it_is(folders: dict[str, Path]) -> None:

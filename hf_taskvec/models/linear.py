@@ -54,7 +54,8 @@ class LinearHead:
         base_fingerprint: The fingerprint of its weights.
         preprocessing: A hash of its image processor.
         num_images: How many training images it was fitted on.
-        regularisation: Factor of half the sum of squared weights, on standardised features, beside the mean loss.
+        regularisation: Factor of half the sum of squared weights, on standardised features, beside the mean loss; with
+            two classes the weights are those of their difference.
         train_accuracy: Its accuracy on these images.
         held_out_accuracy: That on a fifth of them when it was fitted on the others, by which the regularisation was
             chosen; `None` if they are too few.
@@ -170,7 +171,8 @@ def linear_head(base: Base, task: Task) -> LinearHead:
         >>> head.weight.shape, head.num_images
         (torch.Size([5, 8]), 50)
     """
-    task = task.clean if isinstance(task, CorruptedTask) and task.clean is not None else task
+    while isinstance(task, CorruptedTask) and task.clean is not None:
+        task = task.clean
     start = _origin(base, task)
     if base.heads is not None:
         check_relative(task.name, "the task")
