@@ -84,13 +84,11 @@ def figures(runs: list[Run]) -> list[str]:
 
 def make_statistics(folder: Path, index: int, args: RegMeanArguments) -> None:
     """Writes the statistics of a vector and, for the peer, its whole Gram matrices; what exists is kept."""
-    whole = folder / f"grams-{index}.safetensors"
-    if whole.exists():
+    if (folder / f"statistics-{index}").exists():
         return
     shapes = TaskVector.from_pretrained(folder / f"vector-{index}").deltas.shapes
     widths = {name: shape[1] for name, shape in shapes.items() if "encoder.layers." in name and len(shape) == 2}
     statistics = Statistics(dict(factors(widths, index, args)), StatisticsInfo(("gram",), split="train"))
-    statistics.save_pretrained(folder / f"statistics-{index}")
 
     def matrices() -> Iterator[tuple[str, Tensor]]:
         for name in widths:
@@ -98,7 +96,8 @@ def make_statistics(folder: Path, index: int, args: RegMeanArguments) -> None:
                 yield name.removesuffix(".weight"), gram.matrix()
 
     sizes = {name.removesuffix(".weight"): (width, width) for name, width in widths.items()}
-    write_safetensors(whole, matrices(), shapes=sizes, dtype=as_dtype(args.dtype))
+    write_safetensors(folder / f"grams-{index}.safetensors", matrices(), shapes=sizes, dtype=as_dtype(args.dtype))
+    statistics.save_pretrained(folder / f"statistics-{index}")  # last: it tells that both are whole
 
 
 def factors(widths: dict[str, int], index: int, args: RegMeanArguments) -> Iterator[tuple[str, Tensor]]:
