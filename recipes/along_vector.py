@@ -95,4 +95,4 @@ def main(args: AlongArguments) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_recipe(main, AlongArguments)
+    run_recipe(main, AlongArguments, stopped="Nothing is kept before the end; the same command begins anew.")

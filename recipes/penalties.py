@@ -92,4 +92,10 @@ def main(args: PenaltyArguments, config: TaskVectorConfig) -> str:
 
 
 if __name__ == "__main__":
-    run_recipe(main, PenaltyArguments, TaskVectorConfig, defaults=lambda args: CONFIG)
+    run_recipe(
+        main,
+        PenaltyArguments,
+        TaskVectorConfig,
+        defaults=lambda args: CONFIG,
+        stopped="Finished vectors and results are in --output_dir; the same command goes on.",
+    )

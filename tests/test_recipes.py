@@ -44,8 +44,26 @@ from tests.helpers import finetuned
 ROOT = Path(__file__).parents[1]
 
 
+def short_run(folder: Path, *, save_strategy: str = "no", **settings: Any) -> TaskVectorConfig:
+    """Settings by which a tiny base learns colours."""
+    return TaskVectorConfig(
+        output_dir=str(folder),
+        learning_rate=3e-3,
+        per_device_train_batch_size=16,
+        disable_tqdm=True,
+        save_strategy=save_strategy,
+        **settings,
+    )
+
+
 METADATA = '# /// script\n# requires-python = ">=3.11"\n# dependencies = ["hf-taskvec"]\n# ///\n'
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.py")) if path.name != "interrupts.py"]
+
+
+def test_a_recipe_that_keeps_what_is_finished_says_so_when_it_is_stopped() -> None:
+    for path in (*RECIPES, *(ROOT / "recipes" / "benchmarks").glob("*.py")):
+        source = path.read_text()
+        assert "compute_or_read(" not in source or "stopped=" in source, path  # by default nothing was written
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -296,13 +314,7 @@ def test_penalties_and_a_long_vector_are_compared_with_plain_vectors(tmp_path: P
     base = save_tiny_base(tmp_path / "base")
     for name, seed in (("first", 0), ("second", 1)):
         save_colour_dataset(tmp_path / "data" / name, seed=seed)
-    config = TaskVectorConfig(
-        output_dir=str(tmp_path / "out"),
-        learning_rate=3e-3,
-        per_device_train_batch_size=16,
-        disable_tqdm=True,
-        save_strategy="no",
-    )
+    config = short_run(tmp_path / "out")
     arguments = penalties.PenaltyArguments(
         base=str(base),
         tasks=["first", "second"],
@@ -340,13 +352,7 @@ def test_penalties_and_a_long_vector_are_compared_with_plain_vectors(tmp_path: P
 def test_quickstart_chooses_by_the_criterion(tmp_path: Path) -> None:
     base = save_tiny_base(tmp_path / "base")
     save_colour_dataset(tmp_path / "data" / "colours")
-    config = TaskVectorConfig(
-        output_dir=str(tmp_path / "out"),
-        learning_rate=3e-3,
-        per_device_train_batch_size=16,
-        disable_tqdm=True,
-        save_strategy="no",
-    )
+    config = short_run(tmp_path / "out")
     arguments = quickstart.QuickstartArguments(
         base=str(base), tasks=["colours"], data_dir=str(tmp_path / "data"), criterion="normalised"
     )
@@ -380,13 +386,7 @@ def test_coefficients_are_learned_and_measured_on_test_images(tmp_path: Path) ->
 
 def test_finetune_saves_the_vector_that_evaluate_applies(tmp_path: Path) -> None:
     base, folder = save_tiny_base(tmp_path / "base"), save_colour_dataset(tmp_path / "data" / "colours").parent
-    config = TaskVectorConfig(
-        output_dir=str(tmp_path / "out"),
-        learning_rate=3e-3,
-        num_train_epochs=3,
-        per_device_train_batch_size=16,
-        disable_tqdm=True,
-    )
+    config = short_run(tmp_path / "out", num_train_epochs=3, save_strategy="epoch")
     vector = finetune.main(finetune.FinetuneArguments(task="colours", base=str(base), data_dir=str(folder)), config)
     arguments = evaluate_model.EvaluateSettings(
         tasks=["colours"],

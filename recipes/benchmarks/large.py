@@ -170,4 +170,4 @@ def main(args: LargeArguments) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main, LargeArguments)
+    run_recipe(main, LargeArguments, stopped="Finished checkpoints and runs are in --folder; the same command goes on.")

@@ -114,4 +114,4 @@ def factors(widths: dict[str, int], index: int, args: RegMeanArguments) -> Itera
 
 
 if __name__ == "__main__":
-    run_recipe(main, RegMeanArguments)
+    run_recipe(main, RegMeanArguments, stopped="Finished vectors and matrices are in --folder; the runs begin anew.")

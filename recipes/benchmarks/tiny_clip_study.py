@@ -130,4 +130,4 @@ def main(args: StudyArguments, config: TaskVectorConfig) -> list[dict[str, Any]]
 
 
 if __name__ == "__main__":
-    run_recipe(main, StudyArguments, TaskVectorConfig)
+    run_recipe(main, StudyArguments, TaskVectorConfig, stopped="What is finished is kept; the same command goes on.")
