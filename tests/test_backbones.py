@@ -43,6 +43,8 @@ from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
 from hf_taskvec.tasks.subsets import subset
 from hf_taskvec.training.joint import JointTrainer
 from hf_taskvec.training.run import quiet
+from hf_taskvec.tuning import surgery
+from hf_taskvec.vectors.info import VectorInfo
 from tests.architectures import moved
 from tests.backbones import KINDS, save_backbone
 from tests.bases import colours_task, save_colour_dataset
@@ -404,12 +406,14 @@ def test_settings_without_a_place_are_named(
 
 def test_what_needs_a_text_tower_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
     base, task = loaded(folders["vit"]), colours_task()
+    vector = TaskVector.from_models(base, moved(base.model), info=VectorInfo(task="colours"))
     calls = {
         "zero-shot": lambda: ImageClassifier(base, task),
         "encode_text": lambda: base.encode_text(["a photo"]),
         "joint training": lambda: JointTrainer(base, settings(tmp_path), tasks=[task]),
         "gradient": lambda: gradient_vector(base, task, learning_rate=0.1),
         "collect_statistics": lambda: collect_statistics(base, task),
+        "surgery": lambda: surgery(base, base, [vector], [task]),
     }
     for call in calls.values():
         with pytest.raises(ValueError, match=r"needs a CLIP or SigLIP, and 'vit' \(vit\) has no text tower"):

@@ -99,7 +99,8 @@ def choose_images(
         seed: Of the draw.
 
     Raises:
-        ValueError: If `split` is "test", or own images are test images, without `transductive=True`.
+        ValueError: If `split` is "test", or own images are test images, without `transductive=True`, or if the
+            model has no text tower.
         UnknownNameError: If own images are of no task, or a task has none.
         DataError: If own images lack a column, or their labels are no classes of the task.
 
@@ -109,6 +110,7 @@ def choose_images(
         >>> chosen.split, len(chosen.samples[0]), chosen.samples[0].has_labels
         ('validation', 16, True)
     """
+    base.check_zero_shot("learning from images")
     if isinstance(images, Mapping):
         return _own(base, tasks, images, transductive=transductive)
     check_split(split, transductive=transductive)
