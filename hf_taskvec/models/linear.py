@@ -135,7 +135,7 @@ class LinearHead:
                 f"class {row} of the head in {where} is {ours[row]!r:.100}, that of task {task.name!r} is "
                 f"{theirs[row]!r:.100}: the rows of a head are in the order of its class names"
             )
-        if (self.base_fingerprint, self.preprocessing) != _base_facts(base):
+        if (self.base_fingerprint, self.preprocessing) != base_facts(base):
             raise BaseMismatchError(
                 f"the head in {where} was fitted on the features of {self.base!r} "
                 f"({self.base_fingerprint[:12]}…), and {base.name!r} has other weights or another image processor: "
@@ -183,7 +183,7 @@ def linear_head(base: Base, task: Task) -> LinearHead:
             return head
     images = load_pixels(task, "train", start.processor.image_processor)
     if base.heads is None:
-        parts = [*_base_facts(start), str(start.model.dtype), images.digest, json.dumps(task.class_names), str(FORMAT)]
+        parts = [*base_facts(start), str(start.model.dtype), images.digest, json.dumps(task.class_names), str(FORMAT)]
         folder = cache_folder() / "linear_heads" / xxhash.xxh3_128_hexdigest("\0".join(parts).encode())
         if (folder / CONFIG_FILE).exists():
             try:
@@ -206,8 +206,14 @@ def _origin(base: Base, task: Task) -> Base:
     return dataclasses.replace(base, model=base.origin.eval(), edited=False)
 
 
-def _base_facts(base: Base) -> tuple[str, str]:
-    """Fingerprint of a base's weights, and hash of its image processor."""
+def base_facts(base: Base) -> tuple[str, str]:
+    """Fingerprint of a base's weights, and hash of its image processor.
+
+    Example:
+        >>> from hf_taskvec import load_base
+        >>> [len(fact) for fact in base_facts(load_base())]
+        [32, 16]
+    """
     images = json.dumps(base.processor.image_processor.to_dict(), sort_keys=True, default=str)
     return fingerprint(tensor_hashes(parameters_of(base.model)))[:32], xxhash.xxh3_64_hexdigest(images.encode())
 
@@ -250,7 +256,7 @@ def fit_head(base: Base, task: Task, images: PixelDataset, *, batch_size: int = 
         task.name,
         task.class_names,
         base.name,
-        *_base_facts(base),
+        *base_facts(base),
         num_images=len(labels),
         regularisation=strength,
         train_accuracy=accuracy,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import xxhash
 from accelerate import PartialState
 
 from hf_taskvec.models.base import Base
+from hf_taskvec.models.linear import base_facts
 from hf_taskvec.training.config import NUMBERS, PENALTIES, TaskVectorConfig
 from hf_taskvec.training.curvature import shown_as
 from hf_taskvec.vectors.vector import TaskVector
-from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
-from hf_taskvec.weights.names import parameters_of
 from hf_taskvec.weights.resume import compute_or_read
 
 _DECISIVE = (
@@ -59,11 +57,7 @@ def vector_of(path: Path, plan: Mapping[str, Any], make: Callable[[], TaskVector
 
 def base_plan(base: Base) -> dict[str, Any]:
     """What tells a base from every other: a fingerprint of its weights and one of its image processor."""
-    images = json.dumps(base.processor.image_processor.to_dict(), sort_keys=True, default=str)
-    return {
-        "base_fingerprint": fingerprint(tensor_hashes(parameters_of(base.model)))[:32],
-        "image_processor": xxhash.xxh3_64_hexdigest(images.encode()),
-    }
+    return dict(zip(("base_fingerprint", "image_processor"), base_facts(base), strict=True))
 
 
 def tokenizer_plan(base: Base) -> dict[str, str]:
