@@ -202,14 +202,20 @@ def linear_curve(base: Base, vector: TaskVector, task: Task) -> dict[float, Tens
     return curve
 
 
-def test_a_run_is_resumed_to_the_same_vector(folders: dict[str, Path], tmp_path: Path) -> None:
-    base, steady = loaded(folders["dinov2"]), {"lr_scheduler_type": "constant", "record_epochs": False}
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_a_run_is_resumed_to_the_same_vector_and_leaves_checkpoints_of_it(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    base, steady = loaded(folders[kind]), {"lr_scheduler_type": "constant", "record_epochs": False}
     whole = trained(base, tmp_path / "whole", num_train_epochs=2, **steady).task_vector()
     trained(base, tmp_path / "run", num_train_epochs=1, **steady)
     again = TaskVectorTrainer(base, settings(tmp_path / "run", num_train_epochs=2, **steady), task=colours_task())
     quiet(again)
     again.train(resume_from_checkpoint=True)
     assert again.task_vector() == whole
+    last = max((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    left_out = ["classifier.*", *(["pooler.*"] if kind == "vit" else [])]
+    assert TaskVector.from_checkpoints(folders[kind], last, exclude=left_out) == whole
 
 
 def test_processes_do_not_wait_for_the_gradient_of_a_token_that_is_not_read(

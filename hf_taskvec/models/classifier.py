@@ -125,6 +125,8 @@ class LinearClassifier(ImageClassifier):
             self.classifier.weight.copy_(self.linear_head.weight)
             self.classifier.bias.copy_(self.linear_head.bias)
         self.normalize = Normalize(base)
+        nn.Module.register_state_dict_post_hook(self, _name_as_in_files)
+        nn.Module.register_load_state_dict_pre_hook(self, _name_as_in_memory)
 
     @property
     def tower(self) -> Any:
@@ -140,11 +142,31 @@ class LinearClassifier(ImageClassifier):
         named = named_as_in_files(self.tower)
         return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
 
+    def names_in_files(self) -> dict[str, str]:
+        """What each parameter of the backbone is called in a file of the whole model, by what it is called here."""
+        names = {id(parameter): name for name, parameter in named_as_in_files(self.tower).items()}
+        own = self.tower.named_parameters(self.body)
+        return {name: f"{self.body}.{names[id(parameter)]}" for name, parameter in own}
+
     def told(self) -> dict[str, Any]:
         """The linear head: a hash of its weights, its images, regularisation and accuracies."""
         names = ("digest", "num_images", "regularisation", "train_accuracy", "held_out_accuracy")
         facts = self.linear_head.facts()
         return {"linear_head": {name: facts[name] for name in names}}
+
+
+def _name_as_in_files(model: LinearClassifier, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Gives the weights of a backbone the names that Transformers gives them in files, where they have others."""
+    _rename(state, {prefix + own: prefix + theirs for own, theirs in model.names_in_files().items()})
+
+
+def _name_as_in_memory(model: LinearClassifier, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """The reverse, before weights are loaded; what has the names of a model in memory keeps them."""
+    _rename(state, {prefix + theirs: prefix + own for own, theirs in model.names_in_files().items()})
+
+
+def _rename(state: dict[str, Any], names: dict[str, str]) -> None:
+    state.update({new: state.pop(old) for old, new in names.items() if old in state})
 
 
 def head_of(base: Base, task: Task) -> Tensor | LinearHead:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from transformers import TrainerState
 
 from hf_taskvec.errors import CheckpointError, OutputExistsError
@@ -21,8 +20,7 @@ from hf_taskvec.models.base import SAVED, Base
 from hf_taskvec.models.classifier import ImageClassifier, LinearClassifier
 from hf_taskvec.models.layouts import BACKBONES
 from hf_taskvec.text import listed
-from hf_taskvec.weights.folders import read_json, write_bytes, write_json
-from hf_taskvec.weights.names import parameters_of
+from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.resume import check_plan, plain
 from hf_taskvec.weights.temporary import held
 
@@ -278,15 +276,6 @@ def save_beside(folder: str | os.PathLike[str], model: ImageClassifier, base: Ba
         write_json(Path(folder) / SAVED, {"name": base.name, "revision": base.revision, "edited": True})
     config.save_pretrained(folder)
     base.processor.image_processor.save_pretrained(folder)
-
-
-def name_as_in_files(folder: str | os.PathLike[str], model: ImageClassifier) -> None:
-    """Gives what was saved of a backbone and its head the names that Transformers gives them in files."""
-    if isinstance(model, LinearClassifier):
-        head = {f"classifier.{name}": value for name, value in model.classifier.named_parameters()}
-        named = {f"{model.body}.{name}": value for name, value in parameters_of(model.tower).items()} | head
-        weights = {name: value.detach().cpu().contiguous() for name, value in named.items()}
-        write_bytes(Path(folder) / _WEIGHTS[0], save(weights, metadata={"format": "pt"}))
 
 
 def _size_of(folder: Path) -> int:

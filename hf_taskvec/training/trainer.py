@@ -39,7 +39,6 @@ from hf_taskvec.training.output import (
     comparable,
     epoch_name,
     last_checkpoint,
-    name_as_in_files,
     save_beside,
     what_is_left,
     what_lies_in,
@@ -371,8 +370,6 @@ class TaskVectorTrainer(ObjectiveTrainer):
         elif self._adapter or self.args.tangent:
             raise ValueError("this run has no whole model to save; task_vector().save_pretrained() writes its vector")
         super().save_model(output_dir, _internal_call=_internal_call)
-        if not _internal_call and self.args.should_save:
-            name_as_in_files(output_dir or str(self.args.output_dir), self.model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
