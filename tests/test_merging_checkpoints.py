@@ -193,15 +193,23 @@ def test_nothing_that_another_version_wrote_is_taken(
     assert stopped(*calls[kind], **settings) == number
 
 
-def test_nothing_that_was_merged_in_another_dtype_or_by_other_code_is_taken(
-    models: Path, tmp_path: Path, stopped: Callable[..., int]
-) -> None:
+def test_nothing_that_was_merged_in_another_dtype_is_taken(models: Path, stopped: Callable[..., int]) -> None:
     half = [TaskVector.from_checkpoints(models / "base", folder).to(torch.bfloat16) for folder in tuned(models)]
     wide = [vector.to(torch.float32) for vector in half]  # of the same values; a method may cut by what dtype they had
     number = stopped(merge_checkpoints, models / "base", wide)
     for again in (half, wide):
         stopped(merge_checkpoints, models / "base", half, until=number)
         assert stopped(merge_checkpoints, models / "base", again) == (number if again is wide else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("own", {}), ("svc", {"of": "own"}), ("lines", {"of": "svc", "of_settings": {"of": "own"}, "depth": 9})],
+)
+def test_nothing_that_was_merged_by_other_code_is_taken(
+    name: str, settings: dict[str, Any], models: Path, tmp_path: Path, stopped: Callable[..., int]
+) -> None:
+    number = stopped(merge_checkpoints, models / "base", tuned(models))
     for factor in (1.0, 2.0):
         (tmp_path / "own.py").write_text(
             "from hf_taskvec.merging.engine import map_parameters\n\n\n"
@@ -209,8 +217,9 @@ def test_nothing_that_was_merged_in_another_dtype_or_by_other_code_is_taken(
             f"    return map_parameters(lambda name: vectors[0].deltas[name] * {factor}, vectors)\n"
         )
         REGISTERED["own"] = MergeMethod("own", runpy.run_path(str(tmp_path / "own.py"))["own"], "")
+        until = number * (factor == 1)
         try:
-            done = stopped(merge_checkpoints, models / "base", tuned(models), "own", until=number * (factor == 1))
+            done = stopped(merge_checkpoints, models / "base", tuned(models), name, until=until, **settings)
         finally:
             del REGISTERED["own"]
         assert done == number

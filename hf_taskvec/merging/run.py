@@ -19,7 +19,7 @@ from hf_taskvec.errors import IncompatibleVectorsError, NonFiniteError, check_kn
 from hf_taskvec.merging.engine import AheadDeltas, thread_pool
 from hf_taskvec.merging.journal import Journal, journal_key, open_journal
 from hf_taskvec.merging.needs import StatisticsSource, as_statistics, check_statistics, open_statistics
-from hf_taskvec.merging.registry import TRANSDUCTIVE, MergeMethod, get_method
+from hf_taskvec.merging.registry import METHODS, TRANSDUCTIVE, MergeMethod, get_method
 from hf_taskvec.merging.sources import (
     Missing,
     Source,
@@ -179,7 +179,8 @@ class PlannedMerge:
         Args:
             prints: What tells each vector from others; by default its fingerprint, for which all of it is read.
         """
-        source = (self.method.code, str(self.vector.device), *(value.fingerprint for value in self.statistics))
+        codes, seen = _codes(self.method, self.settings), [value.fingerprint for value in self.statistics]
+        source = (codes, str(self.vector.device), seen)
         return journal_key(self.vectors, self.method.name, self.settings, source=source, prints=prints)
 
     def facts(self) -> dict[str, object]:
@@ -187,6 +188,14 @@ class PlannedMerge:
         sources = [self.names, [vector.info for vector in self.vectors]]
         facts = {"the method": self.method.name, "its settings": self.settings, "the scaling": self.scaling}
         return {**facts, "the list of vectors": sources}
+
+
+def _codes(method: MergeMethod, settings: Mapping[str, Any]) -> list[str]:
+    """The text of a method, and of those whose result it takes: its `of`, and theirs."""
+    inner = METHODS.get(str(settings.get("of")))
+    if inner is None:
+        return [method.code]
+    return [method.code, *_codes(inner, inner.defaults | dict(settings.get("of_settings") or {}))]
 
 
 def plan_merge(
