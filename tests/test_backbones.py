@@ -232,6 +232,17 @@ def test_processes_do_not_wait_for_the_gradient_of_a_token_that_is_not_read(
         assert args.ddp_find_unused_parameters is False  # what was given stays
 
 
+def test_the_gradients_of_a_run_have_the_names_of_its_vector(folders: dict[str, Path], tmp_path: Path) -> None:
+    settled = {**LIGHT, "record_epochs": True, "record_gradients": True}
+    trainer = trained(loaded(folders["dinov2"]), tmp_path, **settled)
+    gradient = TaskVector.from_pretrained(tmp_path / "gradients" / "epoch-1")
+    assert set(gradient) == set(trainer.task_vector())
+    assert gradient.norm() > 0
+    assert not gradient["embeddings.mask_token"].any()  # which is not read
+    (entry,) = (entry for entry in trainer.state.log_history if "cosine_to_vector" in entry)
+    assert entry["cosine_to_vector"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_take_the_steps_of_one(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
@@ -311,6 +322,11 @@ def test_a_corrupted_task_has_the_head_of_the_task_as_it_was(folders: dict[str, 
     clean, corrupted = linear_head(base, task), corrupt(task, "contrast", 5)
     assert linear_head(base, corrupted).facts() == clean.facts()
     assert linear_head(base, corrupt(corrupted, "pixelate", 5)).facts() == clean.facts()
+
+
+def test_a_task_that_trains_on_its_validation_part_has_the_head_that_it_is_judged_by(folders: dict[str, Path]) -> None:
+    base = loaded(folders["vit"])
+    assert linear_head(base, subset(COUNTS, train_on="validation")).facts() == linear_head(base, COUNTS).facts()
 
 
 def test_fewer_test_images_leave_the_head_as_it_is(folders: dict[str, Path]) -> None:
