@@ -28,6 +28,7 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.cache import cache_folder
 from hf_taskvec.tasks.corruptions import CorruptedTask
 from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
+from hf_taskvec.tasks.subsets import SubsetTask
 from hf_taskvec.weights.fingerprint import fingerprint, tensor_hashes
 from hf_taskvec.weights.folders import atomic_folder, check_relative, read_json, write_json
 from hf_taskvec.weights.names import parameters_of
@@ -149,7 +150,7 @@ def linear_head(base: Base, task: Task) -> LinearHead:
     Training, evaluation and the choice of scalings all read it, whatever vector was added to the base. It lies in
     `<heads>/<task>` if the base was loaded with `heads=`, else in the cache of `datasets` under a key of all that it
     depends on: the base's weights and image processor, the images and labels, and the class names. A corrupted task has
-    the head of the task as it was.
+    the head of the task as it was, one that trains on its validation part that of its training part.
 
     Args:
         base: A base without a text tower, with vectors or without.
@@ -173,6 +174,8 @@ def linear_head(base: Base, task: Task) -> LinearHead:
     """
     while isinstance(task, CorruptedTask) and task.clean is not None:
         task = task.clean
+    if isinstance(task, SubsetTask):
+        task = dataclasses.replace(task, train_on="train")
     start = _origin(base, task)
     if base.heads is not None:
         check_relative(task.name, "the task")
