@@ -76,7 +76,7 @@ def collect_statistics(
         split: Which part of the task they are from; `test` only with `transductive`.
         kinds: What to measure.
         rank: Rows of each factor, 96 or as many as the images give if left out. What it leaves out is told by
-            `info.errors` and kept as one number a matrix.
+            `info.errors` and its diagonal is kept.
         dtype: Dtype to round the tensors to; Fisher information is kept in bfloat16 instead of float16, for its range.
         batch_size: Images per pass and process; it changes time and memory only.
         seed: Which images are drawn, and which labels.
