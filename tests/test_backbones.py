@@ -37,10 +37,11 @@ from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.models.linear import CONFIG_FILE, STRENGTHS, WEIGHTS_FILE, LinearHead, fit_head, linear_head
 from hf_taskvec.models.normalize import Normalize
 from hf_taskvec.statistics import collect_statistics
-from hf_taskvec.tasks import registry
+from hf_taskvec.tasks import pixels, registry
 from hf_taskvec.tasks.corruptions import corrupt
 from hf_taskvec.tasks.pixels import PixelDataset, load_pixels
 from hf_taskvec.tasks.subsets import subset
+from hf_taskvec.theory.equivalence import verify_equivalence
 from hf_taskvec.training.joint import JointTrainer
 from hf_taskvec.training.run import quiet
 from hf_taskvec.tuning import surgery
@@ -426,20 +427,25 @@ def test_settings_without_a_place_are_named(
         TaskVectorTrainer(loaded(folders["vit"]), settings(tmp_path, **changes), task=colours_task(), **more)
 
 
-def test_what_needs_a_text_tower_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_what_needs_a_text_tower_says_so_before_an_image_is_read(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "_open_pixels", None)
     base, task = loaded(folders["vit"]), colours_task()
     vector = TaskVector.from_models(base, moved(base.model), info=VectorInfo(task="colours"))
     calls = {
         "zero-shot": lambda: ImageClassifier(base, task),
         "encode_text": lambda: base.encode_text(["a photo"]),
         "joint training": lambda: JointTrainer(base, settings(tmp_path), tasks=[task]),
-        "gradient": lambda: gradient_vector(base, task, learning_rate=0.1),
+        "gradient_vector": lambda: gradient_vector(base, task, learning_rate=0.1),
+        "verify_equivalence": lambda: verify_equivalence(base, task),
         "collect_statistics": lambda: collect_statistics(base, task),
         "surgery": lambda: surgery(base, base, [vector], [task]),
     }
-    for call in calls.values():
-        with pytest.raises(ValueError, match=r"needs a CLIP or SigLIP, and 'vit' \(vit\) has no text tower"):
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"needs a CLIP or SigLIP, and 'vit' \(vit\) has no text tower") as refused:
             call()
+        assert str(refused.value).startswith("learning from images" if name == "surgery" else name)
     with pytest.raises(ValueError, match="heads is for a ViT or DINOv2"):
         load_base(heads=tmp_path)
 

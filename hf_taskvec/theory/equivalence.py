@@ -150,7 +150,7 @@ def verify_equivalence(
             rounding of the weights, of which the trained vector is a difference.
 
     Raises:
-        ValueError: If the loss is no deterministic function of the weights.
+        ValueError: If the loss is no deterministic function of the weights, or the model has no text tower.
         DataError: If there is no task.
 
     Example:
@@ -160,6 +160,7 @@ def verify_equivalence(
         'One epoch is one gradient step: the task vector is −η∇L.'
     """
     tasks = as_tasks(task, needed_by="verify_equivalence")
+    base.check_zero_shot("verify_equivalence")
     check_deterministic(base.tower)
     check_dtype(base)
     args = args or TaskVectorConfig(full_batch=True, learning_rate=learning_rate, disable_tqdm=True)

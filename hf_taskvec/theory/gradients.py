@@ -64,7 +64,8 @@ def gradient_vector(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If a setting is out of range, or the loss is no deterministic function of the weights.
+        ValueError: If a setting is out of range, the loss is no deterministic function of the weights, or the model has
+            no text tower.
         DataError: If there is no task.
         NonFiniteError: If a loss or gradient is NaN or Inf; the batch is named.
 
@@ -79,6 +80,7 @@ def gradient_vector(
     factors = [1.0] * len(tasks) if weights is None else [float(weight) for weight in weights]
     _check_settings(tasks, factors, learning_rate)
     epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
+    base.check_zero_shot("gradient_vector")
     check_deterministic(base.tower)
     check_dtype(base)
     accelerator = Accelerator(

@@ -66,7 +66,6 @@ class JointClassifier(ImageClassifier):
     class_owners: Tensor
 
     def __init__(self, base: Base, tasks: Sequence[Task], *, include_projection: bool = False) -> None:
-        base.check_zero_shot("joint training")
         super().__init__(base, tasks[0], include_projection=include_projection)
         heads = [zero_shot_head(base, task.class_names, task.templates) for task in tasks]
         self.register_buffer("head", torch.cat(heads).to(self.head), persistent=False)
@@ -100,6 +99,7 @@ class JointTasks:
         """The images of a part of every task."""
         if isinstance(data, Dataset):
             raise TypeError("joint training is evaluated on parts of its tasks by name (train, validation, test)")
+        base.check_zero_shot("joint training")
         parts = [load_pixels(task, data, base.processor.image_processor) for task in self.tasks]
         return JointPixels(parts, self._num_classes())
 
