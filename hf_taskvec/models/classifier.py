@@ -114,8 +114,7 @@ class LinearClassifier(ImageClassifier):
     def __init__(self, base: Base, task: Task) -> None:
         nn.Module.__init__(self)
         backbone = copy.deepcopy(base.model).requires_grad_(True)
-        if getattr(backbone, "pooler", None) is not None:
-            backbone.pooler = None  # which a classifier does not read
+        backbone.pooler = None  # a ViT's, which a classifier does not read
         self.body = backbone.base_model_prefix
         self.add_module(self.body, backbone)
         self.linear_head = linear_head(base, task)
@@ -145,8 +144,7 @@ class LinearClassifier(ImageClassifier):
     def names_in_files(self) -> dict[str, str]:
         """What each parameter of the backbone is called in a file of the whole model, by what it is called here."""
         names = {id(parameter): name for name, parameter in named_as_in_files(self.tower).items()}
-        own = self.tower.named_parameters(self.body)
-        return {name: f"{self.body}.{names[id(parameter)]}" for name, parameter in own}
+        return {name: f"{self.body}.{names[id(value)]}" for name, value in self.tower.named_parameters(self.body)}
 
     def told(self) -> dict[str, Any]:
         """The linear head: a hash of its weights, its images, regularisation and accuracies."""

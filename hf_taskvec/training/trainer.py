@@ -390,8 +390,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         if self.args.track_gradients:
             limit = self.args.max_grad_norm
             clipped = float(norm) / limit if limit > 0 and float(norm) > limit else 1.0  # undoes the clipping
-            gradients = {  # a parameter that is not read, as DINOv2's mask token, gets none
-                name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.model.trained().items()
-            }
+            trained = self.model.trained().items()  # some are not read, as DINOv2's mask token, and get no gradient
+            gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained}
             self.recorder.tracker.add(gradients, norm=float(norm), factor=clipped)
         return norm
