@@ -121,7 +121,7 @@ def test_a_launcher_that_shards_the_tower_is_refused_by_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
-    with pytest.raises(ValueError, match=rf"{name} must be off.*TaskVector\.from_checkpoints"):
+    with pytest.raises(ValueError, match=rf"{name} must be off.*pickle.*shard=True.*TaskVector\.from_checkpoints"):
         TaskVectorConfig(output_dir=str(tmp_path))
 
 
@@ -131,6 +131,7 @@ def test_a_launcher_that_shards_the_tower_is_refused_by_name(
         ("__0_0.distcp", "accelerate merge-weights"),
         ("pytorch_model_fsdp_0/__0_0.distcp", "accelerate merge-weights"),
         ("zero_to_fp32.py", "zero_to_fp32.py FOLDER OUT --safe_serialization"),
+        ("shards.json", "its vectors are in the folder vectors beside it"),
     ],
 )
 def test_a_folder_of_shards_is_named_with_what_makes_weights_of_it(left: str, remedy: str, tmp_path: Path) -> None:

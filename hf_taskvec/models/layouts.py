@@ -52,6 +52,8 @@ _SHARDS = {
     "safetensors of them; a run that is going on writes its vector by hf_taskvec.vectors.gathering.gather_vector",
     "pytorch_model_fsdp*": "an FSDP run's checkpoint: `accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUT` makes "
     "safetensors of its shards",
+    "shards.json": "a checkpoint of a run with shard=True, for that run to go on from; its vectors are in the folder "
+    "vectors beside it",
     "zero_to_fp32.py": "a checkpoint of DeepSpeed, which is pickled: its own `python zero_to_fp32.py FOLDER OUT "
     "--safe_serialization` makes safetensors of it",
 }

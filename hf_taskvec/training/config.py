@@ -101,6 +101,13 @@ class TaskVectorConfig(TrainingArguments):
         default_factory=list,
         metadata={"help": "Folders or Hub ids of other tasks' statistics of kinds gram and kfac, of the base."},
     )
+    shard: bool = field(
+        default=False,
+        metadata={
+            "help": "Shard the tower over the processes of a launcher (FSDP2): each holds its share of weights, "
+            "gradients and optimiser state."
+        },
+    )
     record_epochs: bool = field(default=True, metadata={"help": "Keep the vector of each epoch's end."})
     record_steps: list[int] = field(default_factory=list, metadata={"help": "Optimiser steps whose vectors to keep."})
     record_fractions: list[float] = field(
@@ -135,6 +142,7 @@ class TaskVectorConfig(TrainingArguments):
         _check_inherited(self)
         _check_tangent(self)
         _check_launcher()
+        _check_shard(self)
         self.track_gradients = self.track_gradients or self.record_gradients
         if self.full_batch:
             apply_full_batch(self)
@@ -142,15 +150,16 @@ class TaskVectorConfig(TrainingArguments):
 
 
 # Inherited settings that this trainer does not follow: the values it works with, and why with no others.
-_WHOLE_COPY = "each process trains a whole copy of the tower, which the vector is taken from"
+_SHARDED = "its checkpoints are read by pickle, which runs what stands in them; shard=True shards the tower without"
+_WHOLE_COPY = "each process trains a whole copy of the tower, or with shard=True its share, which make the vector"
 _ROUNDS = "it rounds the very weights that the vector is a difference of; fp16 or bf16 evaluates in half precision too"
 _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "remove_unused_columns": ((False,), "batches come ready-made"),
     "train_sampling_strategy": (("random", "sequential"), "images have no lengths to group by"),
     "neftune_noise_alpha": ((None,), "its noise is for the embeddings of texts"),
     "use_liger_kernel": ((False,), "it has no kernel for this tower"),
-    "fsdp": ((None, False, "", []), _WHOLE_COPY),
-    "deepspeed": ((None,), _WHOLE_COPY),
+    "fsdp": ((None, False, "", []), _SHARDED),
+    "deepspeed": ((None,), _SHARDED),
     "parallelism_config": ((None,), _WHOLE_COPY),
     "fp16_full_eval": ((False,), _ROUNDS),
     "bf16_full_eval": ((False,), _ROUNDS),
@@ -175,6 +184,20 @@ NUMBERS = (
 )  # that decide a run's vector
 
 PENALTIES = ("orthogonality", "pull_to_base", "curvature")  # likewise, where they are not 0
+
+# What a sharded run cannot be told.
+_WHOLE = (
+    *PENALTIES,
+    "tangent",
+    "track_gradients",
+    "record_gradients",
+    "fp16",
+    "torch_compile",
+    "load_best_model_at_end",
+    "save_only_model",
+    "auto_find_batch_size",
+)
+_ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd")  # optimisers whose step of a weight's shard needs no other
 
 
 def _check_numbers(args: TaskVectorConfig) -> None:
@@ -208,9 +231,23 @@ def _check_launcher() -> None:
     for name in _LAUNCHED:
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("1", "true"):
             raise ValueError(
-                f"{name} must be off, but `accelerate launch` or its configuration turns it on: {_WHOLE_COPY}. Where a "
-                "model needs it, train it so by any other trainer, and make the vector by TaskVector.from_checkpoints"
+                f"{name} must be off, but `accelerate launch` or its configuration turns it on: {_SHARDED}. Or train "
+                "by any other trainer, and make the vector by TaskVector.from_checkpoints"
             )
+
+
+def _check_shard(args: TaskVectorConfig) -> None:
+    """Raises a `ValueError` that names a setting that has no place in a sharded run."""
+    if not args.shard:
+        return
+    for name in _WHOLE:
+        if getattr(args, name):
+            raise ValueError(f"{name} must be off with shard=True, which leaves no process a whole tower")
+    if args.optim not in _ELEMENTWISE:
+        raise ValueError(
+            f"optim must be {' or '.join(_ELEMENTWISE)} with shard=True, got {args.optim!r:.80}: of others it is not "
+            "known that a shard of a weight is enough for its step"
+        )
 
 
 def _check_inherited(args: TaskVectorConfig) -> None:

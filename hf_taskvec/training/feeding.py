@@ -98,6 +98,14 @@ class ObjectiveTrainer(Trainer):
             "per trial, each with an output_dir of its own"
         )
 
+    def _init_training_state(self, max_steps: int, per_epoch: int, num_train_epochs: int, *rest: Any) -> Any:
+        trained = super()._init_training_state(max_steps, per_epoch, num_train_epochs, *rest)
+        # Transformers would take one more step from a run that is done, if it ended within an epoch.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: the recorder pushes vectors."""
+
     def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledSampler:
         args = self.args
         return ShuffledSampler(

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from hf_taskvec.errors import nearest
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task, get_task
@@ -36,7 +38,9 @@ def refuse(arguments: Iterable[str], known: Sequence[str]) -> None:
         raise TypeError(f"TaskVectorTrainer takes no argument {name!r}.{hint} It takes {', '.join(known)}")
 
 
-def checked_args(base: Any, args: Any, *, tangent: bool = False, adapted: bool = False) -> TaskVectorConfig:
+def checked_args(
+    base: Any, args: Any, *, tangent: bool = False, adapted: bool = False, optimizers: Sequence[Any] = ()
+) -> TaskVectorConfig:
     """The settings, or the default ones; raises a `TypeError` if they or the base are of another kind."""
     if not isinstance(base, Base):
         raise TypeError(
@@ -48,12 +52,26 @@ def checked_args(base: Any, args: Any, *, tangent: bool = False, adapted: bool =
     base.check_not_linearized("training")
     chosen: TaskVectorConfig = args or TaskVectorConfig()
     chosen = dataclasses.replace(chosen, tangent=True) if tangent else chosen
+    if chosen.shard:
+        _check_sharded(chosen, adapted=adapted, own_optimizer=any(optimizers))
     if not base.zero_shot:
         _check_linear(base, chosen, adapted=adapted)
     if not base.zero_shot and base.architecture != "vit":
         chosen = copy.copy(chosen)
         chosen.ddp_find_unused_parameters = True  # DINOv2's token for hidden patches is in the vector and is not read
     return chosen
+
+
+def _check_sharded(args: TaskVectorConfig, *, adapted: bool, own_optimizer: bool) -> None:
+    """Raises a `ValueError` if a run cannot be sharded, or there is no other process to share with."""
+    for name, given in (("peft_config", adapted), ("optimizers", own_optimizer)):
+        if given:
+            raise ValueError(f"{name} must be left out with shard=True, which puts shards in the place of the weights")
+    if args.device and not torch.distributed.is_initialized():  # asking for the device connects the processes
+        raise ValueError(
+            "shard=True deals the tower to the processes of a launcher, and this one is alone: start it by `accelerate "
+            "launch` or `torchrun`, or leave shard out"
+        )
 
 
 def _check_linear(base: Base, args: TaskVectorConfig, *, adapted: bool) -> None:

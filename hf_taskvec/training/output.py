@@ -39,6 +39,7 @@ IDENTITY = ("task", "tasks", "dataset", "dataset_revision", "base_fingerprint") 
 EXTENDABLE = ("num_train_epochs", "max_steps")  # a run may be resumed for longer
 LATER = ("tokenizer",)  # which plans of older versions do not tell
 STATE = "trainer_state.json"  # which Transformers writes last
+SHARDS = "shards.json"  # of a checkpoint that has a file for each process
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _WEIGHTS_ONLY = "it holds the weights only (save_only_model=True), so the optimiser would start anew"
 _RECORDED = re.compile(r"(epoch|step|fraction)-[\d.e+-]+")
@@ -190,15 +191,47 @@ def missing_in(checkpoint: Path) -> str | None:
     """What a checkpoint lacks to be resumed from, in words; `None` if it is whole."""
     if not checkpoint.is_dir():
         return "it is no folder"
-    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
+    try:
+        facts = shard_facts(checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    shards = [shard_name(rank, facts["processes"]) for rank in range(facts["processes"])] if facts else []
+    if lacking := [name for name in shards if not (checkpoint / name).is_file()]:
+        return f"it has no {listed(lacking)}"
+    if not facts and not any((checkpoint / name).is_file() for name in _WEIGHTS):
         return f"it has no {_WEIGHTS[0]}"
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return f"it has no whole {STATE}, which is written last"
-    if not (checkpoint / "optimizer.pt").is_file():
+    if not facts and not (checkpoint / "optimizer.pt").is_file():
         return _WEIGHTS_ONLY
     return None
+
+
+def shard_name(rank: int, processes: int) -> str:
+    """The file of one process in a checkpoint of several.
+
+    Example:
+        >>> shard_name(0, 2)
+        'shard-00001-of-00002.safetensors'
+    """
+    return f"shard-{rank + 1:05d}-of-{processes:05d}.safetensors"
+
+
+def shard_facts(checkpoint: Path) -> dict[str, Any] | None:
+    """What the processes of a sharded run have in common in a checkpoint; `None` if it is of another run.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    if not (checkpoint / SHARDS).is_file():
+        return None
+    facts = read_json(checkpoint / SHARDS)
+    kinds = {"processes": int, "optimizer": list, "numbers": dict, "scheduler": dict}
+    if any(not isinstance(facts.get(name), kind) for name, kind in kinds.items()):
+        raise CheckpointError(f"{checkpoint / SHARDS} is damaged: it must hold {', '.join(kinds)}")
+    return facts
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
@@ -228,6 +261,21 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
             f"no checkpoint in {folder} can be resumed from: {_WEIGHTS_ONLY}; train into another folder"
         )
     return None
+
+
+def wanted_checkpoint(folder: Path, wanted: str | Path | bool | None) -> Path | None:
+    """The checkpoint to resume from: a path, of `True` the last whole one in a run's folder, else none.
+
+    Raises:
+        ValueError: If the folder has none.
+    """
+    if wanted is not True:
+        return Path(wanted) if wanted else None
+    if (checkpoint := last_checkpoint(folder)) is None:
+        raise ValueError(
+            f"resume_from_checkpoint=True, but {folder} has no checkpoint that is whole; train() without it starts anew"
+        )
+    return checkpoint
 
 
 def _run_of(folder: Path) -> str | None:

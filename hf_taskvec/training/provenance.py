@@ -67,6 +67,7 @@ def _settings(args: TaskVectorConfig) -> dict[str, Any]:
         "fp16": args.fp16,
         "label_smoothing_factor": args.label_smoothing_factor,
         "full_batch": args.full_batch,
+        "shard": args.shard,
         "tangent": args.tangent,
         "curvature_of": shown_as(args.curvature_of),
         **{name: getattr(args, name) for name in PENALTIES},

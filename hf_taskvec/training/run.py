@@ -27,6 +27,8 @@ class ProgressBar(ProgressCallback):
 
 def keeping_nothing(args: TaskVectorConfig, output_dir: str | Path) -> TaskVectorConfig:
     """A copy of the settings with which a run in `output_dir` neither evaluates nor leaves anything."""
+    if args.shard:
+        raise ValueError("shard must be False here: a sharded run keeps its vector in its own output_dir")
     args = copy.copy(args)
     args.output_dir = str(output_dir)
     args.record_epochs, args.record_steps, args.record_fractions = False, [], []

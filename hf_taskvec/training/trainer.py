@@ -25,7 +25,6 @@ from hf_taskvec.models.tangent import linearize
 from hf_taskvec.tasks import Task
 from hf_taskvec.tasks.pixels import keep_batch
 from hf_taskvec.training.config import TaskVectorConfig
-from hf_taskvec.training.feeding import ObjectiveTrainer
 from hf_taskvec.training.full_batch import prepare_full_batch
 from hf_taskvec.training.given import checked_args, objective_of, refuse
 from hf_taskvec.training.lora import adapter_deltas, adapter_settings, add_adapter
@@ -40,6 +39,7 @@ from hf_taskvec.training.output import (
     epoch_name,
     last_checkpoint,
     save_beside,
+    wanted_checkpoint,
     what_is_left,
     what_lies_in,
 )
@@ -47,6 +47,7 @@ from hf_taskvec.training.penalties import training_loss
 from hf_taskvec.training.plan import base_plan, run_plan, tokenizer_plan
 from hf_taskvec.training.provenance import fine_tuned_info
 from hf_taskvec.training.recording import Recorder
+from hf_taskvec.training.sharding import ShardingTrainer
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.fingerprint import tensor_hashes
@@ -57,12 +58,12 @@ from hf_taskvec.weights.resume import plan_differences
 logger = logging.getLogger(__name__)
 
 
-class TaskVectorTrainer(ObjectiveTrainer):
+class TaskVectorTrainer(ShardingTrainer):
     """Fine-tunes a base's vision tower on a task against its frozen head, zero-shot or linear.
 
     Runs under `python`, `torchrun` and `accelerate launch` alike, and resumes like any `Trainer`. The loss is the sum
     over images divided by their number in the whole accumulated batch, so that accumulation, a ragged last batch and
-    several processes change nothing.
+    several processes change nothing. With `args.shard` each process holds its share of the tower (FSDP2), not a copy.
 
     A run's `output_dir` is its own while it trains and belongs to its task and base afterwards: a run of another task
     or base is refused there, one of the same replaces the vectors of the last and nothing else.
@@ -113,7 +114,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
         **refused: Any,
     ) -> None:
         refuse(refused, inspect.getfullargspec(TaskVectorTrainer.__init__).kwonlyargs)
-        args = checked_args(base, args, tangent=tangent, adapted=peft_config is not None)
+        args = checked_args(base, args, tangent=tangent, adapted=peft_config is not None, optimizers=optimizers)
         self.base, self.objective = base, objective_of(task)
         start = linearize(base) if args.tangent else base
         with args.main_process_first(local=True, desc="decoding images"):
@@ -151,7 +152,12 @@ class TaskVectorTrainer(ObjectiveTrainer):
     # -- what a run gives ---------------------------------------------------------------------------------------------
 
     def task_vector(self) -> TaskVector:
-        """The difference of the weights as they are now and the base's; with LoRA the product of the factors."""
+        """The difference of the weights as they are now and the base's; with LoRA the product of the factors.
+
+        With `shard` it lies in `output_dir/vectors`; within an epoch all processes must call this.
+        """
+        if self.args.shard:
+            return self.gathered_vector()
         if self._adapter:
             weights = parameters_of(self.base.model)
             deltas = {name: delta.to(self.base.device) for name, delta in adapter_deltas(self.model).items()}
@@ -192,7 +198,9 @@ class TaskVectorTrainer(ObjectiveTrainer):
 
     def record(self, name: str) -> None:
         """Saves the vector of this moment under `output_dir/vectors/<name>`."""
-        if self.args.should_save:
+        if self.args.shard:
+            self.write_vector(name)
+        elif self.args.should_save:
             self.task_vector().save_pretrained(self.folder.claim(f"{VECTORS}/{name}"))
 
     def vector_info(self) -> VectorInfo:
@@ -240,6 +248,8 @@ class TaskVectorTrainer(ObjectiveTrainer):
         Returns:
             The URL of the commit; `None` on all processes but the first.
         """
+        if self.args.shard:
+            self.gathered_vector()
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:
@@ -269,7 +279,8 @@ class TaskVectorTrainer(ObjectiveTrainer):
             OutputExistsError: If another run is at work in `output_dir`, or it holds something else where this run
                 would write.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
+        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        checkpoint = wanted_checkpoint(self.folder.path, wanted)
         if self._started is not None and checkpoint is None:
             raise ValueError(
                 "this trainer has trained already: another run from its weights would give a vector of both, labelled "
@@ -295,17 +306,6 @@ class TaskVectorTrainer(ObjectiveTrainer):
         self._tell(writes)
         return result
 
-    def _checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
-        wanted = self.args.resume_from_checkpoint if wanted is None else wanted
-        if wanted is not True:
-            return Path(wanted) if wanted else None
-        if (checkpoint := last_checkpoint(self.folder.path)) is None:
-            raise ValueError(
-                f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint that is whole; train() "
-                "without it starts anew"
-            )
-        return checkpoint
-
     def unfinished(self) -> Path | None:
         """The last whole checkpoint in `output_dir` if it is one of this very run and the run was stopped after it."""
         try:
@@ -330,7 +330,7 @@ class TaskVectorTrainer(ObjectiveTrainer):
 
     def _keeps_something(self) -> bool:
         args = self.args
-        kept = (args.record_epochs, args.record_steps, args.record_fractions, args.record_gradients)
+        kept = (args.record_epochs, args.record_steps, args.record_fractions, args.record_gradients, args.shard)
         return args.save_strategy != "no" or any(kept)
 
     def _tell(self, writes: bool) -> None:
@@ -350,6 +350,8 @@ class TaskVectorTrainer(ObjectiveTrainer):
                 tqdm.write(left)
 
     def _moved(self) -> bool:
+        if self.args.shard:
+            return not self.gathered_vector().is_zero
         if self._adapter:
             return any(delta.any() for delta in adapter_deltas(self.model).values())
         base, weights = parameters_of(self.base.model), self.model.weights()
@@ -357,23 +359,18 @@ class TaskVectorTrainer(ObjectiveTrainer):
 
     # -- hooks of Trainer ---------------------------------------------------------------------------------------------
 
-    def _init_training_state(self, max_steps: int, per_epoch: int, num_train_epochs: int, *rest: Any) -> Any:
-        trained = super()._init_training_state(max_steps, per_epoch, num_train_epochs, *rest)
-        # Transformers would take one more step from a run that is done, if it ended within an epoch.
-        return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the tower, a ViT or DINOv2 with its head, as `from_pretrained` and `from_checkpoints` read it."""
         if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint
             write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})  # first: it is ours
             self.recorder.save(Path(output_dir))  # here and not in on_save, for by then older checkpoints are gone
-        elif self._adapter or self.args.tangent:
+        elif not _internal_call and (self._adapter or self.args.tangent or self.args.shard):
             raise ValueError("this run has no whole model to save; task_vector().save_pretrained() writes its vector")
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save and not self._adapter:
+        if self.args.should_save and not (self._adapter or self.args.shard):
             save_beside(output_dir or str(self.args.output_dir), self.model, self.base)
 
     def _load_best_model(self) -> None:
@@ -381,9 +378,6 @@ class TaskVectorTrainer(ObjectiveTrainer):
         step = self.state.best_global_step or self.state.global_step
         epochs = [entry["epoch"] for entry in self.state.log_history if entry["step"] == step and "epoch" in entry]
         self._best = (float(epochs[-1]), step) if epochs else None
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: the recorder pushes vectors."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from hf_taskvec.weights.arithmetic import subtract
 from hf_taskvec.weights.deltas import LazyDeltas, TensorDeltas
 from hf_taskvec.weights.names import PROJECTION, aligned_names, differences, is_clip, parameters_of, shapes_of
 from hf_taskvec.weights.processes import processes
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
@@ -82,11 +86,6 @@ def gather_vector(
     left_out = changed_outside(before.tensors, gathered, ours, coverage, told=group.is_main_process)
     if group.is_main_process:
         _tell_of_rounding(ours, theirs)
-    wide = torch.float64 if any(w.dtype == torch.float64 for w in (*ours.values(), *theirs.values())) else torch.float32
-    plan = LazyDeltas(shapes_of(ours), lambda name: theirs[name], wide, CPU)
-    mine = set(share_of(plan, group))
-    wholes = ((name, gathered[name]) for name in ours)  # all processes take all, in one order
-    kept = {name: subtract(whole, ours[name]) for name, whole in wholes if name in mine}
     clip = is_clip(before.tensors)
     info = VectorInfo(
         base=before.name,
@@ -98,7 +97,36 @@ def gather_vector(
         task=task,
         left_out=len(left_out) or None,
     )
-    write_vector_together(output_dir, plan, TensorDeltas(kept), info, dtype=wide, group=group)
+    write_gathered(output_dir, ours, {name: theirs[name] for name in ours}, info, group)
+
+
+def write_gathered(
+    output_dir: str | os.PathLike[str],
+    base: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    info: VectorInfo,
+    group: PartialState,
+) -> None:
+    """Writes the vector from a base's weights to a model's, sharded or not; called by all processes.
+
+    Args:
+        output_dir: A folder that all processes see.
+        base: The weights before fine-tuning, those of each name whole.
+        weights: Those after it, under the same names.
+        info: Provenance.
+        group: The processes.
+
+    Raises:
+        NonFiniteError: If a weight holds NaN or Inf.
+        TaskVecError: If another process failed.
+    """
+    doubles = [name for name in weights if torch.float64 in (weights[name].dtype, base[name].dtype)]
+    dtype = torch.float64 if doubles else torch.float32
+    plan = LazyDeltas(shapes_of(weights), lambda name: weights[name], dtype, CPU)
+    mine = set(share_of(plan, group))
+    wholes = ((name, _whole(weight)) for name, weight in weights.items())  # all processes take all, in one order
+    kept = {name: subtract(whole, base[name]) for name, whole in wholes if name in mine}
+    write_vector_together(output_dir, plan, TensorDeltas(kept), info, dtype=dtype, group=group)
 
 
 def _tell_of_rounding(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

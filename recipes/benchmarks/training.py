@@ -34,6 +34,7 @@ class BenchmarkArguments:
     epochs: int = arg("Epochs per run.", default=3)
     batch_size: int = arg("Images per step.", default=128)
     runs: int = arg("Runs of each, in turn; the median counts.", default=5)
+    compile: bool = arg("Whether to run with torch_compile=True too, which needs a compiler.", default=False)
 
 
 def bare_loop(base: Base, task: Task, pixels: PixelDataset, args: BenchmarkArguments) -> tuple[float, TaskVector]:
@@ -57,8 +58,10 @@ def bare_loop(base: Base, task: Task, pixels: PixelDataset, args: BenchmarkArgum
     return seconds, TaskVector.from_weights(dict(ImageClassifier(base, task).weights()), model.weights())
 
 
-def our_trainer(base: Base, task: Task, args: BenchmarkArguments, *, track: bool) -> tuple[float, TaskVector]:
-    """The same by `TaskVectorTrainer`, with or without what it records."""
+def our_trainer(
+    base: Base, task: Task, args: BenchmarkArguments, *, track: bool = False, compiled: bool = False
+) -> tuple[float, TaskVector]:
+    """The same by `TaskVectorTrainer`, with or without what it records, and compiled, which counts in its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         config = TaskVectorConfig(
             output_dir=folder,
@@ -70,6 +73,7 @@ def our_trainer(base: Base, task: Task, args: BenchmarkArguments, *, track: bool
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
+            torch_compile=compiled,
             track_gradients=track,
             record_epochs=track,
         )
@@ -84,12 +88,14 @@ def our_trainer(base: Base, task: Task, args: BenchmarkArguments, *, track: bool
 def main(args: BenchmarkArguments) -> dict[str, float]:
     base, task = load_base(args.base), get_task(args.task, data_dir=args.data_dir)
     pixels = load_pixels(task, "train", base.processor.image_processor)
-    times: dict[str, list[float]] = {"bare loop": [], "trainer": [], "trainer, recording": []}
+    ours: dict[str, dict[str, bool]] = {"trainer, torch.compile": {"compiled": True}} if args.compile else {}
+    ours |= {"trainer": {}, "trainer, recording": {"track": True}}
+    times: dict[str, list[float]] = {name: [] for name in ("bare loop", *ours)}
     for _ in range(args.runs + 1):  # the first round warms up
         seconds, bare = bare_loop(copy.copy(base), task, pixels, args)
         times["bare loop"].append(seconds)
-        for name, track in (("trainer", False), ("trainer, recording", True)):
-            seconds, vector = our_trainer(base, task, args, track=track)
+        for name, how in ours.items():
+            seconds, vector = our_trainer(base, task, args, **how)
             times[name].append(seconds)
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     images = args.epochs * len(pixels)

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--optim", default="adamw_torch")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--shard", action="store_true")
     options = parser.parse_args()
     config = TaskVectorConfig(
         output_dir=options.output_dir,
@@ -43,6 +44,7 @@ def main() -> None:
         logging_strategy="no",
         optim=options.optim,
         per_device_train_batch_size=options.batch,
+        shard=options.shard,
     )
     callbacks: list[TrainerCallback] = [] if options.die_at is None else [Die(options.die_at)]
     trainer = TaskVectorTrainer(
