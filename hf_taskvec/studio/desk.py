@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -45,6 +47,7 @@ GESTURE = 1.5  # seconds without a move after which the next one is compared wit
 TRIED = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 TUNING_IMAGES = 64  # validation images per task
 KEPT_BANKS = 8
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,31 @@ class Visit:
     last: Setting | None = None
     moved: float = float("-inf")
     added: tuple[str, ...] = ()
+
+
+@dataclass
+class Turn:
+    """Which look at one visitor's setting is the newest: several may run at once. It is changed in place.
+
+    Attributes:
+        newest: The look whose turn it is; `None` after a move.
+        merging: The setting of the last move, if it was told that its merge is being made, without bars.
+    """
+
+    newest: object | None = None
+    merging: Setting | None = None
+
+    def taken(self, look: Iterator[Step]) -> Iterator[Step]:
+        """The steps of a look, which is the newest now, until it is not any more.
+
+        Example:
+            >>> turn = Turn()
+            >>> older = turn.taken(iter("ab"))
+            >>> next(older), list(turn.taken(iter("cd"))), list(older)
+            ('a', ['c', 'd'], [])
+        """
+        self.newest = look
+        return itertools.takewhile(lambda _: self.newest is look, look)
 
 
 class Desk:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_taskvec.errors import BaseMismatchError, TaskVecError
 from hf_taskvec.studio.board import Flip, logits_of
-from hf_taskvec.studio.desk import Desk, Visit
+from hf_taskvec.studio.desk import Desk, Turn, Visit
 from hf_taskvec.studio.drawing import drawn_board, drawn_heat, drawn_logits, drawn_note
 from hf_taskvec.studio.setting import HIGHEST, LOWEST, ROOM, STEP, Analogy, Setting
 from hf_taskvec.studio.widgets import epoch_slider, factor_slider, lever_choices, term_choices
@@ -82,7 +82,7 @@ class _Page:
     def __init__(self, desk: Desk) -> None:
         self.desk, self.controls = desk, _Controls()
         with gr.Blocks(title="hf_taskvec studio", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
-            self.visit = gr.State(desk.first)
+            self.visit, self.turn = gr.State(desk.first), gr.State(Turn())
             self.strip, self.looking = gr.State([]), gr.State(False)  # whether the vectors' likeness is on the screen
             self.address = gr.Textbox(visible=False)
             gr.Markdown(INTRODUCTION)
@@ -107,9 +107,8 @@ class _Page:
                 self.controls.sliders.append(factor_slider(lever, factor, name=f"factor-{number}"))
                 if len(lever.moments) > 1:
                     last = len(lever.moments) - 1
-                    self.controls.epochs[number] = epoch_slider(
-                        moment_label(lever, last), last, name=f"moment-{number}"
-                    )
+                    label = moment_label(lever, last)
+                    self.controls.epochs[number] = epoch_slider(label, last, name=f"moment-{number}")
             for number in range(ROOM):  # what a visitor adds
                 hidden = gr.Slider(
                     LOWEST, HIGHEST, value=0, step=STEP, visible=False, elem_id=f"added-{number}", buttons=[]
@@ -140,16 +139,8 @@ class _Page:
                 label="Mended (✓) and broken (✗) against the base; click one for its logits",
                 elem_id="flips-of",
             )
-            self.gallery = gr.Gallery(
-                show_label=False,
-                columns=4,
-                height="auto",
-                allow_preview=False,
-                format="png",
-                elem_id="flips",
-                elem_classes="tv-strip",
-                buttons=[],
-            )
+            shape: dict[str, Any] = {"columns": 4, "height": "auto", "format": "png", "elem_classes": "tv-strip"}
+            self.gallery = gr.Gallery(**shape, show_label=False, allow_preview=False, elem_id="flips", buttons=[])
             self.logits = gr.HTML(elem_id="logits")
 
     def _likeness_tab(self) -> None:
@@ -195,7 +186,7 @@ class _Page:
 
     def _listen(self) -> None:
         moves = [*self.controls.sliders, *self.controls.epochs.values()]
-        inputs = [self.visit, self.method, *moves]
+        inputs = [self.visit, self.turn, self.method, *moves]
         everything = [self.visit, self.strip, self.method, self.bars, self.note, self.link, self.python, self.yaml]
         everything += [self.gallery, self.logits, self.cosines, self.conflicts, self.entangled, self.source, *moves]
         everything += [self.carrying, *self.terms]
@@ -206,18 +197,20 @@ class _Page:
         moved = gr.on(triggers, self._moved, inputs, trigger_mode="always_last", queue=False, **told)
         enters = [
             self.blocks.load(self._entered, [self.visit, self.address], everything, js=_ADDRESS, **quiet),
-            self.reset.click(self._reset, [self.visit], everything, **quiet),
-            self.tune.click(self._tuned, [self.visit], everything, **quiet),
+            self.reset.click(self._reset, [self.visit, self.turn], everything, **quiet),
+            self.tune.click(self._tuned, [self.visit, self.turn], everything, **quiet),
             self.add.click(self._added, [self.visit, self.source], everything, **quiet),
             self.source.submit(self._added, [self.visit, self.source], everything, **quiet),
             self.carry.click(self._carried, [self.visit, self.source, self.way], everything, **quiet),
             self.analogy.click(self._analogy, [self.visit, *self.terms, self.alpha], everything, **quiet),
         ]
-        looks = {"fn": self._settled, "inputs": [self.visit, self.task, self.looking], "outputs": everything, **quiet}
-        # "multiple": the one before may still be on its way out when the next is due, which "once" would leave out
-        settles = [event.then(**looks, trigger_mode="multiple") for event in (moved, *enters)]
-        settles.append(self.task.input(**looks))
-        gr.on([*triggers, self.reset.click, self.tune.click], None, cancels=settles, **quiet)
+        seen = [self.visit, self.turn, self.task, self.looking]
+        # "once" would leave out a look while one runs; `Turn` ends that, where Gradio's `cancels` may hit the new one
+        looks: dict[str, Any] = {**quiet, "fn": self._settled, "inputs": seen, "trigger_mode": "multiple"}
+        looks["outputs"] = everything
+        for event in (moved, *enters):
+            event.then(**looks)
+        self.task.input(**looks)
         for number, slider in self.controls.epochs.items():
             relabel = partial(self._relabelled, number)
             slider.input(relabel, [self.visit, slider], [slider], trigger_mode="always_last", **quiet)
@@ -227,7 +220,7 @@ class _Page:
         self.doctor.click(self._diagnosed, [self.visit], [self.findings], **quiet)
         self.push.click(self._pushed, [self.visit, self.repository], [self.note], **quiet)
 
-    def _moved(self, visit: Visit, method: str, *values: float) -> Shown:
+    def _moved(self, visit: Visit, turn: Turn, method: str, *values: float) -> Shown:
         """The first thing after a move: the bars on few images, or that they take a while."""
         count = len(self.controls.sliders)
         factors, moments = values[:count], list(self.desk.bank(visit).start.moments)
@@ -236,8 +229,9 @@ class _Page:
                 moments[number] = min(max(int(value), 0), moments[number])
         cut = tuple(min(max(float(value), LOWEST), HIGHEST) for value in factors[: len(moments)])
         setting = Setting(cut, tuple(moments), method)
-        visit = self.desk.moved(visit, setting, at=time.monotonic())
-        if self.desk.bank(visit).is_slow(setting):
+        visit, slow = self.desk.moved(visit, setting, at=time.monotonic()), self.desk.bank(visit).is_slow(setting)
+        turn.newest, turn.merging = None, setting if slow else None
+        if slow:
             return {self.visit: visit, self.bars: gr.skip(), self.note: drawn_note([f"Merging by {method} …"])}
         return self._first_look(visit)
 
@@ -248,10 +242,14 @@ class _Page:
             return {self.visit: visit, self.bars: gr.skip(), self.note: drawn_note([str(error)], bad=True)}
         return {self.visit: visit, self.bars: bars, self.note: note}
 
-    def _settled(self, visit: Visit, task: int, looking: bool) -> Iterator[Shown]:
-        """What may come later: what is copied, the likeness of the vectors, more images, and those that flip."""
+    def _settled(self, visit: Visit, turn: Turn, task: int, looking: bool) -> Iterator[Shown]:
+        """What may come later, until there was another move or another look begins."""
+        yield from turn.taken(self._look(visit, task, looking, told=turn.merging == visit.setting))
+
+    def _look(self, visit: Visit, task: int, looking: bool, *, told: bool) -> Iterator[Shown]:
+        """What is copied, the likeness of the vectors, more images, and those that flip."""
         try:
-            if self.desk.bank(visit).is_slow(visit.setting):  # the move told so, and no bars
+            if told:  # that a merge is being made, and no bars
                 first = self._first_look(visit)
                 yield {self.bars: first[self.bars], self.note: first[self.note]}
             yield {**self._copies(visit), **self._likeness(visit)}
@@ -336,11 +334,13 @@ class _Page:
             return self._everywhere(self.desk.first, drawn_note([f"The link was not taken: {error}"], bad=True))
         return self._everywhere(visit, drawn_note([f"Of the link, {note}." for note in notes]))
 
-    def _reset(self, visit: Visit) -> Shown:
+    def _reset(self, visit: Visit, turn: Turn) -> Shown:
+        turn.newest = None
         setting = replace(visit.setting, factors=(0.0,) * len(visit.setting.factors))
         return self._everywhere(self.desk.moved(visit, setting, at=time.monotonic()))
 
-    def _tuned(self, visit: Visit) -> Iterator[Shown]:
+    def _tuned(self, visit: Visit, turn: Turn) -> Iterator[Shown]:
+        turn.newest = None
         yield {self.note: drawn_note(["Trying factors on validation images …"])}
         try:
             note = ""
