@@ -302,8 +302,9 @@ def test_states_that_are_kept_meanwhile_do_not_disturb_the_count(bank: Bank) -> 
     assert (0, 99) in bench._states
 
 
-def test_a_measurement_is_the_evaluation_of_the_merged_model(bank: Bank, bench: Bench) -> None:
-    setting = Setting((0.5, 1.0), (2, 0))
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "tsv_m"])  # a sum, and what is prepared
+def test_a_measurement_is_the_evaluation_of_the_merged_model(method: str, bank: Bank, bench: Bench) -> None:
+    setting = Setting((0.5, 1.0), (2, 0), method)
     measured = bench.measure(bank, setting, blocks=len(bench.blocks))
     report = evaluate(bank.merged(setting).apply_to(tiny_base()), colours_task(), progress=False)
     assert measured.accuracies == pytest.approx([report.accuracy])
