@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hf_taskvec.studio.desk import Desk, Turn
+from hf_taskvec.studio.desk import Desk, Turn, Visit
 from hf_taskvec.studio.setting import Setting
 from tests.bases import colours_task, tiny_base
 from tests.test_studio import moved
@@ -42,22 +42,42 @@ def move(page: Any, turn: Turn, factor: float, method: str = "task_arithmetic") 
     return shown
 
 
+def nothing(page: Any) -> dict[Any, Any]:
+    """A step that changes nothing: what Gradio shows again at a look's end, which must not be an older setting."""
+    return {page.note: {"__type__": "update"}}
+
+
 def test_an_older_look_ends_where_a_newer_one_or_a_move_begins(page: Any) -> None:
     turn = Turn()
     visits = [move(page, turn, factor)[page.visit] for factor in (0.5, 1.0)]
     older, newer = (page._settled(visit, turn, -1, False) for visit in visits)
     assert next(older)[page.link] == visits[0].setting.link()  # its move was the last when it was due
     assert next(newer)[page.link] == visits[1].setting.link()
-    assert list(older) == []
+    assert list(older) == [nothing(page)]
     visit = move(page, turn, 0.3)[page.visit]
-    assert list(newer) == []
+    assert list(newer) == [nothing(page)]
     for click in (page._reset, page._tuned):
         look = page._settled(visit, turn, -1, False)
         next(look)
         list(click(visit, turn))
-        assert list(look) == []
+        assert list(look) == [nothing(page)]
     looks = list(page._settled(visit, turn, -1, False))
-    assert (looks[0][page.link], len(looks)) == (visit.setting.link(), 1 + page.desk.all_blocks)
+    assert (looks[0][page.link], len(looks)) == (visit.setting.link(), 1 + page.desk.all_blocks + 1)
+    assert looks[-1] == nothing(page)
+
+
+def test_a_look_that_ends_before_its_first_step_empties_nothing(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = Turn()
+    visit = move(page, turn, 0.5)[page.visit]
+    newer, copies = page._settled(visit, turn, -1, False), page._copies
+
+    def meanwhile(visit: Visit) -> dict[Any, Any]:
+        monkeypatch.setattr(page, "_copies", copies)
+        next(newer)
+        return dict(copies(visit))
+
+    monkeypatch.setattr(page, "_copies", meanwhile)
+    assert list(page._settled(visit, turn, -1, False)) == [nothing(page)]
 
 
 def test_the_bars_follow_a_move_that_was_told_to_take_a_while(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,12 +133,8 @@ class _Page:
         names = [ALL_TASKS, *(task.name for task in self.desk.bench.tasks)]
         with gr.Tab("Images that flip"):
             choices = [(name, number - 1) for number, name in enumerate(names)]
-            self.task = gr.Dropdown(
-                choices,
-                value=-1,
-                label="Mended (✓) and broken (✗) against the base; click one for its logits",
-                elem_id="flips-of",
-            )
+            label = "Mended (✓) and broken (✗) against the base; click one for its logits"
+            self.task = gr.Dropdown(choices, value=-1, label=label, elem_id="flips-of")
             shape: dict[str, Any] = {"columns": 4, "height": "auto", "format": "png", "elem_classes": "tv-strip"}
             self.gallery = gr.Gallery(**shape, show_label=False, allow_preview=False, elem_id="flips", buttons=[])
             self.logits = gr.HTML(elem_id="logits")
@@ -161,12 +157,8 @@ class _Page:
         with gr.Tab("Add and publish"):
             place = "user/vector" if self.desk.public else "user/vector, or a folder"
             with gr.Row():
-                self.source = gr.Textbox(
-                    label=f"Add a vector, series, LoRA adapter or packed tasks of {self.desk.base.name}",
-                    placeholder=place,
-                    elem_id="source",
-                    scale=4,
-                )
+                label = f"Add a vector, series, LoRA adapter or packed tasks of {self.desk.base.name}"
+                self.source = gr.Textbox(label=label, placeholder=place, elem_id="source", scale=4)
                 self.add = gr.Button("Check and add", elem_id="add", scale=1)
             with gr.Row(visible=False) as self.carrying:
                 label = "It is of another base: bring it here by"
@@ -206,8 +198,7 @@ class _Page:
         ]
         seen = [self.visit, self.turn, self.task, self.looking]
         # "once" would leave out a look while one runs; `Turn` ends that, where Gradio's `cancels` may hit the new one
-        looks: dict[str, Any] = {**quiet, "fn": self._settled, "inputs": seen, "trigger_mode": "multiple"}
-        looks["outputs"] = everything
+        looks = {**quiet, "fn": self._settled, "inputs": seen, "outputs": everything, "trigger_mode": "multiple"}
         for event in (moved, *enters):
             event.then(**looks)
         self.task.input(**looks)
@@ -245,6 +236,7 @@ class _Page:
     def _settled(self, visit: Visit, turn: Turn, task: int, looking: bool) -> Iterator[Shown]:
         """What may come later, until there was another move or another look begins."""
         yield from turn.taken(self._look(visit, task, looking, told=turn.merging == visit.setting))
+        yield {self.note: gr.skip()}  # Gradio shows the last step again at the end, and without one empties all outputs
 
     def _look(self, visit: Visit, task: int, looking: bool, *, told: bool) -> Iterator[Shown]:
         """What is copied, the likeness of the vectors, more images, and those that flip."""
