@@ -17,10 +17,10 @@ from pretraining.probe import linear_probe
 from hf_taskvec.evaluation.accuracy import evaluate, evaluate_individually, predict
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.merging import merge
+from hf_taskvec.merging.geometry import cosines, inner_products
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.subsets import subset
-from hf_taskvec.theory.dynamics import task_geometry
 from hf_taskvec.theory.expansion import leading_error
 from hf_taskvec.theory.losses import clip_losses
 from hf_taskvec.vectors.vector import TaskVector
@@ -67,7 +67,7 @@ def measure_base(base: Base, settings: Reproduction, judging: Judging, *, seed: 
     merges = {method: best_merge(base, vectors, tasks, method, judging) for method in judging.methods}
     first, individual = judging.methods[0], fmean(own.values())
     early = best_merge(base, {name: run.vector("1") for name, run in runs.items()}, tasks, first, judging)
-    at_mean = merge(list(vectors.values()), "average").apply_to(base)
+    at_mean = merge(list(vectors.values()), "average", device=base.device).apply_to(base)
     courses = [course(base, [vectors[task.name]], task, scalings=SCALINGS, split=judging.split) for task in tasks]
     bend = bend_of(courses)
     return {
@@ -80,7 +80,7 @@ def measure_base(base: Base, settings: Reproduction, judging: Judging, *, seed: 
         "gain": merges[first]["accuracy"] - zero_shot,
         "gain_at_mean": evaluate(at_mean, tasks, split=judging.split, progress=False).accuracy - zero_shot,
         "kept": kept_share(merges[first]["accuracy"], individual, zero_shot),
-        "cosine": task_geometry(vectors).mean("cosines"),
+        "cosine": mean_cosine(list(vectors.values())),
         "bend": bend.to_dict(),
         "curvature": bend.bend.mean,
         "disentanglement": disentanglement_error(
@@ -95,7 +95,7 @@ def best_merge(
     base: Base, vectors: Mapping[str, TaskVector], tasks: Sequence[Task], method: str, judging: Judging
 ) -> Values:
     """The accuracy of a merge at its best scaling on validation images."""
-    merged = merge(list(vectors.values()), method, allow_zero=True)
+    merged = merge(list(vectors.values()), method, allow_zero=True, device=base.device)
     curve = scaling_curve(base, merged, tasks, scalings=judging.scalings, progress=False)
     scaling = best_scaling(curve)
     if judging.split == "validation":
@@ -109,6 +109,13 @@ def kept_share(merged: float, individual: float, zero_shot: float) -> float | No
     return (merged - zero_shot) / (individual - zero_shot) if individual > zero_shot else None
 
 
+def mean_cosine(vectors: Sequence[TaskVector]) -> float:
+    """The mean cosine between the vectors of different tasks."""
+    products = inner_products([TaskVector(vector.deltas) for vector in vectors])
+    table, count = cosines(torch.stack(list(products.values())).sum(dim=0)), len(vectors)
+    return float((table.sum() - table.diagonal().sum()) / (count * (count - 1)))
+
+
 def disentanglement_error(
     base: Base, vectors: Mapping[str, TaskVector], tasks: Sequence[Task], *, scaling: float, split: Split
 ) -> float:
@@ -116,7 +123,8 @@ def disentanglement_error(
 
     That is ξ of arXiv 2305.12827 at one point, with T vectors in place of two: 0 where tasks do not disturb each other.
     """
-    together = merge(list(vectors.values()), "task_arithmetic", allow_zero=True).apply_to(base, scaling=scaling)
+    merged = merge(list(vectors.values()), "task_arithmetic", allow_zero=True, device=base.device)
+    together = merged.apply_to(base, scaling=scaling)
     errors = []
     for task in tasks:
         alone = vectors[task.name].apply_to(base, scaling=scaling)

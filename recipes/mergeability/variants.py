@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from accelerate import PartialState
 from paper.settings import Reproduction
 from pretraining.config import PretrainingConfig
 from pretraining.run import Travel, pretrain
@@ -124,6 +125,7 @@ def judge_variant(
 
     def judge(path: Path) -> None:
         base = load_base(folder / "base")
+        base.model.to(PartialState().device)  # where it was pretrained
         measured = measure_base(base, only, judging, seed=seed, folder=folder / f"seed-{seed}")
         views = config.steps * config.batch_size * config.views
         shape = {"width": config.width, "layers": config.layers, "views": views}
