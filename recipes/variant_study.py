@@ -48,14 +48,10 @@ class VariantArguments(PretrainingSources):
 def main(args: VariantArguments, settings: Reproduction) -> list[dict[str, Any]]:
     variants = parse_variants(args.variants, args.common)
     judging = Judging("validation", args.methods, args.scalings)
-    cells = []
-    for name, config in variants.items():
-        cells += judge_variants({name: config}, args, settings, judging)
-        table = variant_table(cells)
-        page = PAGE.format(
-            tasks=len(settings.load_tasks()), seeds=len(settings.seeds), command=command_line(), table=table
-        )
-        write_text(args.page or Path(settings.output_dir) / "table.md", page)
+    cells = judge_variants(variants, args, settings, judging)
+    table = variant_table(cells)
+    page = PAGE.format(tasks=len(settings.load_tasks()), seeds=len(settings.seeds), command=command_line(), table=table)
+    write_text(args.page or Path(settings.output_dir) / "table.md", page)
     print(table)
     return cells
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hf_taskvec.errors import OutputExistsError, SettingsDifferError
 from hf_taskvec.weights.folders import read_json, write_json
-from hf_taskvec.weights.resume import claim_folder, compute_or_read
+from hf_taskvec.weights.resume import claim_folder, compute_or_read, share_out
 
 PLAN = {"learning_rate": 0.1, "tasks": ("a", "b"), "start": None}
 
@@ -70,3 +75,81 @@ def test_a_folder_is_claimed_by_one_plan(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="something else"):
         claim_folder(tmp_path, PLAN, name="plan.json")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["run", "thesis.json"]
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from hf_taskvec.weights.folders import read_json, write_json
+from hf_taskvec.weights.resume import claim_folder, compute_or_read, share_out
+
+folder = Path(sys.argv[1])
+claim_folder(folder / "run", {"pieces": 6}, name="settings.json")
+
+def compute(path):
+    (folder / f"{path.stem}-by-{os.getpid()}").touch()
+    time.sleep(0.2)
+    write_json(path, {"by": os.getpid()})
+
+def path_of(piece):
+    return folder / "run" / f"{piece}.json"
+
+def work(piece):
+    return compute_or_read(path_of(piece), {"piece": piece}, compute=compute, read=read_json)
+
+print([made["by"] for made in share_out(range(6), path_of, work)])
+"""
+
+
+def test_processes_with_the_same_command_share_the_work_and_have_all_results(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert told[0] == told[1]
+    assert len(list(tmp_path.glob("*-by-*"))) == 6  # no piece twice
+    assert set(json.loads(told[0])) == {worker.pid for worker in workers}  # and none did all
+    assert {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")} == set()
+
+
+def test_what_a_killed_process_was_at_is_done_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    (tmp_path / ".result.json.lock").touch()  # what it leaves: a file without a lock
+    assert share_out([path], Path, lambda path: compute_or_read(path, PLAN, compute=write, read=read_json)) == [
+        {"made": "result.json"}
+    ]
+    assert not (tmp_path / ".result.json.lock").exists()
+
+
+def test_what_another_process_is_at_comes_last_and_is_not_computed_again(tmp_path: Path) -> None:
+    first, second, order = tmp_path / "first.json", tmp_path / "second.json", list[str]()
+
+    def work(path: Path) -> dict[str, str]:
+        order.append(path.stem)
+        if path == second:  # by now the other has finished the first one
+            write_json(first, {"made": "elsewhere"})
+            write_json(first.with_name("first.json.plan.json"), PLAN)
+            os.close(handle)
+        return compute_or_read(path, PLAN, compute=write if path == second else refuse, read=read_json)
+
+    lock = tmp_path / ".first.json.lock"
+    lock.touch()
+    handle = os.open(lock, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert share_out([first, second], Path, work) == [{"made": "elsewhere"}, {"made": "second.json"}]
+    assert order == ["second", "first"]
+
+
+def test_processes_that_train_together_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    lock = tmp_path / ".result.json.lock"
+    lock.touch()
+    handle = os.open(lock, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    made = share_out(
+        [tmp_path / "result.json"], Path, lambda path: compute_or_read(path, PLAN, compute=write, read=read_json)
+    )
+    assert made == [{"made": "result.json"}]
+    os.close(handle)

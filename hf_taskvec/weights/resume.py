@@ -1,18 +1,25 @@
-"""Work that is done once: computed, or read if it was computed with the same settings, or refused by what differs."""
+"""Work that is done once: computed, or read if it was computed with the same settings, or refused by what differs.
+
+Several processes may be given the same work, on one machine or on some that share the folder: each piece is computed by
+one of them, which holds its lock, and read by the others.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_taskvec.errors import OutputExistsError, SettingsDifferError
 from hf_taskvec.text import listed, shortened
 from hf_taskvec.weights.folders import check_output_folder, read_json, write_json
+from hf_taskvec.weights.temporary import held
 
 _REMEDY = "choose another output folder, or move it away"
+Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
@@ -25,7 +32,8 @@ def compute_or_read(
 ) -> Result:
     """Reads the result at `path` if it was made by `plan`; computes it if it is not there.
 
-    The plan lies beside the result, in `<path>.plan.json`.
+    The plan lies beside the result, in `<path>.plan.json`. Where another process is computing the result, it is waited
+    for.
 
     Args:
         path: File or folder of the result. It must appear whole or not at all, for what is there counts as finished.
@@ -53,14 +61,82 @@ def compute_or_read(
     """
     target = Path(path)
     note = target.with_name(f"{target.name}.plan.json")
-    if target.exists():
-        if not note.is_file():
-            raise OutputExistsError(f"{target} is there, but no {note.name} tells how it was made; {_REMEDY}")
-        check_plan(read_json(note), plan, what=str(target))
-    else:
-        write_json(note, plain(plan))
-        compute(target)
+    if not target.exists():
+        with _alone(target):
+            if not target.exists():
+                write_json(note, plain(plan))
+                compute(target)
+                return read(target)
+    if not note.is_file():
+        raise OutputExistsError(f"{target} is there, but no {note.name} tells how it was made; {_REMEDY}")
+    check_plan(read_json(note), plan, what=str(target))
     return read(target)
+
+
+def share_out(
+    pieces: Sequence[Piece], path_of: Callable[[Piece], str | os.PathLike[str]], work: Callable[[Piece], Result]
+) -> list[Result]:
+    """Does every piece of work once among all processes that call this, and returns all results in order.
+
+    A process first does what no other is at, then waits for what the others are at; what a process that ended has left
+    unfinished is done by another.
+
+    Args:
+        pieces: The work, the same in every process.
+        path_of: The path of a piece's result, as `compute_or_read` has it.
+        work: Computes or reads a piece, by `compute_or_read`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> def path_of(x):
+        ...     return folder / f"{x}.json"
+        >>> def square(x):
+        ...     return compute_or_read(
+        ...         path_of(x), {"x": x}, compute=lambda path: write_json(path, {"square": x * x}), read=read_json
+        ...     )
+        >>> share_out([2, 3], path_of, square)
+        [{'square': 4}, {'square': 9}]
+    """
+    done = {index: work(piece) for index, piece in enumerate(pieces) if not _in_work(Path(path_of(piece)))}
+    return [done[index] if index in done else work(piece) for index, piece in enumerate(pieces)]
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def _in_work(target: Path) -> bool:
+    """Whether another process is computing a result."""
+    lock = _lock_of(target)
+    if _one_of_several() or not lock.exists():
+        return False
+    with held(lock) as free:
+        return free is False and lock.exists()
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Holds the lock of a result, once no other process does. Processes that train one model together have none."""
+    if _one_of_several():
+        yield
+        return
+    lock = _lock_of(target)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        lock.touch()
+        with held(lock, wait=True) as mine:
+            if mine is False:  # the one before has removed it meanwhile
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def claim_folder(folder: str | os.PathLike[str], plan: Mapping[str, Any], *, name: str) -> None:
@@ -76,11 +152,13 @@ def claim_folder(folder: str | os.PathLike[str], plan: Mapping[str, Any], *, nam
         OutputExistsError: If it holds something else.
     """
     folder = Path(folder)
-    if (folder / name).is_file():
-        check_plan(read_json(folder / name), plan, what=str(folder))
-    else:
-        check_output_folder(folder, marker=name)
-        write_json(folder / name, plain(plan))
+    if not (folder / name).is_file():
+        with _alone(folder):
+            if not (folder / name).is_file():
+                check_output_folder(folder, marker=name)
+                write_json(folder / name, plain(plan))
+                return
+    check_plan(read_json(folder / name), plan, what=str(folder))
 
 
 def check_plan(there: Mapping[str, Any], here: Mapping[str, Any], *, what: str) -> None:

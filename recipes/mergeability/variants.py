@@ -21,7 +21,7 @@ from hf_taskvec.models.base import load_base
 from hf_taskvec.tasks import get_tasks
 from hf_taskvec.text import listed, table
 from hf_taskvec.weights.folders import read_json, write_json
-from hf_taskvec.weights.resume import compute_or_read
+from hf_taskvec.weights.resume import compute_or_read, share_out
 from mergeability.measures import MERGE_SCALINGS, Judging, measure_base
 
 Values = dict[str, Any]
@@ -94,13 +94,20 @@ def judge_variants(
 ) -> list[Values]:
     """Pretrains every variant that is not there, judges it with every seed, and returns one entry each.
 
-    What was finished is read; a pretraining that was stopped goes on from its state.
+    What was finished is read, the rest dealt over the processes that run the study; a pretraining that was stopped goes
+    on from its state.
     """
-    return [
-        judge_variant(name, config, args, settings, judging, seed=seed)
-        for name, config in variants.items()
-        for seed in settings.seeds
-    ]
+    cells = [(name, seed) for name in variants for seed in settings.seeds]
+    return share_out(
+        cells,
+        lambda cell: cell_path(settings, *cell),
+        lambda cell: judge_variant(cell[0], variants[cell[0]], args, settings, judging, seed=cell[1]),
+    )
+
+
+def cell_path(settings: Reproduction, name: str, seed: int) -> Path:
+    """The JSON of one variant and seed."""
+    return Path(settings.output_dir) / folder_name(name) / f"seed-{seed}.json"
 
 
 def judge_variant(
@@ -124,6 +131,7 @@ def judge_variant(
         write_json(path, {"recall_at_5": figures})
 
     def judge(path: Path) -> None:
+        compute_or_read(folder / "pretrained.json", trained, compute=train, read=read_json)
         base = load_base(folder / "base")
         base.model.to(PartialState().device)  # where it was pretrained
         measured = measure_base(base, only, judging, seed=seed, folder=folder / f"seed-{seed}")
@@ -131,9 +139,8 @@ def judge_variant(
         shape = {"width": config.width, "layers": config.layers, "views": views}
         write_json(path, {"variant": name, "seed": seed, **shape, **measured})
 
-    compute_or_read(folder / "pretrained.json", trained, compute=train, read=read_json)
     plan = {**trained, "settings": only.plan(), "judging": asdict(judging)}
-    return compute_or_read(folder / f"seed-{seed}.json", plan, compute=judge, read=read_json)
+    return compute_or_read(cell_path(settings, name, seed), plan, compute=judge, read=read_json)
 
 
 def sources_plan(args: PretrainingSources) -> Values:

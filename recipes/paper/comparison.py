@@ -21,7 +21,7 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.theory.dynamics import task_geometry
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
-from hf_taskvec.weights.resume import compute_or_read
+from hf_taskvec.weights.resume import compute_or_read, share_out
 from paper.projection import project_trajectories
 from paper.runs import Run, run_budgets, train_run
 from paper.settings import CONVERGED, Reproduction, ScaledMethod
@@ -90,28 +90,32 @@ class Cell:
 
 
 def compare(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Cell]:
-    """Trains, merges and evaluates every optimiser and seed; finished cells are read.
+    """Trains, merges and evaluates every optimiser and seed; finished cells are read, others dealt over processes.
 
     Full-batch descent on all images does not depend on the seed and is run once.
     """
-    cells = []
     pairs = [
         (optimizer, seed)
         for seed in settings.seeds
         for optimizer in settings.optimizers
         if optimizer != "full_batch" or settings.max_train is not None or seed == settings.seeds[0]
     ]
-    bar = tqdm(pairs, desc="cells", disable=not progress)
-    for optimizer, seed in bar:
-        bar.set_postfix_str(f"{optimizer}, seed {seed}")
+    with tqdm(pairs, desc="cells", disable=not progress) as bar:
 
-        def measure(path: Path, optimizer: str = optimizer, seed: int = seed) -> None:
-            write_json(path, asdict(_measure(settings, base, settings.load_tasks(seed), optimizer, seed)))
-            shutil.rmtree(_folder(settings, optimizer, seed))
+        def measure(pair: tuple[str, int]) -> Cell:
+            optimizer, seed = pair
+            bar.set_postfix_str(f"{optimizer}, seed {seed}")
 
-        plan = settings.plan() | {"optimizer": optimizer, "seed": seed}
-        cells.append(compute_or_read(cell_path(settings, optimizer, seed), plan, compute=measure, read=Cell.load))
-    return cells
+            def compute(path: Path) -> None:
+                write_json(path, asdict(_measure(settings, base, settings.load_tasks(seed), optimizer, seed)))
+                shutil.rmtree(_folder(settings, optimizer, seed))
+
+            plan = settings.plan() | {"optimizer": optimizer, "seed": seed}
+            cell = compute_or_read(cell_path(settings, optimizer, seed), plan, compute=compute, read=Cell.load)
+            bar.update()
+            return cell
+
+        return share_out(pairs, lambda pair: cell_path(settings, *pair), measure)
 
 
 def cell_path(settings: Reproduction, optimizer: str, seed: int) -> Path:

@@ -18,10 +18,11 @@ from hf_taskvec.tasks import Task
 from hf_taskvec.text import table
 from hf_taskvec.theory.early import Criterion, choose_epochs
 from hf_taskvec.vectors.vector import TaskVector
+from hf_taskvec.weights.resume import share_out
 from paper.comparison import accuracies, merged_model
 from paper.runs import CUT, Run, train_run
 from paper.settings import CONVERGED, Reproduction, ScaledMethod
-from paper.studies import once
+from paper.studies import once, study_path
 
 Values = dict[str, Any]
 OWN, LONG, CONSTANT = "each budget its own schedule", "one long schedule, cut short", "constant rate, cut short"
@@ -43,14 +44,11 @@ def study_epochs(settings: Reproduction, base: Base) -> list[Values]:
         raise ValueError(f"the schedules are told apart by adamw_cosine and adamw; optimizers lack {sorted(missing)}")
     if min(settings.budgets) < 1 or any(budget != int(budget) for budget in settings.budgets):
         raise ValueError(f"budgets must be whole epochs, got {settings.budgets}")
-    entries = []
-    for seed in settings.seeds:
-
-        def compute(seed: int = seed) -> Values:
-            return _seed(settings, base, seed)
-
-        entries.append(once(settings, f"epochs-{seed}", compute))
-    return entries
+    return share_out(
+        settings.seeds,
+        lambda seed: study_path(settings, f"epochs-{seed}"),
+        lambda seed: once(settings, f"epochs-{seed}", lambda: _seed(settings, base, seed)),
+    )
 
 
 def _seed(settings: Reproduction, base: Base, seed: int) -> Values:

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from accelerate import PartialState
+
 from hf_taskvec.arguments import arg
 from hf_taskvec.errors import UnknownNameError, check_positive
 from hf_taskvec.merging import get_method
@@ -125,8 +127,10 @@ class Reproduction:
         return {text: ScaledMethod.parse(text) for text in self.merges}
 
     def load_base(self) -> Base:
-        """The base."""
-        return load_base(self.base)
+        """The base, on the device that its runs are trained on."""
+        base = load_base(self.base)
+        base.model.to(PartialState().device)
+        return base
 
     def load_tasks(self, seed: int = 0) -> list[Task]:
         """The tasks, cut to size; each seed has its own training images."""

@@ -31,7 +31,7 @@ from hf_taskvec.training.run import quiet
 from hf_taskvec.training.trainer import TaskVectorTrainer
 from hf_taskvec.vectors.vector import TaskVector
 from hf_taskvec.weights.folders import read_json, write_json
-from hf_taskvec.weights.resume import compute_or_read
+from hf_taskvec.weights.resume import compute_or_read, share_out
 from paper.comparison import JOINT, accuracies, converged_merge
 from paper.runs import train_run
 from paper.settings import Reproduction
@@ -41,8 +41,14 @@ Values = dict[str, Any]
 
 def once(settings: Reproduction, name: str, compute: Callable[[], Values]) -> Values:
     """The JSON `studies/<name>.json`, computed if it is not there."""
-    path = Path(settings.output_dir) / "studies" / f"{name}.json"
-    return compute_or_read(path, settings.plan(), compute=lambda path: write_json(path, compute()), read=read_json)
+    return compute_or_read(
+        study_path(settings, name), settings.plan(), compute=lambda path: write_json(path, compute()), read=read_json
+    )
+
+
+def study_path(settings: Reproduction, name: str) -> Path:
+    """The JSON of a study."""
+    return Path(settings.output_dir) / "studies" / f"{name}.json"
 
 
 def study_equivalence(settings: Reproduction, base: Base, tasks: Sequence[Task]) -> Values:
@@ -99,53 +105,60 @@ def _orders(losses: Sequence[MeanLoss], start: torch.Tensor, *, rates: list[floa
 
 def study_dynamics(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Values]:
     """Norms and cosines of the epochs' gradients, one entry per seed and task."""
-    entries, optimizer = [], settings.dynamics_optimizer
     pairs = [(seed, task) for seed in settings.seeds for task in settings.load_tasks(seed)]
-    for seed, task in tqdm(pairs, desc="dynamics", disable=not progress):
-        folder = Path(settings.output_dir) / "work" / "dynamics"
+    with tqdm(pairs, desc="dynamics", disable=not progress) as bar:
 
-        def compute(seed: int = seed, task: Task = task, folder: Path = folder) -> Values:
-            shutil.rmtree(folder, ignore_errors=True)
-            args = settings.config(
-                optimizer, seed=seed, epochs=settings.dynamics_epochs, folder=folder, record_gradients=True
-            )
-            trainer = TaskVectorTrainer(base, args, task=task)
-            quiet(trainer)
-            trainer.train()
-            dynamics = measure_dynamics(base, task, folder)
-            shutil.rmtree(folder)
-            return dynamics.to_dict() | {"seed": seed}
+        def measure(pair: tuple[int, Task]) -> Values:
+            seed, task = pair
+            entry = once(settings, _dynamics(pair), lambda: _dynamics_of(settings, base, task, seed=seed))
+            bar.update()
+            return entry
 
-        entries.append(once(settings, f"dynamics-{task.name}-{seed}", compute))
-    return entries
+        return share_out(pairs, lambda pair: study_path(settings, _dynamics(pair)), measure)
+
+
+def _dynamics(pair: tuple[int, Task]) -> str:
+    return f"dynamics-{pair[1].name}-{pair[0]}"
+
+
+def _dynamics_of(settings: Reproduction, base: Base, task: Task, *, seed: int) -> Values:
+    folder = Path(settings.output_dir) / "work" / _dynamics((seed, task))
+    shutil.rmtree(folder, ignore_errors=True)
+    args = settings.config(
+        settings.dynamics_optimizer, seed=seed, epochs=settings.dynamics_epochs, folder=folder, record_gradients=True
+    )
+    trainer = TaskVectorTrainer(base, args, task=task)
+    quiet(trainer)
+    trainer.train()
+    dynamics = measure_dynamics(base, task, folder)
+    shutil.rmtree(folder)
+    return dynamics.to_dict() | {"seed": seed}
 
 
 def study_atm(settings: Reproduction, base: Base, *, progress: bool = True) -> list[Values]:
     """Accuracies of rounds at equal budget, of joint training with that budget, and of post-hoc rounds, per seed."""
-    entries = []
-    for seed in tqdm(settings.seeds, desc="alternating tuning and merging", disable=not progress):
-        work = Path(settings.output_dir) / "work" / f"atm-{seed}"
+    with tqdm(settings.seeds, desc="alternating tuning and merging", disable=not progress) as bar:
 
-        def compute(seed: int = seed, work: Path = work) -> Values:
-            tasks = settings.load_tasks(seed)
-            args = settings.config(settings.atm_optimizer, seed=seed, epochs=settings.atm_budget, folder=work)
-            rounds = {}
-            for count in settings.atm_rounds:
-                folder = work / f"rounds-{count}"
-                run = alternating_tuning_and_merging(base, tasks, args=args, rounds=count, output_dir=folder)
-                rounds[str(count)] = accuracies(run.vector.apply_to(base), tasks)
-            joint = _joint(settings, base, tasks, seed=seed, folder=work / JOINT)
-            result = {
-                "seed": seed,
-                "rounds": rounds,
-                JOINT: joint,
-                "post_hoc": _post_hoc(settings, base, tasks, seed, work),
-            }
-            shutil.rmtree(work)
-            return result
+        def measure(seed: int) -> Values:
+            entry = once(settings, f"atm-{seed}", lambda: _atm(settings, base, seed))
+            bar.update()
+            return entry
 
-        entries.append(once(settings, f"atm-{seed}", compute))
-    return entries
+        return share_out(settings.seeds, lambda seed: study_path(settings, f"atm-{seed}"), measure)
+
+
+def _atm(settings: Reproduction, base: Base, seed: int) -> Values:
+    tasks, work = settings.load_tasks(seed), Path(settings.output_dir) / "work" / f"atm-{seed}"
+    args = settings.config(settings.atm_optimizer, seed=seed, epochs=settings.atm_budget, folder=work)
+    rounds = {}
+    for count in settings.atm_rounds:
+        folder = work / f"rounds-{count}"
+        run = alternating_tuning_and_merging(base, tasks, args=args, rounds=count, output_dir=folder)
+        rounds[str(count)] = accuracies(run.vector.apply_to(base), tasks)
+    joint = _joint(settings, base, tasks, seed=seed, folder=work / JOINT)
+    result = {"seed": seed, "rounds": rounds, JOINT: joint, "post_hoc": _post_hoc(settings, base, tasks, seed, work)}
+    shutil.rmtree(work)
+    return result
 
 
 def _joint(settings: Reproduction, base: Base, tasks: Sequence[Task], *, seed: int, folder: Path) -> dict[str, float]:
