@@ -23,7 +23,7 @@ SOURCES = {path.relative_to(PACKAGE): path.read_text(encoding="utf-8") for path 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES = 400  # of a file
 MOST_MARKS = 5  # that switch the formatter off
-MOST_CODE = 23_800  # lines; what grows beyond it needs a reason
+MOST_CODE = 23_840  # lines; what grows beyond it needs a reason
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

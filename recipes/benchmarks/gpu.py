@@ -46,8 +46,8 @@ HEADERS = ["method", "CPU s", "device s", "device GiB", "largest difference", "r
 class GpuArguments:
     device: str = arg("Device to measure.", default="cuda")
     minutes: float = arg("Time for everything; what a part leaves, the next may use.", default=9.0)
-    merge_minutes: float = arg("Time for merging.", default=1.5)
-    pretrain_minutes: float = arg("Time for pretraining, its start and its end included.", default=6.0)
+    merge_minutes: float = arg("Time for merging.", default=3.0)
+    pretrain_minutes: float = arg("Time for pretraining, its start and its end included.", default=4.0)
     models: list[str] = arg("Architectures, with random weights.", default=["ViT-B/32", "ViT-B/16", "ViT-L/14"])
     methods: list[str] = arg("Merge methods; all of them if left out.", default=[])
     vectors: int = arg("How many vectors are merged; they are of the first model.", default=8)

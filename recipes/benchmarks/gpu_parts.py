@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -112,7 +113,7 @@ def random_vectors(base: Base, count: int) -> list[TaskVector]:
 
 @dataclass
 class MergeRow:
-    """What is known of a merge method: figures as text, and the seconds that the CPU is expected to take for all."""
+    """What is known of a merge method: figures as text, and the seconds that device and CPU are expected to take."""
 
     name: str
     cpu: str = "–"
@@ -120,7 +121,8 @@ class MergeRow:
     memory: str = "–"
     difference: str = "–"
     remark: str = ""
-    expected: float = math.inf
+    there: float = math.inf
+    here: float = math.inf
 
     def cells(self) -> list[str]:
         """The row of the table."""
@@ -133,35 +135,48 @@ def merge_rows(
     """For each merge method: seconds on the CPU and the device, the device's memory and the largest difference.
 
     The difference is that on the vectors' first `COMPARED` parameters, relative to the largest entry of the CPU's
-    result: there both are quick. From the seconds it took there follows what all parameters will take; what would not
-    end in time is left out, with the reason, as are methods that random vectors do not suit. The CPU comes last, the
-    quickest methods first.
+    result: there both are quick, and all methods come first. From the seconds it took there follows what all parameters
+    will take: first on the device, then on the CPU, the quickest methods first, each with half of the time. What would
+    not end in time is left out, with the reason, as are methods that random vectors do not suit.
     """
     names = list(vectors[0].deltas)[:COMPARED]
     small = [TaskVector({name: vector.deltas[name] for name in names}) for vector in vectors]
     ratio = vectors[0].num_entries / small[0].num_entries
-    rows = [MergeRow(name) for name in methods]
-    for row in rows:
+    rows = {name: MergeRow(name) for name in methods}
+    merge(small, "average", device=device)  # the first call on a device takes seconds for itself
+    for row in rows.values():
         if deadline.left == 0:
             row.remark = "no time left"
             continue
-        try:
+        with _told_in(row):
             there = measured(device, partial(merge, small, row.name, device=device))
             here = measured(CPU, partial(merge, small, row.name))
-            row.difference, row.expected = f"{largest_difference(here.value, there.value):.1e}", here.seconds * ratio
-            if there.seconds * ratio > deadline.left:
-                row.remark = TOO_SLOW
-                continue
+            row.difference = f"{largest_difference(here.value, there.value):.1e}"
+            row.there, row.here = there.seconds * ratio, here.seconds * ratio
+    known = [row for row in rows.values() if row.difference != "–"]
+    on_device = deadline.at_most(deadline.left / 2)  # the rest is the CPU's
+    for row in sorted(known, key=lambda row: row.there):
+        if row.there > on_device.left:
+            row.remark = TOO_SLOW
+            continue
+        with _told_in(row):
             whole = measured(device, partial(merge, vectors, row.name, device=device))
             row.device, row.memory = f"{whole.seconds:.2f}", f"{whole.peak / 2**30:.2f}"
-        except (TaskVecError, ValueError, torch.OutOfMemoryError) as error:
-            row.remark = str(error).split(". ")[0][:100]
-    for row in sorted(rows, key=lambda row: row.expected):
-        if row.device != "–" and row.expected <= deadline.left:
-            row.cpu = f"{measured(CPU, partial(merge, vectors, row.name)).seconds:.2f}"
-        elif row.device != "–":
+    for row in sorted(known, key=lambda row: row.here):
+        if row.here > deadline.left:
             row.remark = TOO_SLOW
-    return [row.cells() for row in rows]
+            continue
+        row.cpu = f"{measured(CPU, partial(merge, vectors, row.name)).seconds:.2f}"
+    return [row.cells() for row in rows.values()]
+
+
+@contextmanager
+def _told_in(row: MergeRow) -> Iterator[None]:
+    """Tells in the remarks of a row why a method does not suit, or where a device lacks memory."""
+    try:
+        yield
+    except (TaskVecError, ValueError, torch.OutOfMemoryError) as error:
+        row.remark = str(error).split(". ")[0][:100]
 
 
 def largest_difference(left: TaskVector, right: TaskVector) -> float:

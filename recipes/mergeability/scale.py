@@ -28,23 +28,33 @@ class Measure:
         title: Axis label.
         factor: What values are multiplied by to be shown.
         authors: The authors' ViT-B/16 (arXiv 2508.16082: eight tasks, AdamW, converged, 1/T), where it is known.
+        is_log: Whether it spans powers of ten: its trend is one of its logarithm, and tells a factor per doubling.
     """
 
     title: str
     factor: float = 1.0
     authors: float | None = None
+    is_log: bool = False
+
+    def fitted(self, value: float) -> float:
+        """What the trend is fitted to."""
+        return math.log2(value) if self.is_log else value
+
+    def shown(self, value: float) -> float:
+        """A value of the trend as it is shown."""
+        return 2**value if self.is_log else self.factor * value
 
 
 # The authors' zero-shot accuracy is .551, merged .7162 after one epoch and .7256 converged, individual .9318.
 AUTHORS_PARAMETERS = 85_799_424  # of the vision tower of ViT-B/16, without its projection
 MEASURES = {
     "gain": Measure("merge over zero-shot (points)", 100, 0.7256 - 0.551),
-    "gain_at_mean": Measure("mean of vectors over zero-shot (points)", 100, 0.7256 - 0.551),
+    "gain_at_mean": Measure("mean over zero-shot (points)", 100, 0.7256 - 0.551),
     "kept": Measure("share of the experts' gain kept", 1, (0.7256 - 0.551) / (0.9318 - 0.551)),
     "cosine": Measure("cosine between tasks", 1, 0.069),
     "curvature": Measure("bend along the vector (points)", 100),
     "disentanglement": Measure("disentanglement error (%)", 100),
-    "second_order": Measure("second-order term per unit of η"),
+    "second_order": Measure("second-order term per unit of η", is_log=True),
     "early": Measure("one epoch minus converged (points)", 100, 0.7162 - 0.7256),
 }
 
@@ -128,9 +138,9 @@ def scale_data(cells: Sequence[Values]) -> Values:
     """What figure and page show, as JSON values: every cell's measures, and their trends."""
     kept = ("variant", "seed", "width", "layers", "views", "parameters", "probe", "zero_shot", "individual", *MEASURES)
     trends = {}
-    for name in MEASURES:
+    for name, measure in MEASURES.items():
         known = [cell for cell in cells if cell[name] is not None]
-        trend = fit_trend([cell["parameters"] for cell in known], [cell[name] for cell in known])
+        trend = fit_trend([cell["parameters"] for cell in known], [measure.fitted(cell[name]) for cell in known])
         trends[name] = None if trend is None else asdict(trend)
     return {"cells": [{name: cell[name] for name in kept} for cell in cells], "trends": trends}
 
@@ -156,13 +166,14 @@ def draw_scale(data: Mapping[str, Any]) -> Figure:
             )
         if trend := data["trends"][name]:
             x = [2**place for place in trend["grid"]]
-            low, line, high = ([measure.factor * y for y in trend[key]] for key in ("line_low", "line", "line_high"))
+            low, line, high = ([measure.shown(y) for y in trend[key]] for key in ("line_low", "line", "line_high"))
             axes.plot(x, line, color="black", label="trend")
             axes.fill_between(x, low, high, color="black", alpha=0.12, linewidth=0)
         if measure.authors is not None:
             place = [AUTHORS_PARAMETERS], [measure.factor * measure.authors]
             axes.plot(*place, linestyle="", color="black", marker="*", markersize=12, label="authors' ViT-B/16")
-        axes.set(xscale="log", xlabel="parameters of the vision tower", ylabel=measure.title)
+        scale = "log" if measure.is_log else "linear"
+        axes.set(xscale="log", yscale=scale, xlabel="parameters of the vision tower", ylabel=measure.title)
     for axes in panels[len(MEASURES) :]:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
@@ -179,8 +190,9 @@ def trend_table(data: Mapping[str, Any]) -> str:
         span = f"{min(values):.3g} to {max(values):.3g}" if values else "–"
         change = ahead = "–"
         if trend:
-            change = _with_ends(measure.factor, trend["slope"], trend["low"], trend["high"])
-            ahead = _with_ends(measure.factor, trend["line"][-1], trend["line_low"][-1], trend["line_high"][-1])
+            change = _with_ends(measure, trend["slope"], trend["low"], trend["high"])
+            change = f"times {change}" if measure.is_log else change
+            ahead = _with_ends(measure, trend["line"][-1], trend["line_low"][-1], trend["line_high"][-1])
         theirs = "–" if measure.authors is None else f"{measure.factor * measure.authors:.3g}"
         rows.append([measure.title, span, change, ahead, theirs])
     headers = ["measure", "here", "per doubling", "trend at ViT-B/16's size", "authors' ViT-B/16"]
@@ -204,5 +216,6 @@ def extrapolation(data: Mapping[str, Any]) -> str:
     )
 
 
-def _with_ends(factor: float, value: float, low: float, high: float) -> str:
-    return f"{factor * value:.3g} [{factor * low:.3g}, {factor * high:.3g}]"
+def _with_ends(measure: Measure, value: float, low: float, high: float) -> str:
+    value, low, high = map(measure.shown, (value, low, high))
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
