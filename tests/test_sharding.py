@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, load_base, verify_equivalence
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.models.base import Base
+from hf_taskvec.training import sharding
 from hf_taskvec.training.output import SHARDS, last_checkpoint, shard_name
 from hf_taskvec.training.run import quiet
 from tests.backbones import save_backbone
@@ -123,6 +124,22 @@ def test_a_checkpoint_is_resumed_as_it_was_started_or_refused_by_name(base: Base
     (first / SHARDS).write_text("{}")
     with pytest.raises(CheckpointError, match=r"shards\.json is damaged"):
         trainer_in(tmp_path / "to-True", base).train(resume_from_checkpoint=first)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_checkpoint_that_is_written_anew_in_part_counts_as_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer_in(tmp_path, toy_base(), num_train_epochs=1).train()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sharding, "write_safetensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer_in(tmp_path, toy_base(), num_train_epochs=1, save_steps=4).train()
+    assert last_checkpoint(tmp_path) != tmp_path / "checkpoint-4"
 
 
 @pytest.mark.parametrize(
