@@ -11,19 +11,19 @@ python recipes/one_epoch_vs_converged.py --config recipes/configs/paper7_tiny.ya
 from __future__ import annotations
 
 import interrupts  # noqa: F401
-from paper.comparison import Cell, compare
-from paper.report import budget_tables, comparison_table
-from paper.results import claim_folder
+from paper.report import budget_tables, comparison_table, write_comparison
+from paper.results import Compared, compare_budgets_of
 from paper.settings import Reproduction
 
-from hf_taskvec.arguments import run_recipe
+from hf_taskvec.arguments import command_line, run_recipe
 
 
-def main(settings: Reproduction) -> list[Cell]:
-    claim_folder(settings)
-    cells = compare(settings, settings.load_base())
-    print("\n".join([*comparison_table(settings, cells), "", *budget_tables(settings, cells)]))
-    return cells
+def main(settings: Reproduction) -> Compared:
+    compared = compare_budgets_of(settings)
+    path = write_comparison(compared, command=command_line())
+    print("\n".join([*comparison_table(settings, compared.cells), "", *budget_tables(settings, compared.cells)]))
+    print(f"Verdicts and tables are in {path}")
+    return compared
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from paper.analysis import compare_budgets
-from paper.comparison import INDIVIDUAL, Cell, Score, merged_model
+from paper.comparison import INDIVIDUAL, JOINT, Cell, Score, merged_model
 from paper.estimate import count_images, estimate
 from paper.figures import draw_geometry
-from paper.report import comparison_table, write_report
-from paper.results import claim_folder, reproduce
+from paper.report import comparison_table, write_comparison, write_report
+from paper.results import Compared, claim_folder, compare_budgets_of, reproduce
 from paper.runs import StopWhenConverged, train_run
 from paper.settings import CONVERGED, Reproduction, ScaledMethod
 
@@ -142,6 +142,26 @@ def cell(seed: int, one: float, last: float) -> Cell:
     return Cell(scores, subsets, {"a": 2}, {}, {}, {}, {})
 
 
+@pytest.mark.parametrize(
+    ("one", "last", "verdict"), [(0.5, 0.5, "not testable here"), (0.7, 0.9, "does not hold"), (0.91, 0.9, "holds")]
+)
+def test_the_comparison_alone_has_its_verdict_and_tables(tmp_path: Path, one: float, last: float, verdict: str) -> None:
+    settings = small(tmp_path, optimizers=["adam"], merges=["ties@1"], seeds=[0, 1, 2])
+    geometry = {"random_overlap": 0.1, "means": dict.fromkeys(("cosines", "sign_agreement", "subspace_overlap"), 0.5)}
+    cells = []
+    for seed in settings.seeds:
+        own = cell(seed, one + 0.001 * seed, last + 0.002 * seed)
+        joint = [Score("adam", seed, budget, JOINT, {"a": 0.9, "b": 0.9}) for budget in ("1", CONVERGED)]
+        alone = Score("adam", seed, "1", INDIVIDUAL, {"a": 0.6, "b": 0.6})
+        scores = [*own.scores, alone, *joint]
+        cells.append(dataclasses.replace(own, scores=scores, geometry={"1": geometry, CONVERGED: geometry}))
+    compared = Compared(settings, ["a", "b"], "toy", {"a": 0.5, "b": 0.5}, cells)
+    page = write_comparison(compared, command="python recipes/one_epoch_vs_converged.py").read_text(encoding="utf-8")
+    assert f"**{verdict}" in page.split("Task arithmetic is approximate")[0]
+    assert f"| adam | ties@1 | {100 * (one + 0.001):.1f} [" in page
+    assert page.count("- Rule: ") == 2
+
+
 def test_one_epoch_is_compared_with_convergence_in_pairs() -> None:
     compared = compare_budgets([cell(0, 0.5, 0.6), cell(1, 0.7, 0.7)], "adam", "ties@1")
     assert compared.difference.mean == pytest.approx(-0.05)
@@ -232,7 +252,10 @@ def test_the_whole_reproduction_writes_its_report_and_repeats_no_finished_work(t
     saved_base(tmp_path)
     settings = small(tmp_path)
     out = tmp_path / "out"
-    report = write_report(reproduce(settings, progress=False), command="python recipes/reproduce_paper.py").read_text()
+    compared = compare_budgets_of(settings, progress=False)
+    results = reproduce(settings, progress=False)
+    assert results.cells == compared.cells  # read, not run again
+    report = write_report(results, command="python recipes/reproduce_paper.py").read_text()
     assert report.count("- Rule: ") == 7
     for verdict in ("Holds.", "task_arithmetic@1/T", "joint training"):
         assert verdict in report

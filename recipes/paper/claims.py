@@ -11,7 +11,7 @@ from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval, equiva
 from hf_taskvec.theory.equivalence import TOLERANCE_FLOAT32, TOLERANCE_FLOAT64
 from paper.analysis import TESTABLE_GAIN, TIE, Comparison, Finding, compare_budgets, over_seeds, scores
 from paper.comparison import JOINT
-from paper.results import Results
+from paper.results import Compared, Results
 from paper.settings import CONVERGED
 
 Verdict = Literal["holds", "holds partly", "does not hold here", "not testable here"]
@@ -152,7 +152,7 @@ def claim_directions(results: Results) -> Claim:
     )
 
 
-def claim_one_epoch(results: Results) -> Claim:
+def claim_one_epoch(results: Compared) -> Claim:
     """Merging one-epoch models is often comparable; where merging gains little, that says nothing."""
     settings, zero_shot = results.settings, fmean(results.zero_shot.values())
     comparisons = [
@@ -191,7 +191,7 @@ def judge_one_epoch(comparisons: Sequence[Comparison], zero_shot: float, shown: 
     )
 
 
-def claim_multitask(results: Results) -> Claim:
+def claim_multitask(results: Compared) -> Claim:
     """Task arithmetic is approximate multitask learning."""
     method, checks, cells, short = results.settings.merges[0], [], [], []
     for optimizer in results.settings.optimizers:

@@ -13,10 +13,10 @@ from hf_taskvec.text import table
 from hf_taskvec.vectors.info import library_versions
 from hf_taskvec.weights.folders import write_text
 from paper.analysis import budgets_of, compare_budgets, scores
-from paper.claims import Claim, judge
+from paper.claims import Claim, claim_multitask, claim_one_epoch, judge
 from paper.comparison import INDIVIDUAL, JOINT, Cell
 from paper.figures import atm_data, draw_figures
-from paper.results import Results
+from paper.results import Compared, Results
 from paper.settings import CONVERGED, Reproduction
 
 CAPTIONS = {
@@ -42,7 +42,7 @@ def write_report(results: Results, *, command: str) -> Path:
     folder, claims = Path(results.settings.output_dir), judge(results)
     figures = draw_figures(results, folder / "figures")
     parts = [
-        *_head(results, command),
+        *_head(results, command, "Reproduction of “On Task Vectors and Gradients” (arXiv 2508.16082)"),
         "## Claims",
         "",
         *claim_table(claims),
@@ -72,6 +72,24 @@ def write_report(results: Results, *, command: str) -> Path:
         parts += [f"![{CAPTIONS[name]}](figures/{name}.png)", "", f"{CAPTIONS[name]} Data: `figures/{name}.json`.", ""]
     path = folder / "report.md"
     write_text(path, "\n".join(parts))
+    return path
+
+
+def write_comparison(compared: Compared, *, command: str) -> Path:
+    """Writes `one_epoch.md` into the output folder: the claims that rest on merges of one epoch, and their tables."""
+    claims, settings, cells = [claim_one_epoch(compared), claim_multitask(compared)], compared.settings, compared.cells
+    parts = [
+        *_head(compared, command, "One epoch against convergence (arXiv 2508.16082)"),
+        *claim_table(claims),
+        "",
+        *_claims(claims),
+        *comparison_table(settings, cells),
+        "",
+        *budget_tables(settings, cells),
+        *geometry_table(settings, cells),
+    ]
+    path = Path(settings.output_dir) / "one_epoch.md"
+    write_text(path, "\n".join(parts) + "\n")
     return path
 
 
@@ -143,7 +161,7 @@ def points(interval: Interval) -> str:
     return f"{percent(interval.mean)} [{percent(interval.low)}, {percent(interval.high)}]"
 
 
-def _head(results: Results, command: str) -> list[str]:
+def _head(results: Compared, command: str, title: str) -> list[str]:
     settings, zero_shot = results.settings, fmean(results.zero_shot.values())
     bounds = ", ".join(
         f"at most {limit} {name}"
@@ -153,7 +171,7 @@ def _head(results: Results, command: str) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
     limits = f" ({bounds} images each; each seed draws its own training images)" if bounds else ""
     return [
-        "# Reproduction of “On Task Vectors and Gradients” (arXiv 2508.16082)",
+        f"# {title}",
         "",
         f"`{command}`",
         "",

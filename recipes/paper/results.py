@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_taskvec.evaluation.accuracy import evaluate
+from hf_taskvec.models.base import Base
+from hf_taskvec.tasks import Task
 from hf_taskvec.weights import resume
 from paper.comparison import Cell, compare
 from paper.settings import Reproduction
@@ -15,28 +18,37 @@ SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
-class Results:
-    """Everything that was measured.
+class Compared:
+    """One epoch against convergence.
 
     Attributes:
         settings: What was asked for.
         tasks: Names of the tasks.
         base: Name of the base.
         zero_shot: The base's accuracies.
-        equivalence, orders: The theory's checks.
-        dynamics: One entry per seed and task.
-        cells: One epoch against convergence, one entry per seed and optimiser.
-        atm: Alternating tuning and merging, one entry per seed.
+        cells: One entry per seed and optimiser.
     """
 
     settings: Reproduction
     tasks: list[str]
     base: str
     zero_shot: dict[str, float]
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Results(Compared):
+    """Everything that was measured.
+
+    Attributes:
+        equivalence, orders: The theory's checks.
+        dynamics: One entry per seed and task.
+        atm: Alternating tuning and merging, one entry per seed.
+    """
+
     equivalence: dict[str, Any]
     orders: dict[str, Any]
     dynamics: list[dict[str, Any]]
-    cells: list[Cell]
     atm: list[dict[str, Any]]
 
 
@@ -48,21 +60,41 @@ def reproduce(settings: Reproduction, *, progress: bool = True) -> Results:
     """
     claim_folder(settings)
     base, tasks = settings.load_base(), settings.load_tasks()
-
-    def zero_shot() -> dict[str, Any]:
-        return {result.task: result.accuracy for result in evaluate(base, tasks).results}
-
     return Results(
-        settings=settings,
-        tasks=[task.name for task in tasks],
-        base=base.name,
-        zero_shot=once(settings, "zero_shot", zero_shot),
+        **_measured_on(settings, base, tasks),
         equivalence=study_equivalence(settings, base, tasks),
         orders=study_orders(settings, base, tasks),
         dynamics=study_dynamics(settings, base, progress=progress),
         cells=compare(settings, base, progress=progress),
         atm=study_atm(settings, base, progress=progress),
     )
+
+
+def compare_budgets_of(settings: Reproduction, *, progress: bool = True) -> Compared:
+    """One epoch against convergence alone; what `reproduce` has done in the same folder is read, and the reverse.
+
+    Raises:
+        SettingsDifferError: If the output folder holds results of other settings.
+    """
+    claim_folder(settings)
+    base, tasks = settings.load_base(), settings.load_tasks()
+    facts = _measured_on(settings, base, tasks)
+    return Compared(**facts, cells=compare(settings, base, progress=progress))
+
+
+def _measured_on(settings: Reproduction, base: Base, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The fields of `Compared` that tell where it was measured."""
+
+    def zero_shot() -> dict[str, Any]:
+        return {result.task: result.accuracy for result in evaluate(base, tasks).results}
+
+    names = [task.name for task in tasks]
+    return {
+        "settings": settings,
+        "tasks": names,
+        "base": base.name,
+        "zero_shot": once(settings, "zero_shot", zero_shot),
+    }
 
 
 def claim_folder(settings: Reproduction) -> None:
