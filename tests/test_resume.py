@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from hf_taskvec.errors import OutputExistsError, SettingsDifferError
 from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.resume import claim_folder, compute_or_read, share_out
+from hf_taskvec.weights.temporary import held
 
 PLAN = {"learning_rate": 0.1, "tasks": ("a", "b"), "start": None}
 
@@ -82,6 +84,7 @@ import os, sys, time
 from pathlib import Path
 from hf_taskvec.weights.folders import read_json, write_json
 from hf_taskvec.weights.resume import claim_folder, compute_or_read, share_out
+from hf_taskvec.weights.temporary import held
 
 folder = Path(sys.argv[1])
 claim_folder(folder / "run", {"pieces": 6}, name="settings.json")
@@ -153,3 +156,35 @@ def test_processes_that_train_together_do_not_wait_for_each_other(
     )
     assert made == [{"made": "result.json"}]
     os.close(handle)
+
+
+def test_files_are_locked_over_nfs_where_they_must_be_open_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def of_nfs(handle: int, operation: int) -> None:  # as flock(2) says
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(handle, operation)
+
+    monkeypatch.setattr("hf_taskvec.weights.temporary.fcntl.flock", of_nfs)
+    lock = tmp_path / "lock"
+    lock.touch()
+    with held(lock) as first, held(lock) as second:
+        assert (first, second) == (True, False)
+    with held(tmp_path) as folder:
+        assert folder is None
+
+
+@pytest.mark.parametrize("name", ["fcntl.flock", "os.path.samestat"])
+def test_a_lock_that_another_machine_has_removed_over_nfs_is_not_held(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed(*args: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    (tmp_path / "lock").touch()
+    monkeypatch.setattr(f"hf_taskvec.weights.temporary.{name}", removed)
+    with held(tmp_path / "lock", wait=True) as mine:
+        assert mine is False
