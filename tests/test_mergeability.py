@@ -116,7 +116,7 @@ def test_variants_become_one_table_on_validation_parts(tmp_path: Path, capsys: p
         common=TINY,
         page=str(tmp_path / "table.md"),
     )
-    cells = variant_study.main(args, settings(tmp_path / "out"))
+    cells = variant_study.main(args, settings(tmp_path / "out", bf16=True))
     page = (tmp_path / "table.md").read_text()
     assert [one["variant"] for one in cells] == ["plain", "no averaging"]
     assert "| plain |" in page

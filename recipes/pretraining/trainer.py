@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
@@ -72,7 +73,8 @@ class PairTrainer:
             raise DataError(f"{len(pairs)} pairs are fewer than a batch of {config.batch_size}; lower batch_size")
         self.config, self.processor, self.pairs = config, processor, pairs
         self.folder = Path(output_dir)
-        self.accelerator = Accelerator(mixed_precision="no")  # a process has one such setting; ours is in `_losses`
+        AcceleratorState._reset_state()  # a process keeps the precision of its last trainer; ours is in `_losses`
+        self.accelerator = Accelerator(mixed_precision="no")
         trained = TrainedClip(model, config)
         optimizer = torch.optim.AdamW(
             _groups(trained, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
