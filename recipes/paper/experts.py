@@ -35,7 +35,7 @@ def study_experts(settings: Reproduction, base: Base, kinds: Mapping[str, float]
         kinds: `tower` and `mlp`, or one of them, each with its learning rate.
 
     Returns:
-        For each kind epochs and test accuracies by task, and the accuracy along the vectors; zero-shot and linear probe.
+        For each kind epochs and test accuracies by task, and the accuracy along the vectors; zero-shot, linear probe.
     """
     folder, tasks = Path(settings.output_dir), settings.load_tasks()
     plan = settings.plan() | {"kinds": dict(kinds)}
