@@ -79,6 +79,20 @@ def test_a_folder_is_claimed_by_one_plan(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["run", "thesis.json"]
 
 
+def test_a_folder_is_claimed_from_within_and_after_a_process_that_was_killed_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.chdir(run)
+    for left in (".plan.json.0a1b2c3d.tmp", ".plan.json.lock"):
+        (run / left).touch()
+    for _ in range(2):
+        claim_folder(".", PLAN, name="plan.json")
+    assert [path.name for path in run.iterdir()] == ["plan.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 WORKER = """
 import os, sys, time
 from pathlib import Path

@@ -47,10 +47,14 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str, own: Own = nothi
 
 
 def check_output_folder(path: str | os.PathLike[str], *, marker: str) -> None:
-    """Raises an `OutputExistsError` if `path` is a file or a folder with other content than an artefact's."""
+    """Raises an `OutputExistsError` if `path` is a file or a folder with other content than an artefact's.
+
+    What a process that writes the marker is at, or has left when it was killed, is none.
+    """
     target = Path(path)
     if target.is_dir():
-        if any(target.iterdir()) and not (target / marker).is_file():
+        others = any(not entry.name.startswith(f".{marker}.") for entry in target.iterdir())
+        if others and not (target / marker).is_file():
             raise OutputExistsError(f"{target} holds something else (no {marker} in it); choose another output folder")
     elif target.exists():
         raise OutputExistsError(f"{target} is a file; choose another output folder")

@@ -152,13 +152,14 @@ def claim_folder(folder: str | os.PathLike[str], plan: Mapping[str, Any], *, nam
         OutputExistsError: If it holds something else.
     """
     folder = Path(folder)
-    if not (folder / name).is_file():
-        with _alone(folder):
-            if not (folder / name).is_file():
-                check_output_folder(folder, marker=name)
-                write_json(folder / name, plain(plan))
+    marker = folder / name
+    if not marker.is_file():
+        check_output_folder(folder, marker=name)
+        with _alone(marker):  # in the folder, for beside it nothing may be written, as where it is mounted
+            if not marker.is_file():
+                write_json(marker, plain(plan))
                 return
-    check_plan(read_json(folder / name), plan, what=str(folder))
+    check_plan(read_json(marker), plan, what=str(folder))
 
 
 def check_plan(there: Mapping[str, Any], here: Mapping[str, Any], *, what: str) -> None:
