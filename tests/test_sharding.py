@@ -127,19 +127,30 @@ def test_a_checkpoint_is_resumed_as_it_was_started_or_refused_by_name(base: Base
 
 
 @pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("shard", BOTH)
 def test_a_checkpoint_that_is_written_anew_in_part_counts_as_unfinished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer_in(tmp_path, toy_base(), num_train_epochs=1).train()
+    trainer_in(tmp_path, toy_base(), num_train_epochs=1, shard=shard).train()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(sharding, "write_safetensors", full)
+    monkeypatch.setattr(sharding.ObjectiveTrainer, "_save_optimizer_and_scheduler", full)
     with pytest.raises(OSError, match="No space left"):
-        trainer_in(tmp_path, toy_base(), num_train_epochs=1, save_steps=4).train()
+        trainer_in(tmp_path, toy_base(), num_train_epochs=1, save_steps=4, shard=shard).train()
     assert last_checkpoint(tmp_path) != tmp_path / "checkpoint-4"
+
+
+@pytest.mark.usefixtures("group")
+def test_a_checkpoint_of_a_whole_run_in_the_place_of_shards_is_resumed_as_such(base: Base, tmp_path: Path) -> None:
+    for shard in BOTH:
+        trainer_in(tmp_path, base, num_train_epochs=1, shard=shard).train()
+    trainer = trainer_in(tmp_path, base, shard=False)
+    trainer.train(resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert trainer.state.global_step == 8
 
 
 @pytest.mark.parametrize(

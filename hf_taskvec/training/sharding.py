@@ -18,7 +18,7 @@ from hf_taskvec.errors import CheckpointError
 from hf_taskvec.models.classifier import ImageClassifier
 from hf_taskvec.training.config import TaskVectorConfig
 from hf_taskvec.training.feeding import ObjectiveTrainer
-from hf_taskvec.training.output import SHARDS, STATE, VECTORS, RunFolder, epoch_name, shard_facts, shard_name
+from hf_taskvec.training.output import SHARDS, VECTORS, RunFolder, epoch_name, shard_facts, shard_name
 from hf_taskvec.vectors.gathering import write_gathered
 from hf_taskvec.vectors.info import VectorInfo
 from hf_taskvec.vectors.vector import TaskVector
@@ -109,10 +109,7 @@ class ShardingTrainer(ObjectiveTrainer):
         tensors, numbers = _state_of(self.optimizer)
         tensors |= {f"weight.{name}": _local(weight) for name, weight in self.model.weights().items()}
         tensors |= _chance(self.args.device)
-        with together():
-            if group.is_main_process:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / STATE).unlink(missing_ok=True)  # of an earlier run: from here on the checkpoint is not whole
+        group.wait_for_everyone()  # by now the first has made the folder, and taken an earlier run's state out of it
         with together():
             write_safetensors(
                 folder / shard_name(group.process_index, group.num_processes),

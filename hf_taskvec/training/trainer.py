@@ -31,6 +31,7 @@ from hf_taskvec.training.lora import adapter_deltas, adapter_settings, add_adapt
 from hf_taskvec.training.objective import Objective, accuracy_of, with_master_weights
 from hf_taskvec.training.output import (
     RUN_FILE,
+    SHARDS,
     STATE,
     VECTORS,
     RunFolder,
@@ -363,6 +364,8 @@ class TaskVectorTrainer(ShardingTrainer):
         """Writes the tower, a ViT or DINOv2 with its head, as `from_pretrained` and `from_checkpoints` read it."""
         if _internal_call and output_dir is not None and self.args.should_save:  # a checkpoint
             write_json(Path(output_dir) / RUN_FILE, {"run": self.folder.run, "plan": self.plan})  # first: it is ours
+            for name in (STATE, SHARDS):  # of an earlier run: from here on the checkpoint is not whole
+                (Path(output_dir) / name).unlink(missing_ok=True)
             self.recorder.save(Path(output_dir))  # here and not in on_save, for by then older checkpoints are gone
         elif not _internal_call and (self._adapter or self.args.tangent or self.args.shard):
             raise ValueError("this run has no whole model to save; task_vector().save_pretrained() writes its vector")
