@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,34 @@ def test_what_another_process_is_at_comes_last_and_is_not_computed_again(tmp_pat
     fcntl.flock(handle, fcntl.LOCK_EX)
     assert share_out([first, second], Path, work) == [{"made": "elsewhere"}, {"made": "second.json"}]
     assert order == ["second", "first"]
+
+
+def test_a_process_tells_that_it_waits_for_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, lock = tmp_path / "result.json", tmp_path / ".result.json.lock"
+    lock.touch()
+    with held(lock):
+        waiting = threading.Thread(target=compute_or_read, args=(path, PLAN), kwargs={"compute": write, "read": Path})
+        waiting.start()
+        for _ in range(600):
+            waiting.join(0 if caplog.messages else 0.05)
+        assert caplog.messages == [f"another process is at {path}: this one waits for it"]
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert path.is_file()
+
+
+def test_that_files_cannot_be_locked_is_told_once_and_the_work_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("hf_taskvec.weights.temporary.fcntl.flock", no_locks)
+    monkeypatch.setenv("WORLD_SIZE", "")  # as of a shell that was told of no launcher
+    for name in ("first.json", "second.json"):
+        assert compute_or_read(tmp_path / name, PLAN, compute=write, read=read_json) == {"made": name}
+    assert caplog.text.count(f"no file in {tmp_path} can be locked") == 1
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_processes_that_train_together_do_not_wait_for_each_other(

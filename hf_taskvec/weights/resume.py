@@ -1,15 +1,18 @@
 """Work that is done once: computed, or read if it was computed with the same settings, or refused by what differs.
 
 Several processes may be given the same work, on one machine or on some that share the folder: each piece is computed by
-one of them, which holds its lock, and read by the others.
+one of them, which holds its lock, and read by the others. Where files have no locks, as on Windows, that is told, and
+each process would compute all.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,7 @@ from hf_taskvec.text import listed, shortened
 from hf_taskvec.weights.folders import check_output_folder, read_json, write_json
 from hf_taskvec.weights.temporary import held
 
+logger = logging.getLogger(__name__)
 _REMEDY = "choose another output folder, or move it away"
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -123,11 +127,15 @@ def _alone(target: Path) -> Iterator[None]:
         return
     lock = _lock_of(target)
     lock.parent.mkdir(parents=True, exist_ok=True)
+    if _in_work(target):
+        logger.warning("another process is at %s: this one waits for it", target)
     while True:
         lock.touch()
         with held(lock, wait=True) as mine:
             if mine is False:  # the one before has removed it meanwhile
                 continue
+            if mine is None:
+                _tell_no_locks(lock.parent)
             try:
                 yield
             finally:
@@ -135,8 +143,14 @@ def _alone(target: Path) -> Iterator[None]:
             return
 
 
+@cache
+def _tell_no_locks(folder: Path) -> None:
+    """Says, once of each folder, that processes cannot share work out in it."""
+    logger.warning("no file in %s can be locked: see to it that no other process does the same work there", folder)
+
+
 def _one_of_several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 def claim_folder(folder: str | os.PathLike[str], plan: Mapping[str, Any], *, name: str) -> None:
