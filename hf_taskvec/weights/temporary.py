@@ -20,7 +20,6 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 PARTIAL, SWAPPING = "tmp", "swap"  # a swapping folder may hold what was in the folder it takes the place of
 ATTEMPTS = 100
-_GONE = (errno.ENOENT, errno.ESTALE)  # the latter where another machine has removed a file over NFS
 Own = Callable[[str], bool]
 
 
@@ -65,7 +64,7 @@ def held(path: Path, *, wait: bool = False) -> Iterator[bool | None]:
         yield None
         return
     try:
-        handle = _opened(path)
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks what is open to write
     except OSError as error:
         yield False if isinstance(error, FileNotFoundError) else None
         return
@@ -75,22 +74,12 @@ def held(path: Path, *, wait: bool = False) -> Iterator[bool | None]:
         os.close(handle)
 
 
-def _opened(path: Path) -> int:
-    """Opens a file to write, without which NFS gives no lock of it to one alone, or else to read, as a folder."""
-    try:
-        return os.open(path, os.O_RDWR)
-    except OSError:
-        return os.open(path, os.O_RDONLY)
-
-
 def _is_at(handle: int, path: Path) -> bool:
     """Whether an open file or folder still lies at `path`."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
-    except OSError as error:
-        if error.errno not in _GONE:
-            raise
-        return False  # another writer cleared it away just now
+    except OSError:  # another writer cleared it away just now
+        return False
 
 
 def _lock(handle: int, *, wait: bool) -> bool | None:
@@ -98,8 +87,8 @@ def _lock(handle: int, *, wait: bool) -> bool | None:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:  # a file system without locks, unless the file is gone
-        return False if error.errno in _GONE else None
+    except OSError as error:  # a file system without locks, unless another machine has removed the file
+        return False if error.errno == errno.ESTALE else None
     return True
 
 
