@@ -47,6 +47,20 @@ def test_a_method_that_does_not_suit_is_listed_with_its_reason() -> None:
     assert rows[1][0] == "average"
 
 
+def test_why_a_device_failed_is_told_where_the_cpu_has_no_time_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, calls = random_vectors(random_base("tiny"), 2), list[torch.device]()
+
+    def told(device: torch.device, work: Callable[[], TaskVector]) -> gpu_parts.Measured[TaskVector]:
+        calls.append(device)
+        if len(calls) == 3:  # all parameters on the device, after few on each
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gpu_parts.Measured(work(), 0.0 if len(calls) == 1 else 1e9, 0)
+
+    monkeypatch.setattr(gpu_parts, "measured", told)
+    (row,) = merge_rows(vectors, ["average"], CPU, Deadline(60.0))
+    assert (row[1], row[2], row[-1]) == ("–", "–", "CUDA out of memory")
+
+
 def test_the_largest_difference_is_relative_to_the_largest_entry() -> None:
     left, right = (TaskVector({"a": torch.tensor(a), "b": torch.tensor([-4.0])}) for a in ([1.0, 2.0], [1.0, 2.5]))
     assert largest_difference(left, right) == pytest.approx(0.5 / 4)

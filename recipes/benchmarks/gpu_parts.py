@@ -164,7 +164,7 @@ def merge_rows(
             row.device, row.memory = f"{whole.seconds:.2f}", f"{whole.peak / 2**30:.2f}"
     for row in sorted(known, key=lambda row: row.here):
         if row.here > deadline.left:
-            row.remark = TOO_SLOW
+            row.remark = row.remark or TOO_SLOW
             continue
         row.cpu = f"{measured(CPU, partial(merge, vectors, row.name)).seconds:.2f}"
     return [row.cells() for row in rows.values()]
