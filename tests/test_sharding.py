@@ -19,6 +19,7 @@ from hf_taskvec import TaskVector, TaskVectorConfig, TaskVectorTrainer, load_bas
 from hf_taskvec.errors import CheckpointError
 from hf_taskvec.models.base import Base
 from hf_taskvec.training import sharding
+from hf_taskvec.training.atm import alternating_tuning_and_merging
 from hf_taskvec.training.output import SHARDS, last_checkpoint, shard_name
 from hf_taskvec.training.run import quiet
 from tests.backbones import save_backbone
@@ -182,6 +183,11 @@ def test_adapters_an_own_optimiser_and_a_process_alone_are_refused_by_name(tmp_p
         TaskVectorTrainer(toy_base(), config, task=toy_task())
     with pytest.raises(ValueError, match="shard must be False here"):
         verify_equivalence(toy_base(), toy_task(), args=config)
+    with pytest.raises(ValueError, match="shard must be False here"):
+        alternating_tuning_and_merging(
+            toy_base(), [toy_task(), toy_task("shapes")], args=config, rounds=2, output_dir=tmp_path / "rounds"
+        )
+    assert not (tmp_path / "rounds").exists()
 
 
 def test_processes_that_do_not_save_pass_over_an_adapters_checkpoint(

@@ -111,6 +111,7 @@ def alternating_tuning_and_merging(
     get_method(method).check(tasks, settings)
     check_known("part of the tasks", train_on, get_args(Split))
     folder = Path(output_dir)
+    args = keeping_nothing(args, folder)
     plan = {
         "tasks": [task_plan(task.provenance()) for task in tasks],
         "rounds": rounds,
