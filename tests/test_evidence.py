@@ -8,8 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from paper.early import ARMS, CONSTANT, LONG, OWN, budget_table, choice_table, separation, series_of, study_epochs
+from paper.early import (
+    ARMS,
+    CONSTANT,
+    LONG,
+    OWN,
+    budget_table,
+    choice_table,
+    draw_choices,
+    separation,
+    series_of,
+    study_epochs,
+)
 from paper.results import claim_folder
 from paper.runs import CUT, Run
 from paper.settings import CONVERGED, Reproduction
@@ -108,6 +120,13 @@ def test_a_budget_is_a_run_of_its_own_or_a_cut_and_a_series_ends_converged(
             own, cut = run.vector("1"), run.vector(f"{CUT}1")
             assert own.info.steps == cut.info.steps  # the same steps, another schedule
             assert own.cosine(cut) < 1 - 1e-6
+
+
+def test_the_figure_shows_every_choice_at_the_steps_it_saves_and_the_points_it_gains() -> None:
+    early = {OWN: 0.6, LONG: 0.5, CONSTANT: 0.45}
+    (axes,) = draw_choices([entry(seed, early, saved=0.8) for seed in range(2)]).axes
+    shown = [(bars.lines[0].get_xdata()[0], bars.lines[0].get_ydata()[0]) for bars in axes.containers]
+    assert np.allclose(shown, [(80, gain) for gain in (10, 0, -5) for _ in range(3)])
 
 
 def test_schedule_and_stopping_point_are_told_apart() -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
 
+from matplotlib.figure import Figure
+
 from hf_taskvec.evaluation.intervals import Interval, bootstrap_interval, paired_difference
+from hf_taskvec.evaluation.plots import COLOURS, MARKERS
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
 from hf_taskvec.text import table
@@ -145,6 +148,29 @@ def choice_table(entries: Sequence[Values]) -> str:
 
 
 TARGET = 0.75  # of the steps saved, at no loss of merged accuracy
+
+
+def draw_choices(entries: Sequence[Values]) -> Figure:
+    """One panel per merge: what the merges of chosen epochs gain over converged ones, against the steps saved."""
+    merges = list(entries[0]["arms"][OWN])
+    figure = Figure(figsize=(4 * len(merges), 3.6), layout="constrained", dpi=100)
+    for axes, text in zip(figure.subplots(1, len(merges), squeeze=False)[0].tolist(), merges, strict=True):
+        for arm, colour in zip(ARMS, COLOURS, strict=False):
+            cells = [one["arms"][arm][text] for one in entries]
+            for by, marker in zip(CRITERIA, MARKERS, strict=False):
+                choices = [cell["choices"][by] for cell in cells]
+                gain = paired_difference([one["accuracy"] for one in choices], [cell[CONVERGED] for cell in cells])
+                saved = bootstrap_interval([one["saved"] for one in choices])
+                ends = [[100 * (gain.mean - gain.low)], [100 * (gain.high - gain.mean)]]
+                place = [100 * saved.mean], [100 * gain.mean]
+                axes.errorbar(*place, yerr=ends, color=colour, marker=marker, linestyle="", label=f"{arm}; by {by}")
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.axvline(100 * TARGET, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(title=text, xlabel="training steps saved (%)", xlim=(0, 100))
+        axes.set_ylabel("chosen minus converged (points)")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(CRITERIA), fontsize="small")
+    return figure
 
 
 def budget_table(entries: Sequence[Values]) -> str:
