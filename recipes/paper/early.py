@@ -183,7 +183,7 @@ def budget_table(entries: Sequence[Values]) -> str:
             last = [cell[CONVERGED] for cell in cells]
             less = [paired_difference([cell["budgets"][name] for cell in cells], last) for name in budgets]
             rows.append([arm, text, *(_percent(one, "+") for one in less), _percent(bootstrap_interval(last))])
-    headers = ["training", "merge", *(f"{name} epochs" for name in budgets), "converged"]
+    headers = ["training", "merge", *(f"{name} epoch{'' if name == '1' else 's'}" for name in budgets), "converged"]
     return table(headers, rows, align="ll" + "r" * (len(budgets) + 1))
 
 
