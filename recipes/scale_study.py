@@ -20,7 +20,7 @@ from typing import Any
 import interrupts  # noqa: F401
 from mergeability.measures import Judging
 from mergeability.scale import draw_scale, extrapolation, scale_data, scale_texts, trend_table
-from mergeability.variants import PretrainingSources, folder_name, judge_variants, parse_variants, variant_table
+from mergeability.variants import PretrainingSources, cell_path, judge_variants, parse_variants, variant_table
 from paper.settings import Reproduction
 
 from hf_taskvec.arguments import arg, command_line, run_recipe
@@ -59,7 +59,7 @@ def main(args: ScaleArguments, settings: Reproduction) -> dict[str, Any]:
     variants = parse_variants(scale_texts(args.widths, args.depths), args.common)
     out = Path(settings.output_dir)
     if args.dry_run:
-        paths = [out / folder_name(name) / f"seed-{seed}.json" for name in variants for seed in settings.seeds]
+        paths = [cell_path(settings, name, seed) for name in variants for seed in settings.seeds]
         cells = [read_json(path) for path in paths if path.is_file()]
     else:
         cells = judge_variants(variants, args, settings, Judging("test", args.methods, args.scalings))

@@ -66,6 +66,16 @@ def _over_pairs(
     return dict(zip(names, parallel(total, names, description=description, device=vectors[0].device), strict=True))
 
 
+def mean_over_pairs(values: Tensor) -> float:
+    """The mean of a table (T, T) over the pairs of different vectors.
+
+    Example:
+        >>> mean_over_pairs(torch.tensor([[9.0, 1.0], [3.0, 9.0]]))
+        2.0
+    """
+    return float((values.sum() - values.diagonal().sum()) / (len(values) * (len(values) - 1)))
+
+
 def cosines(products: Tensor) -> Tensor:
     """Cosines from inner products, in [-1, 1]; 0 where a vector is zero.
 

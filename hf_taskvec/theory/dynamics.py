@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_taskvec.errors import DataError
-from hf_taskvec.merging.geometry import cosines, inner_products, sign_conflicts
+from hf_taskvec.merging.geometry import cosines, inner_products, mean_over_pairs, sign_conflicts
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Task
 from hf_taskvec.theory.gradients import descent_of
@@ -158,9 +158,7 @@ class Geometry:
 
     def mean(self, name: str) -> float:
         """The mean of a table over the pairs of different tasks."""
-        table: Tensor = getattr(self, name)
-        count = len(table)
-        return float((table.sum() - table.diagonal().sum()) / (count * (count - 1)))
+        return mean_over_pairs(getattr(self, name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -17,7 +17,7 @@ from pretraining.probe import linear_probe
 from hf_taskvec.evaluation.accuracy import evaluate, evaluate_individually, predict
 from hf_taskvec.evaluation.scalings import best_scaling, scaling_curve
 from hf_taskvec.merging import merge
-from hf_taskvec.merging.geometry import cosines, inner_products
+from hf_taskvec.merging.geometry import cosines, inner_products, mean_over_pairs
 from hf_taskvec.models.base import Base
 from hf_taskvec.tasks import Split, Task
 from hf_taskvec.tasks.subsets import subset
@@ -112,8 +112,7 @@ def kept_share(merged: float, individual: float, zero_shot: float) -> float | No
 def mean_cosine(vectors: Sequence[TaskVector]) -> float:
     """The mean cosine between the vectors of different tasks."""
     products = inner_products([TaskVector(vector.deltas) for vector in vectors])
-    table, count = cosines(torch.stack(list(products.values())).sum(dim=0)), len(vectors)
-    return float((table.sum() - table.diagonal().sum()) / (count * (count - 1)))
+    return mean_over_pairs(cosines(torch.stack(list(products.values())).sum(dim=0)))
 
 
 def disentanglement_error(
