@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class ShardingTrainer(ObjectiveTrainer):
     """
 
     folder: RunFolder
+    vector_info: Callable[[], VectorInfo]
+    recorded_vector: Callable[[str], TaskVector]
 
     def __init__(self, model: ImageClassifier, args: TaskVectorConfig, **kwargs: Any) -> None:
         if args.shard:
@@ -48,14 +50,6 @@ class ShardingTrainer(ObjectiveTrainer):
         if args.shard:
             self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # bf16 and no more
             model._is_accelerate_prepared = True  # type: ignore[assignment]  # else it would be wrapped in DDP
-
-    def vector_info(self) -> VectorInfo:
-        """Provenance of the vector of this moment."""
-        raise NotImplementedError
-
-    def recorded_vector(self, name: str) -> TaskVector:
-        """A recorded vector by its name."""
-        raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """As `Trainer.train`; a sharded run ends with its vector written."""
